@@ -1,0 +1,84 @@
+"""Changes to pages that leave their class alone: shift, scale, stretch, ink weight, contrast, noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How far pages are changed. Drawn once a document, since its pages share a printer, with a little more per page.
+
+    Attributes:
+        shift: largest displacement, as a share of the page.
+        scale: largest log-scale, up or down.
+        stretch: largest change of the log aspect ratio.
+        rotate: largest rotation in radians (a crooked scan).
+        shear: largest shear.
+        ink: largest change of stroke weight: 1 replaces every pixel by its darkest or lightest neighbour.
+        contrast: largest share by which the ink is made paler.
+        invert: probability that a page appears white on black.
+        noise: largest standard deviation of pixel noise, of 1.
+    """
+
+    shift: float = 0.06
+    scale: float = 0.2
+    stretch: float = 0.08
+    rotate: float = 0.02
+    shear: float = 0.02
+    ink: float = 0.7
+    contrast: float = 0.4
+    invert: float = 0.0
+    noise: float = 0.0
+
+
+def augment(pages: Sequence[np.ndarray], settings: Augmentation, random: np.random.Generator) -> list[Tensor]:
+    """Pages (H, W) or (H, W, 3) uint8 -> (C, H, W) float in 0..1, changed; sizes stay.
+
+    Works on ink (1 - brightness), so that what comes in from outside the page is white paper.
+    """
+
+    def draw(limit: float, share: float = 1.0) -> float:
+        return float(random.uniform(-limit, limit)) * share
+
+    s = settings
+    scale, stretch, rotate, shear = draw(s.scale), draw(s.stretch), draw(s.rotate), draw(s.shear)
+    x, y = draw(s.shift), draw(s.shift)
+    weight, pale, invert = draw(s.ink), abs(draw(s.contrast)), random.random() < s.invert
+    noise = abs(draw(s.noise))
+    changed = []
+    for page in pages:
+        pixels = torch.from_numpy(np.atleast_3d(page)).permute(2, 0, 1)[None].float() / 255
+        ink = pixels if invert else 1 - pixels  # (1, C, H, W)
+        jitter = [draw(s.shift, 0.3), draw(s.shift, 0.3), draw(s.scale, 0.2)]
+        theta = _affine(
+            scale=scale + jitter[2], stretch=stretch, rotate=rotate, shear=shear, x=x + jitter[0], y=y + jitter[1]
+        )
+        ink = F.grid_sample(ink, F.affine_grid(theta, list(ink.shape), align_corners=False), align_corners=False)
+        ink = _weigh(ink, weight) * (1 - pale)
+        if noise:
+            # only where there is ink: noise everywhere would leave no blank patch
+            grain = torch.from_numpy(random.standard_normal(tuple(ink.shape), dtype=np.float32))
+            ink = torch.where(ink > 0.02, (ink + noise * grain).clamp(0, 1), ink)
+        changed.append((1 - ink)[0])
+    return changed
+
+
+def _affine(*, scale: float, stretch: float, rotate: float, shear: float, x: float, y: float) -> Tensor:
+    """(1, 2, 3) from output to input coordinates, in the -1..1 of `affine_grid`."""
+    across, down = float(np.exp(scale + stretch)), float(np.exp(scale - stretch))
+    cos, sin = float(np.cos(rotate)), float(np.sin(rotate))
+    return torch.tensor([[[across * cos, -across * (sin + shear), 2 * x], [down * sin, down * cos, 2 * y]]])
+
+
+def _weigh(ink: Tensor, weight: float) -> Tensor:
+    """Heavier (weight > 0) or lighter strokes: towards the 3 x 3 maximum or minimum."""
+    if weight > 0:
+        return torch.lerp(ink, F.max_pool2d(ink, 3, 1, 1), weight)
+    return torch.lerp(ink, -F.max_pool2d(-ink, 3, 1, 1), -weight * 0.6)  # thin strokes must not vanish

@@ -1,0 +1,59 @@
+"""A run's whole state in one safetensors file: tensors as they are, everything else as JSON beside them, no pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+_TENSOR = "__tensor__"
+
+
+def save_checkpoint(file: Path, state: dict[str, Any]) -> None:
+    """Writes nested dicts and lists of tensors and plain values; the file is replaced in one step."""
+    tensors: dict[str, Tensor] = {}
+    skeleton = _extract(state, tensors)
+    partial = file.with_name(file.name + ".tmp")
+    save_file(tensors, partial, metadata={"state": json.dumps(skeleton)})
+    os.replace(partial, file)
+
+
+def load_checkpoint(file: Path) -> dict[str, Any]:
+    """What `save_checkpoint` was given (tuples come back as lists).
+
+    Raises:
+        safetensors.SafetensorError: the file is not one.
+    """
+    with safe_open(file, "pt") as archive:
+        skeleton = json.loads(archive.metadata()["state"])
+        state: dict[str, Any] = _restore(skeleton, archive)
+    return state
+
+
+def _extract(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        name = str(len(tensors))
+        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {_TENSOR: name}
+    if isinstance(value, dict):
+        # JSON turns every key into a string; optimisers number their parameters
+        return {"keys": [[k, _extract(v, tensors)] for k, v in value.items()]}
+    if isinstance(value, list | tuple):
+        return [_extract(v, tensors) for v in value]
+    return value
+
+
+def _restore(value: Any, archive: Any) -> Any:
+    if isinstance(value, dict):
+        if _TENSOR in value:
+            return archive.get_tensor(value[_TENSOR])
+        return {k: _restore(v, archive) for k, v in value["keys"]}
+    if isinstance(value, list):
+        return [_restore(v, archive) for v in value]
+    return value

@@ -1,0 +1,166 @@
+"""`DocumentClassifier`: paths in, predictions out."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from docvit.hardware import default_device, has_fast_bf16
+from docvit.model import DocViT
+from docvit.pages import DocumentError, PageStack, Rendering, read_document
+from docvit.pool import read_documents
+from docvit.weights import load_pretrained
+
+logger = logging.getLogger(__name__)
+Path = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model makes of one document; for a file that could not be read, only `path` and `error` are set.
+
+    Attributes:
+        label: the most probable class.
+        score: its probability.
+        scores: class -> probability, the most probable first.
+        num_pages: pages of the document.
+        pages_read: pages that were read (see `max_pages`).
+        page_relevance: for each page read, its share of the evidence for `label`: the probability that its class token
+            alone gives the label, normalised over the pages. Sums to 1.
+        pages: the 1-based numbers of the pages read.
+        error: why the file could not be read.
+    """
+
+    path: str
+    label: str | None = None
+    score: float | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+    num_pages: int | None = None
+    pages_read: int | None = None
+    page_relevance: list[float] = field(default_factory=list)
+    error: DocumentError | None = None
+    pages: list[int] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields of a JSON line; `error` is null or `{"type", "message"}`."""
+        names = ("path", "label", "score", "scores", "num_pages", "pages_read", "page_relevance")
+        return {name: getattr(self, name) for name in names} | {"error": self.error.as_dict() if self.error else None}
+
+
+class DocumentClassifier:
+    """Classifies files with a DocViT.
+
+    Args:
+        model: a DocViT with a head.
+        device: where it runs; CUDA if there is one, else the CPU.
+        renderer: `pdfium` or `poppler` instead of the one that the model was trained with (warns).
+
+    Raises:
+        ValueError: the model has no classes.
+    """
+
+    def __init__(self, model: DocViT, *, device: torch.device | str | None = None, renderer: str | None = None) -> None:
+        if not model.num_classes:
+            raise ValueError("the model has no classes: call reset_classifier first")
+        self.device = torch.device(device or default_device())
+        self.model = model.eval().to(self.device)
+        self.classes = model.config.classes or tuple(str(i) for i in range(model.num_classes))
+        self.rendering: Rendering = model.config.rendering
+        if renderer and renderer != self.rendering.renderer:
+            logger.warning(
+                "this model was trained on pages drawn by %s and will see pages drawn by %s: expect some loss",
+                self.rendering.renderer,
+                renderer,
+            )
+            self.rendering = replace(self.rendering, renderer=renderer)
+        self.bf16 = has_fast_bf16(self.device)
+
+    @classmethod
+    def from_pretrained(
+        cls, model: Path | None = None, *, device: torch.device | str | None = None, renderer: str | None = None
+    ) -> DocumentClassifier:
+        """The model in the box (None), or one from a folder or a hub id.
+
+        Raises:
+            ModelError: there is no such model, or it cannot be loaded.
+        """
+        return cls(load_pretrained(model), device=device, renderer=renderer)
+
+    def __call__(self, path: Path, *, max_pages: int | None = 64) -> Prediction:
+        """Classifies one document.
+
+        Raises:
+            DocumentError: the file cannot be read; the error's class says how.
+        """
+        return self.classify_pages([read_document(path, self.rendering, max_pages=max_pages)])[0]
+
+    def predict(
+        self,
+        paths: Iterable[Path],
+        *,
+        max_pages: int | None = 64,
+        workers: int = 2,
+        timeout: float = 60.0,
+        budget: int = 8192,
+    ) -> Iterator[Prediction]:
+        """Classifies a stream of files, in order; a file that cannot be read yields its error and the rest goes on.
+
+        Pages are rendered in worker processes beside the model, a bounded number of documents ahead.
+
+        Args:
+            paths: read lazily, so it may be endless.
+            max_pages: of a longer document only so many are read, spread evenly, first and last always in.
+            workers: rendering processes; 0 renders in this one, without `timeout`.
+            timeout: seconds after which the rendering of a document is given up.
+            budget: patches after which a batch is complete.
+        """
+        names = (os.fspath(path) for path in paths)
+        waiting: list[PageStack | DocumentError] = []
+        patches, limit = 0, 1  # batches of 1, 2, 4, ... documents: the first rows come at once
+        for result in read_documents(names, self.rendering, max_pages=max_pages, workers=workers, timeout=timeout):
+            waiting.append(result)
+            if isinstance(result, PageStack):
+                patches += sum(page.shape[0] * page.shape[1] for page in result.pages) // self.rendering.multiple**2
+            if patches >= budget or len(waiting) >= limit:
+                yield from self._settle(waiting)
+                waiting, patches, limit = [], 0, min(2 * limit, 32)
+        yield from self._settle(waiting)
+
+    def _settle(self, results: list[PageStack | DocumentError]) -> Iterator[Prediction]:
+        predictions = iter(self.classify_pages([r for r in results if isinstance(r, PageStack)]))
+        for result in results:
+            yield next(predictions) if isinstance(result, PageStack) else Prediction(result.path, error=result)
+
+    @torch.inference_mode()
+    def classify_pages(self, stacks: list[PageStack]) -> list[Prediction]:
+        """Classifies documents whose pages are already read, all in one batch."""
+        if not stacks:
+            return []
+        batch = self.model.pack(stacks).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            features = self.model.forward_features(batch)
+            logits, by_page = self.model.forward_head(features), self.model.forward_pages(features)
+        scores, by_page = logits.float().softmax(1).cpu(), by_page.float().softmax(1).cpu()
+        pages = by_page.split(batch.document_bounds.diff().tolist())
+        return [self._prediction(*row) for row in zip(stacks, scores, pages, strict=True)]
+
+    def _prediction(self, stack: PageStack, scores: Tensor, by_page: Tensor) -> Prediction:
+        best = int(scores.argmax())
+        evidence = by_page[:, best] / by_page[:, best].sum().clamp(min=torch.finfo(torch.float32).tiny)
+        ranked = scores.sort(descending=True, stable=True)
+        return Prediction(
+            path=stack.path,
+            label=self.classes[best],
+            score=float(scores[best]),
+            scores={self.classes[i]: float(s) for s, i in zip(ranked.values, ranked.indices.tolist(), strict=True)},
+            num_pages=stack.num_pages,
+            pages_read=len(stack.indices),
+            page_relevance=evidence.tolist(),
+            pages=[i + 1 for i in stack.indices],
+        )

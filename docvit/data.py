@@ -1,0 +1,322 @@
+"""Labelled documents for training: folders and CSVs, the page cache, batches by token budget."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from docvit.augment import Augmentation, augment
+from docvit.cache import CachedDocument
+from docvit.pages import PageStack, Rendering, find_documents, spread
+from docvit.patches import PatchSequence, pack
+
+MAX_LISTED = 20
+
+
+class DataError(Exception):
+    """Training data that cannot be used; `problems` lists all of them, not just the first."""
+
+    def __init__(self, data: str | os.PathLike[str], problems: Sequence[str]) -> None:
+        self.problems = list(problems)
+        more = [f"... and {len(problems) - MAX_LISTED} more"] if len(problems) > MAX_LISTED else []
+        super().__init__("\n  ".join([f"{os.fspath(data)} cannot be used:", *self.problems[:MAX_LISTED], *more]))
+
+
+@dataclass(frozen=True)
+class LabelledDocuments:
+    """Paths with their labels (indices into `classes`), and optionally the group (such as the source) of each."""
+
+    paths: tuple[str, ...]
+    labels: tuple[int, ...]
+    classes: tuple[str, ...]
+    groups: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def subset(self, indices: Sequence[int]) -> LabelledDocuments:
+        paths, labels = tuple(self.paths[i] for i in indices), tuple(self.labels[i] for i in indices)
+        groups = tuple(self.groups[i] for i in indices) if self.groups is not None else None
+        return LabelledDocuments(paths, labels, self.classes, groups)
+
+
+def read_labelled(
+    data: str | os.PathLike[str], *, classes: Sequence[str] | None = None, group_column: str | None = None
+) -> LabelledDocuments:
+    """Reads a folder with one sub folder a class, or a CSV with the columns `path` and `label`.
+
+    Paths in a CSV are relative to the CSV. `group_column` names a further column, for leaving whole groups out.
+
+    Raises:
+        DataError: with every problem found: missing columns, missing files, classes without documents, labels that
+            are not among `classes`.
+    """
+    path = Path(data)
+    if path.is_dir():
+        if group_column:
+            raise DataError(data, [f"groups ({group_column!r}) need a CSV, and this is a folder"])
+        rows, problems = _read_folder(path)
+    elif path.is_file():
+        rows, problems = _read_csv(path, group_column)
+    else:
+        raise DataError(data, ["there is no such file or folder"])
+    names = tuple(classes) if classes else tuple(sorted({label for _, label, _ in rows}))
+    unknown = sorted({label for _, label, _ in rows} - set(names))
+    if unknown:
+        problems.append(f"labels that the model does not know: {', '.join(unknown)} (it knows {', '.join(names)})")
+    if not rows and not problems:
+        problems.append("no documents: give a folder with one sub folder a class, or a CSV with path,label")
+    if problems:
+        raise DataError(data, problems)
+    groups = tuple(group for _, _, group in rows) if group_column else None
+    return LabelledDocuments(
+        tuple(p for p, _, _ in rows), tuple(names.index(label) for _, label, _ in rows), names, groups
+    )
+
+
+Row = tuple[str, str, str]  # path, label, group
+
+
+def _read_folder(path: Path) -> tuple[list[Row], list[str]]:
+    rows: list[Row] = []
+    problems = []
+    for folder in sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")):
+        # a class folder full of scans is many one-page documents, never one
+        found = sorted(p for p in find_documents([folder]) if p != str(folder)) or sorted(
+            str(p) for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")
+        )
+        rows += [(p, folder.name, "") for p in found]
+        if not found:
+            problems.append(f"class folder without documents: {folder.name}")
+    return rows, problems
+
+
+def _read_csv(path: Path, group_column: str | None) -> tuple[list[Row], list[str]]:
+    rows: list[Row] = []
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            wanted = ["path", "label"] + ([group_column] if group_column else [])
+            missing = [name for name in wanted if name not in (reader.fieldnames or [])]
+            if missing:
+                return [], [f"missing column: {name} (found: {', '.join(reader.fieldnames or [])})" for name in missing]
+            problems = []
+            for line, row in enumerate(reader, 2):
+                location, label = row["path"] or "", row["label"] or ""
+                resolved = path.parent / location
+                if not location or not label:
+                    problems.append(f"line {line}: empty path or label")
+                elif not resolved.exists():
+                    problems.append(f"line {line}: no such file: {location}")
+                else:
+                    rows.append((str(resolved), label, row.get(group_column, "") if group_column else ""))
+            return rows, problems
+    except (UnicodeDecodeError, csv.Error) as error:
+        return [], [f"not a CSV: {error}"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A packed batch with its labels (B,) and the documents' places in the data set (B,)."""
+
+    sequence: PatchSequence
+    labels: Tensor
+    index: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        return Batch(
+            self.sequence.to(device, non_blocking),
+            self.labels.to(device, non_blocking=non_blocking),
+            self.index.to(device, non_blocking=non_blocking),
+        )
+
+    def pin_memory(self) -> Batch:
+        return Batch(self.sequence.pin_memory(), self.labels.pin_memory(), self.index.pin_memory())
+
+
+@dataclass(frozen=True)
+class View:
+    """How a document is seen: the pixels' normalisation, which pages, and what is changed on them in training.
+
+    Attributes:
+        max_pages: pages of a document that are read; in training a random choice, else spread evenly.
+        augmentation: changes to the pages; None outside training.
+        patch_dropout: share of patches left out at random in training.
+    """
+
+    rendering: Rendering
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+    max_pages: int = 64
+    augmentation: Augmentation | None = None
+    patch_dropout: float = 0.0
+    training: bool = field(default=False)
+
+
+Key = tuple[int, int]  # epoch, place in the data set
+
+
+class DocumentDataset(Dataset[tuple[int, int, PageStack]]):
+    """Cached documents by (epoch, place): what is drawn at random depends on nothing but the seed and that key."""
+
+    def __init__(self, files: Sequence[Path], labels: Sequence[int], view: View, *, seed: int = 0) -> None:
+        self.documents = [CachedDocument.open(file) for file in files]
+        self.labels, self.view, self.seed = list(labels), view, seed
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def __getitem__(self, key: Key) -> tuple[int, int, PageStack]:
+        epoch, place = key
+        document, view = self.documents[place], self.view
+        random = np.random.default_rng((self.seed, epoch, place))
+        stack = document.load(self._choose(document, random))
+        if view.augmentation is not None:
+            changed = augment(stack.pages, view.augmentation, random)
+            mean, std = (torch.tensor(v)[:, None, None] for v in (view.mean, view.std))
+            normalised = [(page - mean) / std for page in changed]  # float tensors, which `pack` takes as they are
+            stack = stack._replace(pages=normalised)  # type: ignore[arg-type]
+        return place, epoch, stack
+
+    def _choose(self, document: CachedDocument, random: np.random.Generator) -> list[int]:
+        count = min(self.view.max_pages, len(document.indices))
+        if not self.view.training:
+            return [document.indices[i] for i in spread(len(document.indices), count)]
+        return sorted(random.choice(document.indices, count, replace=False).tolist())
+
+    def tokens(self) -> np.ndarray:
+        """About how many tokens each document brings to a batch, class tokens included."""
+        limit, keep = self.view.max_pages, 1 - self.view.patch_dropout
+        return np.array([min(limit, len(d.kept)) * (1 + keep * float(np.mean(d.kept))) for d in self.documents])
+
+    def collate(self, samples: list[tuple[int, int, PageStack]]) -> Batch:
+        view, channels = self.view, 1 if self.view.rendering.mode == "L" else 3
+        stacks = [stack for _, _, stack in samples]
+        sequence = pack(stacks, view.rendering.multiple, channels=channels, mean=view.mean, std=view.std)
+        if view.patch_dropout:
+            places = [place for place, _, _ in samples]
+            random = np.random.default_rng((self.seed, samples[0][1], *places))
+            sequence = sequence.select(torch.from_numpy(random.random(sequence.num_patches) >= view.patch_dropout))
+        index = torch.tensor([place for place, _, _ in samples])
+        return Batch(sequence, torch.tensor([self.labels[place] for place, _, _ in samples]), index)
+
+
+class TokenBudget(Sampler[list[Key]]):
+    """Batches of about `budget` tokens each; the same number of batches every epoch, so that schedules can be planned.
+
+    Args:
+        tokens: (documents,) tokens that each brings.
+        budget: tokens a batch, on average.
+        shuffle: a new order every epoch, from `seed`.
+        weights: (documents,) draw with replacement in these proportions instead of shuffling; see `balance`.
+        rank, world_size: this process's share of the batches.
+    """
+
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        budget: int,
+        *,
+        shuffle: bool,
+        weights: np.ndarray | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.tokens, self.shuffle, self.seed, self.rank, self.world_size = tokens, shuffle, seed, rank, world_size
+        self.weights = None if weights is None else weights / weights.sum()
+        count = min(len(tokens), max(1, round(float(tokens.sum()) / budget)))
+        self.count = count if count < world_size else count - count % world_size
+        self.epoch, self.skip = 0, 0
+
+    def __len__(self) -> int:
+        return max(1, self.count // self.world_size)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        order = np.arange(len(self.tokens))
+        random = np.random.default_rng((self.seed, self.epoch))
+        if self.weights is not None:
+            order = random.choice(order, len(order), p=self.weights)
+        elif self.shuffle:
+            order = random.permutation(order)
+        filled = self.tokens[order].cumsum()
+        places = ((filled - self.tokens[order] / 2) * self.count / filled[-1]).astype(int)
+        batches = [order[places == i] for i in range(self.count)]
+        if not all(len(batch) for batch in batches):  # one document larger than a whole batch
+            batches = np.array_split(order, self.count)
+        for batch in batches[self.rank :: self.world_size][self.skip : len(self)]:
+            yield [(self.epoch, int(place)) for place in batch]
+
+
+def balance(documents: LabelledDocuments) -> np.ndarray:
+    """Weights (documents,) for drawing: every class as often as the others; within it, a group by the root of its size.
+
+    One prolific source then no longer decides what its class looks like.
+    """
+    groups = documents.groups or tuple(str(i) for i in range(len(documents)))
+    sizes = Counter(zip(documents.labels, groups, strict=True))
+    weights = np.array([sizes[key] ** -0.5 for key in zip(documents.labels, groups, strict=True)])
+    totals = np.bincount(documents.labels, weights)
+    return weights / totals[list(documents.labels)]
+
+
+class Batches:
+    """Batches of a data set, an epoch at a time, through torch's DataLoader."""
+
+    def __init__(
+        self,
+        dataset: DocumentDataset,
+        *,
+        budget: int = 8192,
+        shuffle: bool = False,
+        weights: np.ndarray | None = None,
+        workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        pin_memory: bool = False,
+    ) -> None:
+        self.dataset = dataset
+        self.sampler = TokenBudget(
+            dataset.tokens(),
+            budget,
+            shuffle=shuffle,
+            weights=weights,
+            seed=dataset.seed,
+            rank=rank,
+            world_size=world_size,
+        )
+        self.loader = DataLoader(
+            dataset,
+            batch_sampler=self.sampler,
+            collate_fn=dataset.collate,
+            num_workers=workers,
+            pin_memory=pin_memory,
+            persistent_workers=workers > 0,
+            worker_init_fn=_ignore_interrupts if workers else None,
+        )
+
+    def set_epoch(self, epoch: int, skip: int = 0) -> None:
+        """The next iteration gives epoch `epoch`, without its first `skip` batches (they are not even loaded)."""
+        self.sampler.epoch, self.sampler.skip = epoch, skip
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.loader)
+
+
+def _ignore_interrupts(_: int) -> None:
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the loop decides when to stop
+    torch.set_num_threads(1)

@@ -1,0 +1,103 @@
+"""What the model looked at, drawn on the pages."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+
+from docvit.classify import DocumentClassifier, Prediction
+from docvit.model import token_places
+from docvit.pages import PageStack, read_document
+
+MAX_DRAWN = 24
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Evidence for the predicted class, patch by patch.
+
+    Attributes:
+        prediction: what is explained.
+        pages: the pages as the model saw them, (H, W) or (H, W, 3) uint8.
+        relevance: for each page (rows, cols) in 0..1, 1 for the strongest patch of the document; NaN for patches that
+            were left out as blank.
+    """
+
+    prediction: Prediction
+    pages: list[NDArray[np.uint8]]
+    relevance: list[NDArray[np.float32]]
+
+    def save(self, file: str | os.PathLike[str]) -> None:
+        """Draws the pages with their evidence as one PNG; of long documents the 24 pages that say most."""
+        shown = sorted(np.argsort(self.prediction.page_relevance)[::-1][:MAX_DRAWN].tolist())
+        columns = min(len(shown), 6)
+        rows = math.ceil(len(shown) / columns)
+        figure = Figure(figsize=(2.3 * columns, 2.9 * rows + 0.7), layout="constrained")
+        FigureCanvasAgg(figure)
+        p = self.prediction
+        figure.suptitle(f"{Path(p.path).name}: {p.label} ({p.score:.0%})")
+        places = figure.subplots(rows, columns, squeeze=False).flatten()
+        for axes in places:
+            axes.axis("off")
+        for axes, i in zip(places, shown, strict=False):
+            page = self.pages[i]
+            axes.imshow(_overlay(page, self.relevance[i]))
+            axes.set_title(f"page {p.pages[i]} · {p.page_relevance[i]:.0%}", fontsize=8)
+            axes.add_patch(Rectangle((0, 0), page.shape[1] - 1, page.shape[0] - 1, fill=False, color="0.6", lw=0.8))
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(file, dpi=130)
+
+
+def explain(
+    classifier: DocumentClassifier, document: str | os.PathLike[str] | PageStack, *, max_pages: int | None = 64
+) -> Explanation:
+    """Explains one document's label.
+
+    Evidence is gradient times activation of the patch tokens that enter the last block, where it is positive
+    (Grad-CAM, arXiv 1610.02391, on tokens).
+
+    Raises:
+        DocumentError: the file cannot be read.
+    """
+    model = classifier.model
+    stack = (
+        document
+        if isinstance(document, PageStack)
+        else read_document(document, classifier.rendering, max_pages=max_pages)
+    )
+    prediction = classifier.classify_pages([stack])[0]
+    batch = model.pack([stack]).to(classifier.device)
+    with torch.enable_grad():
+        states = model.forward_intermediates(batch)
+        tokens = states[f"blocks.{len(model.blocks) - 2}" if len(model.blocks) > 1 else "embed"]
+        target = states["logits"].log_softmax(1)[0, classifier.classes.index(prediction.label or "")]
+        (gradient,) = torch.autograd.grad(target, tokens)
+    evidence = (gradient * tokens).sum(1).detach().cpu()[token_places(batch, model.num_prefix_tokens)].clamp(min=0)
+    evidence = evidence / evidence.max().clamp(min=1e-12) if len(evidence) else evidence
+    maps = []
+    for page, grid in enumerate(batch.grids.tolist()):
+        patches = slice(int(batch.page_bounds[page]), int(batch.page_bounds[page + 1]))
+        relevance = np.full(grid, np.nan, np.float32)
+        relevance[batch.row[patches].cpu(), batch.col[patches].cpu()] = evidence[patches].numpy()
+        maps.append(relevance)
+    return Explanation(prediction, stack.pages, maps)
+
+
+def _overlay(page: NDArray[np.uint8], relevance: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The page in grey with its evidence in colour, (H, W, 3)."""
+    grey = page if page.ndim == 2 else page.mean(2)
+    scale = page.shape[0] // relevance.shape[0]
+    heat = np.kron(np.nan_to_num(relevance), np.ones((scale, scale)))[..., None]
+    colour = colormaps["YlOrRd"](0.25 + 0.75 * heat[..., 0])[..., :3]
+    ink = grey[..., None] / 255
+    return (1 - 0.75 * np.sqrt(heat)) * ink + 0.75 * np.sqrt(heat) * colour * (0.35 + 0.65 * ink)

@@ -1,0 +1,47 @@
+"""What a run has measured so far, as `metrics.csv` and `curves.png`."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+SCALARS = ("epoch", "lr", "seconds")  # not worth a curve
+
+
+def write_history(history: Sequence[dict[str, float]], folder: Path) -> None:
+    """Writes both files anew from one record an epoch; each is replaced in one step."""
+    if not history:
+        return
+    names = list(dict.fromkeys(name for record in history for name in record))
+    partial = folder / "metrics.csv.tmp"
+    with partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows({k: f"{v:.6g}" for k, v in record.items()} for record in history)
+    os.replace(partial, folder / "metrics.csv")
+    _draw(history, [name for name in names if name not in SCALARS], folder / "curves.png")
+
+
+def _draw(history: Sequence[dict[str, float]], names: Sequence[str], file: Path) -> None:
+    losses = [n for n in names if "loss" in n]
+    panels = [p for p in (losses, [n for n in names if n not in losses]) if p]
+    figure = Figure(figsize=(5.5 * len(panels), 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for name in panel:
+            points = [(record["epoch"], record[name]) for record in history if name in record]
+            axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), marker="." if len(points) < 40 else "")
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    partial = file.with_suffix(".tmp.png")
+    figure.savefig(partial, dpi=120)
+    os.replace(partial, file)

@@ -1,0 +1,365 @@
+"""DocViT: one vision transformer over the packed patches of whole documents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from timm.layers import DropPath, LayerScale, Mlp, trunc_normal_
+from torch import Tensor, nn
+
+from docvit.attention import Segments, attend
+from docvit.pages import Rendering
+from docvit.patches import PatchSequence, pack
+from docvit.positions import Positions, create_positions
+from docvit.stems import STEMS
+
+SCOPES = ("page", "document", "page-then-document:K", "alternate:K")
+POOLINGS = {"mean": "mean", "max": "max"}
+
+
+@dataclass(frozen=True)
+class DocViTConfig:
+    """Everything that is needed to build a DocViT and to feed it; `config.json` beside the weights.
+
+    Attributes:
+        positions: name of the positional scheme (`docvit.positions.POSITIONS`).
+        scopes: what each block sees: `page`, `document`, `page-then-document:K` (the last K blocks see the document)
+            or `alternate:K` (every K-th block does).
+        pooling: how page tokens become the document's feature: `mean` or `max`.
+        stem: how a patch becomes a token: `linear` (as in ViT) or `conv` (convolutions within the patch).
+        grid: rows and columns of the learned spatial table.
+        max_pages: length of the learned page table; longer documents interpolate it.
+        num_registers: register tokens a page, after its class token (arXiv 2309.16588).
+        init_values: initial value of LayerScale; None for none.
+        drop_path: stochastic depth at the last block, growing linearly from 0, drawn for each document.
+        page_size, renderer, supersample, mean, std: what pages look like to this model (`docvit.pages.Rendering`).
+        classes: names of the classes, in the order of the logits; empty if unknown.
+    """
+
+    embed_dim: int = 384
+    depth: int = 12
+    num_heads: int = 6
+    mlp_ratio: float = 4.0
+    patch_size: int = 16
+    in_chans: int = 3
+    num_classes: int = 1000
+    positions: str = "spatial+page"
+    scopes: str = "document"
+    pooling: str = "mean"
+    stem: str = "linear"
+    grid: tuple[int, int] = (14, 14)
+    max_pages: int = 64
+    num_registers: int = 0
+    qkv_bias: bool = True
+    init_values: float | None = None
+    norm_eps: float = 1e-6
+    drop_rate: float = 0.0
+    drop_path: float = 0.0
+    page_size: int = 224
+    renderer: str = "pdfium"
+    supersample: int = 2
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+    classes: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        for name in ("grid", "mean", "std", "classes"):  # JSON has lists only
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
+        if self.in_chans not in (1, 3):
+            raise ValueError(f"in_chans must be 1 (grey) or 3 (RGB), not {self.in_chans}")
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"no pooling {self.pooling!r}: choose one of {', '.join(POOLINGS)}")
+        if self.stem not in STEMS:
+            raise ValueError(f"no stem {self.stem!r}: choose one of {', '.join(STEMS)}")
+        if self.classes and len(self.classes) != self.num_classes:
+            raise ValueError(f"{len(self.classes)} class names for {self.num_classes} classes")
+        parse_scopes(self.scopes, self.depth)
+
+    @property
+    def rendering(self) -> Rendering:
+        """How the pages of a file become pixels for this model."""
+        mode = "L" if self.in_chans == 1 else "RGB"
+        return Rendering(self.renderer, self.page_size, self.patch_size, self.supersample, mode)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> DocViTConfig:
+        """Raises ValueError for a setting that does not exist (a newer or foreign config.json)."""
+        unknown = sorted(set(values) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise ValueError(f"unknown model settings: {', '.join(unknown)}")
+        return cls(**values)
+
+
+def parse_scopes(scopes: str, depth: int) -> tuple[str, ...]:
+    """`scopes` spelled out, one of "page" and "document" for each block.
+
+    Raises:
+        ValueError: not one of the four forms, or K outside 1..depth.
+    """
+    name, _, number = scopes.partition(":")
+    if scopes in ("page", "document"):
+        return (scopes,) * depth
+    if name in ("page-then-document", "alternate") and number.isdecimal() and 1 <= int(number) <= depth:
+        k = int(number)
+        document = (lambda i: i >= depth - k) if name == "page-then-document" else (lambda i: i % k == k - 1)
+        return tuple("document" if document(i) else "page" for i in range(depth))
+    raise ValueError(f"scopes {scopes!r} of {depth} blocks: choose {', '.join(SCOPES)}, with K from 1 to {depth}")
+
+
+class Features(NamedTuple):
+    """What `forward_features` gives: normalised page tokens (N, D) and the documents they belong to."""
+
+    pages: Tensor
+    document_of_page: Tensor  # (N,)
+    page_counts: Tensor  # (B,)
+
+
+def token_places(batch: PatchSequence, num_prefix: int) -> Tensor:
+    """(T,) where each patch stands among all tokens, when every page's patches follow its prefix tokens (CPU)."""
+    return torch.arange(batch.num_patches) + num_prefix * (batch.page_of_patch + 1)
+
+
+class Layout(NamedTuple):
+    """Where every token of a batch sits; computed once a batch and shared by all blocks.
+
+    T + N * K tokens, ordered page by page: a page's K prefix tokens (class token, registers), then its patches.
+    """
+
+    order: Tensor  # (T + N * K,) index into [patches; prefixes] that gives page order
+    class_tokens: Tensor  # (N,) place of each page's class token
+    document: Tensor  # (T + N * K,) document of every token
+    document_of_page: Tensor  # (N,)
+    page_counts: Tensor  # (B,) pages of each document
+    segments: dict[str, Segments]
+
+    @classmethod
+    def of(cls, batch: PatchSequence, num_prefix: int, scopes: Sequence[str]) -> Layout:
+        device = batch.patches.device
+        begins = batch.page_bounds + num_prefix * torch.arange(batch.num_pages + 1)  # in tokens
+        prefix = begins[:-1, None] + torch.arange(num_prefix)  # (N, K)
+        places = torch.cat([token_places(batch, num_prefix), prefix.flatten()])
+        bounds = {"page": begins, "document": begins[batch.document_bounds]}
+        document = torch.repeat_interleave(torch.arange(batch.num_documents), bounds["document"].diff())
+        return cls(
+            order=torch.argsort(places).to(device),
+            class_tokens=begins[:-1].to(device),
+            document=document.to(device),
+            document_of_page=batch.document_of_page.to(device),
+            page_counts=batch.document_bounds.diff().to(device),
+            segments={scope: Segments.of(bounds[scope], device) for scope in sorted(set(scopes))},
+        )
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over the segments it is handed; parameters named as in timm."""
+
+    def __init__(self, dim: int, num_heads: int, *, qkv_bias: bool = True) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, segments: Segments, angles: Tensor | None = None) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # each (T, H, D / H)
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        return self.proj(attend(q, k, v, segments).flatten(1))
+
+
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
+    """Rotates consecutive pairs of `x` (T, H, d) by `angles` (T, d / 2) (RoFormer, arXiv 2104.09864)."""
+    cos, sin = angles.cos()[:, None].to(x.dtype), angles.sin()[:, None].to(x.dtype)  # (T, 1, d / 2)
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block; `scope` says which boundaries its attention respects."""
+
+    def __init__(self, config: DocViTConfig, *, scope: str, drop_path: float = 0.0) -> None:
+        super().__init__()
+        dim, eps, values = config.embed_dim, config.norm_eps, config.init_values
+        self.scope = scope
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
+        self.attn = Attention(dim, config.num_heads, qkv_bias=config.qkv_bias)
+        self.ls1 = LayerScale(dim, values) if values else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
+        self.mlp = Mlp(dim, int(dim * config.mlp_ratio), drop=config.drop_rate)
+        self.ls2 = LayerScale(dim, values) if values else nn.Identity()
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, layout: Layout, angles: Tensor | None = None) -> Tensor:
+        x = x + self._drop(self.ls1(self.attn(self.norm1(x), layout.segments[self.scope], angles)), layout)
+        return x + self._drop(self.ls2(self.mlp(self.norm2(x))), layout)
+
+    def _drop(self, branch: Tensor, layout: Layout) -> Tensor:
+        if not self.training or self.drop_path.drop_prob == 0.0:
+            return branch
+        # timm draws for each element of the first dimension: here those have to be documents, not tokens
+        keep = self.drop_path(branch.new_ones(len(layout.page_counts), 1))
+        return branch * keep[layout.document]
+
+
+def _head(dim: int, num_classes: int) -> nn.Module:
+    if not num_classes:
+        return nn.Identity()
+    head = nn.Linear(dim, num_classes)
+    trunc_normal_(head.weight, std=0.02)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+class DocViT(nn.Module):
+    """A vision transformer whose tokens are the patches of all pages of a document.
+
+    `forward` takes a `PatchSequence` of B documents and gives logits (B, num_classes). Parameter names are timm's.
+    """
+
+    def __init__(self, config: DocViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.embed_dim
+        self.num_classes = config.num_classes
+        self.num_features = self.embed_dim = dim
+        self.patch_embed = STEMS[config.stem](config.in_chans, config.patch_size, dim)
+        self.cls_token = nn.Parameter(torch.empty(1, dim))
+        self.reg_token = nn.Parameter(torch.empty(config.num_registers, dim)) if config.num_registers else None
+        self.positions: Positions = create_positions(
+            config.positions, dim, grid=config.grid, max_pages=config.max_pages, head_dim=dim // config.num_heads
+        )
+        drops = torch.linspace(0, config.drop_path, config.depth).tolist()
+        scopes = parse_scopes(config.scopes, config.depth)
+        self.blocks = nn.ModuleList(Block(config, scope=s, drop_path=p) for s, p in zip(scopes, drops, strict=True))
+        self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
+        self.head_drop = nn.Dropout(config.drop_rate)
+        self.head = _head(dim, config.num_classes)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        trunc_normal_(self.cls_token, std=0.02)
+        if self.reg_token is not None:
+            trunc_normal_(self.reg_token, std=0.02)
+        for module in self.blocks.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens of a page before its patches: the class token and the registers."""
+        return 1 + self.config.num_registers
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Names that an optimiser should not decay (timm's convention)."""
+        positions = {f"positions.{name}" for name, _ in self.positions.named_parameters()}
+        return {"cls_token", "reg_token"} | positions
+
+    def pack(self, documents: Any, *, max_pages: int | None = None, drop_blank: bool = True) -> PatchSequence:
+        """`docvit.pack` with this model's patch size, page size, channels and normalisation."""
+        c = self.config
+        return pack(
+            documents,
+            c.patch_size,
+            size=c.page_size,
+            channels=c.in_chans,
+            mean=c.mean,
+            std=c.std,
+            max_pages=max_pages,
+            drop_blank=drop_blank,
+        )
+
+    def _embed(self, batch: PatchSequence, layout: Layout) -> tuple[Tensor, Tensor | None]:
+        """Tokens before the first block (T + N * K, D), in page order, and rotation angles if the scheme has them."""
+        x = self.patch_embed(batch.patches)
+        at_patches, at_pages = self.positions.patches(batch), self.positions.pages(batch)
+        if at_patches is not None:
+            x = x + at_patches
+        prefix = self.cls_token if self.reg_token is None else torch.cat([self.cls_token, self.reg_token])
+        prefix = prefix.expand(batch.num_pages, -1, -1)  # (N, K, D)
+        if at_pages is not None:
+            prefix = prefix + at_pages[:, None]
+        tokens = torch.cat([x, prefix.flatten(0, 1).to(x.dtype)]).index_select(0, layout.order)
+        angles = self.positions.angles(batch)
+        if angles is None:
+            return tokens, None
+        of_patches, of_pages = angles
+        of_prefix = of_pages.repeat_interleave(self.num_prefix_tokens, 0)
+        return tokens, torch.cat([of_patches, of_prefix]).index_select(0, layout.order)
+
+    def _run(self, batch: PatchSequence, states: dict[str, Tensor] | None = None) -> Features:
+        layout = Layout.of(batch, self.num_prefix_tokens, parse_scopes(self.config.scopes, self.config.depth))
+        x, angles = self._embed(batch, layout)
+        if states is not None:
+            states["embed"] = x
+        for i, block in enumerate(self.blocks):
+            x = block(x, layout, angles)
+            if states is not None:
+                states[f"blocks.{i}"] = x
+        pages = self.norm(x.index_select(0, layout.class_tokens))
+        return Features(pages, layout.document_of_page, layout.page_counts)
+
+    def forward_features(self, batch: PatchSequence) -> Features:
+        """Page tokens after the last block, normalised: `.pages` (N, D)."""
+        return self._run(batch)
+
+    def forward_head(self, x: Features, pre_logits: bool = False) -> Tensor:
+        """Pools page tokens to documents (B, D) and classifies them (B, num_classes); `pre_logits` stops between."""
+        pooled = torch.segment_reduce(x.pages.float(), POOLINGS[self.config.pooling], lengths=x.page_counts, axis=0)
+        return pooled if pre_logits else self.head(self.head_drop(pooled))
+
+    def forward_pages(self, x: Features) -> Tensor:
+        """What each page token alone says (N, num_classes); under mean pooling their mean is `forward`'s."""
+        return self.head(x.pages)
+
+    def forward(self, batch: PatchSequence) -> Tensor:
+        return self.forward_head(self.forward_features(batch))
+
+    def forward_intermediates(self, batch: PatchSequence) -> dict[str, Tensor]:
+        """Every state by name, for distillation and explanation.
+
+        `embed`, `blocks.0` .. `blocks.{depth - 1}`: all tokens (T + N * K, D), page by page, a page's prefix tokens
+        before its patches; `pages`: normalised page tokens (N, D); `document`: (B, D); `logits`: (B, num_classes).
+        """
+        states: dict[str, Tensor] = {}
+        features = self._run(batch, states)
+        states["pages"] = features.pages
+        states["document"] = self.forward_head(features, pre_logits=True)
+        states["logits"] = self.head(self.head_drop(states["document"]))
+        return states
+
+    def reset_classifier(self, num_classes: int, classes: Sequence[str] = ()) -> None:
+        """A fresh head for `num_classes` classes (0: none, the pooled feature comes out)."""
+        self.num_classes = num_classes
+        self.config = replace(self.config, num_classes=num_classes, classes=tuple(classes))
+        device = self.norm.weight.device
+        self.head = _head(self.embed_dim, num_classes).to(device)
+
+    def save_pretrained(self, folder: str, *, dtype: torch.dtype | None = None) -> None:
+        """Writes `config.json` and `model.safetensors` (weights as `dtype`, or as they are)."""
+        from docvit.weights import save_pretrained
+
+        save_pretrained(self, folder, dtype=dtype)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | None = None) -> DocViT:
+        """From a folder, a hub id, or (None) the model in the box; see `docvit.weights.load_pretrained`."""
+        from docvit.weights import load_pretrained
+
+        return load_pretrained(folder)
+
+    @classmethod
+    def from_timm(cls, model: str | nn.Module, *, pretrained: bool = False, **overrides: Any) -> DocViT:
+        """From a timm ViT, by name or instance; see `docvit.weights.from_timm`."""
+        from docvit.weights import from_timm
+
+        return from_timm(model, pretrained=pretrained, **overrides)

@@ -1,0 +1,286 @@
+"""Training a DocViT on labelled documents, from paths to a model folder: what `docvit train` does."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from docvit.augment import Augmentation
+from docvit.cache import PageCache, default_cache
+from docvit.data import (
+    Batch,
+    Batches,
+    DataError,
+    DocumentDataset,
+    LabelledDocuments,
+    View,
+    balance,
+)
+from docvit.hardware import default_device, has_fast_bf16
+from docvit.metrics import report
+from docvit.model import DocViT
+from docvit.train import Record, TrainingError, TrainSettings, fit, make_ema
+from docvit.variants import create_model
+from docvit.weights import adapt, from_timm, load_pretrained, save_pretrained
+
+logger = logging.getLogger(__name__)
+RECIPE = "recipe.json"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what a training on documents gives; `recipe.json` in the output folder.
+
+    Attributes:
+        model: name of a variant; ignored where `init` brings a model.
+        init: `timm:NAME` (pretrained weights) or a model folder to start from; None for random weights.
+        settings: fields of `DocViTConfig` that differ from the variant's.
+        max_pages: pages of a document seen in one epoch, chosen at random.
+        budget: tokens a batch, about.
+        patch_dropout: share of patches left out at random.
+        label_smoothing: of the cross-entropy.
+        page_loss: weight of a second cross-entropy, on what each page's token says alone.
+        ema: decay of the moving average that is kept as the model; 0 for none.
+        balanced: draw classes equally often, and within them sources by the root of their size (`docvit.data.balance`).
+        augmentation: changes to the pages.
+        train: the loop's settings.
+    """
+
+    model: str = "docvit_compact_patch16"
+    init: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    max_pages: int = 6
+    budget: int = 4096
+    patch_dropout: float = 0.3
+    label_smoothing: float = 0.1
+    page_loss: float = 0.0
+    ema: float = 0.998
+    balanced: bool = True
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    train: TrainSettings = field(default_factory=TrainSettings)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Recipe:
+        nested = {"augmentation": Augmentation(**values["augmentation"]), "train": TrainSettings(**values["train"])}
+        return cls(**{**values, **nested})
+
+
+def build_model(recipe: Recipe, classes: tuple[str, ...]) -> DocViT:
+    """The model that the recipe starts from, with a head for `classes`."""
+    settings = {**recipe.settings, "num_classes": len(classes), "classes": classes}
+    torch.manual_seed(recipe.train.seed)
+    if recipe.init is None:
+        return create_model(recipe.model, **settings)
+    if recipe.init.startswith("timm:"):
+        return from_timm(recipe.init.removeprefix("timm:"), pretrained=True, **settings)
+    return adapt(load_pretrained(recipe.init), **settings)
+
+
+def classification_loss(recipe: Recipe) -> Callable[[DocViT, Batch], Mapping[str, Tensor]]:
+    """Cross-entropy of documents, plus that of their pages where the recipe asks for it."""
+
+    def loss(model: DocViT, batch: Batch) -> Mapping[str, Tensor]:
+        features = model.forward_features(batch.sequence)
+        logits = model.forward_head(features).float()
+        document = F.cross_entropy(logits, batch.labels, label_smoothing=recipe.label_smoothing)
+        accuracy = (logits.argmax(1) == batch.labels).float().mean()
+        if not recipe.page_loss:
+            return {"loss": document, "accuracy": accuracy}
+        page_labels = batch.labels[features.document_of_page]
+        page = F.cross_entropy(
+            model.forward_pages(features).float(), page_labels, label_smoothing=recipe.label_smoothing
+        )
+        total = document + recipe.page_loss * page
+        return {"loss": total, "document_loss": document, "page_loss": page, "accuracy": accuracy}
+
+    return loss
+
+
+def train_documents(
+    data: LabelledDocuments,
+    output: str | os.PathLike[str],
+    recipe: Recipe = Recipe(),
+    *,
+    valid: LabelledDocuments | None = None,
+    resume: bool = False,
+    device: torch.device | str | None = None,
+    cache: Path | None = None,
+    workers: int = 2,
+) -> tuple[DocViT, list[Record]]:
+    """Trains on `data` and writes a model folder.
+
+    `output` gets config.json + model.safetensors (the moving average, after every epoch), checkpoint.safetensors,
+    metrics.csv, curves.png and recipe.json. Under `torchrun` the batches are shared among the processes.
+
+    Args:
+        valid: documents to evaluate on after every epoch.
+        resume: go on where an interrupted run in `output` stopped, under its own recipe.
+        cache: folder for rendered pages (`docvit.data.default_cache`).
+        workers: rendering processes, before training.
+
+    Returns:
+        The trained model, in eval mode, and one record an epoch.
+
+    Raises:
+        DataError: documents that cannot be read (all of them at once), before training begins.
+        TrainingError: `output` holds another run, or none to resume.
+    """
+    folder = Path(output)
+    recipe = _agree(folder, recipe, resume=resume)
+    with _process_group(device) as (place, rank, world_size):
+        model = build_model(recipe, data.classes)
+        view = View(model.config.rendering, model.config.mean, model.config.std)
+        page_cache = PageCache(cache or default_cache(), model.config.rendering)
+        files = _render(page_cache, data, valid, workers=workers, rank=rank)
+        training_view = replace(
+            view,
+            max_pages=recipe.max_pages,
+            augmentation=recipe.augmentation,
+            patch_dropout=recipe.patch_dropout,
+            training=True,
+        )
+        batches = Batches(
+            DocumentDataset([files[p] for p in data.paths], data.labels, training_view, seed=recipe.train.seed),
+            budget=recipe.budget,
+            shuffle=True,
+            weights=balance(data) if recipe.balanced else None,
+            workers=_loader_workers(place),
+            rank=rank,
+            world_size=world_size,
+            pin_memory=place.type == "cuda",
+        )
+        held_out = None
+        if valid is not None:
+            dataset = DocumentDataset([files[p] for p in valid.paths], valid.labels, view)
+            held_out = Batches(dataset, budget=4 * recipe.budget)
+        if rank == 0:
+            _write_recipe(folder, recipe)
+        ema = make_ema(model.to(place), recipe.ema)
+        settings = replace(recipe.train, bf16=recipe.train.bf16 and has_fast_bf16(place))
+        history = fit(
+            model,
+            batches,
+            classification_loss(recipe),
+            settings,
+            output=folder,
+            ema=ema,
+            evaluate=None if held_out is None else lambda m: evaluate_batches(m, held_out, data.classes, place),
+            save=lambda m: save_pretrained(cast(DocViT, m), folder),
+            resume=resume,
+            device=place,
+        )
+    trained = ema.module if ema is not None else model
+    return trained.eval(), history
+
+
+@torch.inference_mode()
+def evaluate_batches(model: nn.Module, batches: Batches, classes: tuple[str, ...], device: torch.device) -> Record:
+    """Accuracy, macro-F1, calibration error and loss over all batches."""
+    batches.set_epoch(0)
+    scores, labels = [], []
+    for batch in batches:
+        with torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device)):
+            logits = model(batch.sequence.to(device))
+        scores.append(logits.float().cpu())
+        labels.append(batch.labels)
+    all_scores, all_labels = torch.cat(scores), torch.cat(labels)
+    figures = report(all_scores.softmax(1).numpy(), all_labels.tolist(), classes)
+    return {
+        "valid_loss": float(F.cross_entropy(all_scores, all_labels)),
+        "valid_accuracy": figures.accuracy,
+        "valid_macro_f1": figures.macro_f1,
+        "valid_ece": figures.ece,
+    }
+
+
+def read_recipe(folder: str | os.PathLike[str]) -> Recipe:
+    """The recipe of the run in `folder`.
+
+    Raises:
+        TrainingError: the folder holds no run.
+    """
+    file = Path(folder) / RECIPE
+    if not file.is_file():
+        raise TrainingError(f"{folder} holds no {RECIPE}: there is no run to resume; train without --resume first")
+    try:
+        return Recipe.from_dict(json.loads(file.read_text()))
+    except (ValueError, TypeError, KeyError) as error:
+        raise TrainingError(f"{file} is damaged: {error}") from error
+
+
+def _agree(folder: Path, recipe: Recipe, *, resume: bool) -> Recipe:
+    if resume:
+        return read_recipe(folder)
+    if folder.exists() and not folder.is_dir():
+        raise TrainingError(f"{folder} is not a folder: choose another output")
+    if (folder / RECIPE).exists():
+        raise TrainingError(f"{folder} already holds a run: go on with --resume, or choose another output")
+    return recipe
+
+
+def _write_recipe(folder: Path, recipe: Recipe) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RECIPE).write_text(json.dumps(asdict(recipe), indent=2) + "\n")
+
+
+def _render(
+    cache: PageCache, data: LabelledDocuments, valid: LabelledDocuments | None, *, workers: int, rank: int
+) -> dict[str, Path]:
+    paths = list(dict.fromkeys(data.paths + (valid.paths if valid else ())))
+    if rank == 0:
+        files, errors = cache.prepare(paths, workers=workers)
+        if errors:
+            raise DataError("the documents", [f"{type(e).__name__}: {e}" for e in errors])
+    if dist.is_initialized():
+        dist.barrier()
+        files, _ = cache.prepare(paths, workers=workers)
+    return files
+
+
+def _loader_workers(device: torch.device) -> int:
+    # on the CPU the model wants all cores itself
+    return min(8, max(0, (os.cpu_count() or 1) - 2)) if device.type == "cuda" else 0
+
+
+@contextmanager
+def _process_group(device: torch.device | str | None) -> Iterator[tuple[torch.device, int, int]]:
+    """(device, rank, world size): this process alone, or as `torchrun` set it up."""
+    if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
+        yield torch.device(device or default_device()), 0, 1
+        return
+    place = torch.device(device or default_device())
+    if place.type == "cuda":
+        place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(place)
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    try:
+        yield place, dist.get_rank(), dist.get_world_size()
+    finally:
+        dist.destroy_process_group()
+
+
+def split_groups(data: LabelledDocuments, fold: int, folds: int) -> tuple[LabelledDocuments, LabelledDocuments]:
+    """(training, held out) with whole groups held out: fold `fold` of `folds`, stratified by class.
+
+    Raises:
+        DataError: the data has no groups, or fewer than `folds`.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    if data.groups is None or len(set(data.groups)) < folds:
+        raise DataError("the data", [f"{folds} folds need as many groups: name the CSV's column with --group-by"])
+    splits = list(StratifiedGroupKFold(folds).split(np.zeros(len(data)), data.labels, data.groups))
+    train, held_out = splits[fold]
+    return data.subset(train.tolist()), data.subset(held_out.tolist())

@@ -1,0 +1,177 @@
+"""Weights in and out: timm ViTs become DocViTs; folders and hub repositories of safetensors + config.json."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from docvit.model import DocViT, DocViTConfig
+from docvit.positions import interpolate_1d, interpolate_2d
+
+BUNDLED = Path(__file__).with_suffix("")  # docvit/weights/
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+class ModelError(Exception):
+    """A model that cannot be loaded or converted; the message says why and what to do."""
+
+
+def save_pretrained(model: DocViT, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
+    """Writes `config.json` and `model.safetensors` into `folder`, creating it; each file is replaced in one step."""
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    state = {k: v.detach().to("cpu", dtype).contiguous() for k, v in model.state_dict().items()}
+    save_file(state, path / f"{WEIGHTS}.tmp", metadata={"format": "pt"})
+    os.replace(path / f"{WEIGHTS}.tmp", path / WEIGHTS)
+    (path / f"{CONFIG}.tmp").write_text(json.dumps(model.config.as_dict(), indent=2) + "\n")
+    os.replace(path / f"{CONFIG}.tmp", path / CONFIG)
+
+
+def load_pretrained(folder: str | os.PathLike[str] | None = None) -> DocViT:
+    """A DocViT in eval mode, weights in float32.
+
+    Args:
+        folder: a folder written by `save_pretrained`, a Hugging Face hub id (`user/model`), or None for the model in
+            the box, which needs no network.
+
+    Raises:
+        ModelError: neither a model folder nor a hub repository that can be reached, or weights that do not fit.
+    """
+    path = BUNDLED if folder is None else Path(folder)
+    if not path.is_dir():
+        path = _from_hub(str(folder))
+    missing = [name for name in (CONFIG, WEIGHTS) if not (path / name).is_file()]
+    if missing:
+        raise ModelError(f"{path} is not a model folder: {' and '.join(missing)} missing")
+    try:
+        model = DocViT(DocViTConfig.from_dict(json.loads((path / CONFIG).read_text())))
+        model.load_state_dict({k: v.float() for k, v in load_file(path / WEIGHTS).items()})
+    except Exception as error:  # JSON, settings, safetensors and shapes each raise their own kinds
+        raise ModelError(f"{path} cannot be loaded: {error}") from error
+    return model.eval()
+
+
+def _from_hub(name: str) -> Path:
+    try:
+        return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS]))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(f"{name!r} is neither a model folder nor a hub model that can be reached") from error
+
+
+def from_timm(model: str | nn.Module, *, pretrained: bool = False, **overrides: Any) -> DocViT:
+    """A timm vision transformer as a DocViT: the same numbers for a one-page document.
+
+    Args:
+        model: a name such as `vit_small_patch16_224`, or an instance.
+        pretrained: load timm's weights (for a name).
+        overrides: settings of `DocViTConfig` to change; another `grid` or `max_pages` resamples the tables, another
+            `num_classes` gives a fresh head.
+
+    The class token's position goes into the class token. The page embedding of the first page is zero; those of the
+    others begin small and random, so that training can tell pages apart.
+
+    Raises:
+        ModelError: an architecture without a class token, or with parts that DocViT does not have.
+    """
+    source = timm.create_model(model, pretrained=pretrained) if isinstance(model, str) else model
+    config = _timm_config(source)
+    docvit = DocViT(config)
+    state, own = _timm_state(source), docvit.state_dict()
+    page = own["positions.page"]
+    page[0] = 0
+    own.update(state)
+    differing = sorted(set(own) ^ set(docvit.state_dict())) + [
+        name for name, value in docvit.state_dict().items() if name in own and own[name].shape != value.shape
+    ]
+    if differing:
+        raise ModelError(f"{type(source).__name__} has parts that DocViT does not: {', '.join(differing[:5])}")
+    docvit.load_state_dict(own)
+    return adapt(docvit, **overrides).train(source.training)
+
+
+def adapt(model: DocViT, **overrides: Any) -> DocViT:
+    """A copy of `model` under other settings, with every weight that still fits; tables are resampled, corners kept.
+
+    A head of another number of classes, or other class names, begins afresh.
+    """
+    config = replace(model.config, **overrides) if overrides else model.config
+    if config.num_classes != model.config.num_classes and "classes" not in overrides:
+        config = replace(config, classes=())
+    result = DocViT(config)
+    own = result.state_dict()
+    same_head = config.num_classes == model.config.num_classes and config.classes in (model.config.classes, ())
+    for name, value in model.state_dict().items():
+        if name not in own or (name.startswith("head.") and not same_head):
+            continue
+        own[name] = _resample(value, own[name]) if name.startswith("positions.") else value
+    try:
+        result.load_state_dict(own)
+    except RuntimeError as error:
+        raise ModelError(f"the weights do not fit the settings asked for: {error}") from error
+    return result
+
+
+def _resample(table: Tensor, like: Tensor) -> Tensor:
+    if table.shape == like.shape or table.ndim != like.ndim:
+        return table
+    axes = [torch.linspace(0, old - 1, new) for old, new in zip(table.shape[:-1], like.shape[:-1], strict=True)]
+    if len(axes) == 1:
+        return interpolate_1d(table.float(), axes[0])
+    row, col = (a.flatten() for a in torch.meshgrid(*axes, indexing="ij"))
+    return interpolate_2d(table.float(), row, col).reshape(like.shape)
+
+
+def _timm_config(source: nn.Module) -> DocViTConfig:
+    if not isinstance(source, VisionTransformer):
+        raise ModelError(f"{type(source).__name__} is not a timm VisionTransformer")
+    if source.cls_token is None or source.global_pool != "token":
+        raise ModelError("DocViT pools class tokens: this model has none, or pools in another way")
+    if source.num_prefix_tokens != 1 + source.num_reg_tokens:
+        raise ModelError("models with a distillation token are not supported")
+    block, patches = source.blocks[0], source.patch_embed
+    pretrained = getattr(source, "pretrained_cfg", {}) or {}
+    return DocViTConfig(
+        embed_dim=source.embed_dim,
+        depth=len(source.blocks),
+        num_heads=block.attn.num_heads,
+        mlp_ratio=block.mlp.fc1.out_features / source.embed_dim,
+        patch_size=patches.patch_size[0],
+        in_chans=patches.proj.in_channels,
+        num_classes=source.num_classes,
+        grid=tuple(patches.grid_size),
+        num_registers=source.num_reg_tokens,
+        qkv_bias=block.attn.qkv.bias is not None,
+        init_values=1e-5 if hasattr(block.ls1, "gamma") else None,
+        norm_eps=source.norm.eps,
+        page_size=max(patches.img_size),
+        mean=tuple(pretrained.get("mean", (0.5,))),
+        std=tuple(pretrained.get("std", (0.5,))),
+    )
+
+
+def _timm_state(source: VisionTransformer) -> dict[str, Tensor]:
+    """timm's weights under DocViT's names and shapes."""
+    state = {k: v.detach().clone() for k, v in source.state_dict().items()}
+    table = state.pop("pos_embed")[0]  # (prefix + rows * cols, D)
+    state["cls_token"] = state["cls_token"][0]
+    if "reg_token" in state:
+        state["reg_token"] = state["reg_token"][0]
+    if not source.no_embed_class:  # prefix tokens have positions of their own: constants, so they move into the tokens
+        state["cls_token"] += table[:1]
+        if "reg_token" in state:
+            state["reg_token"] += table[1 : source.num_prefix_tokens]
+        table = table[source.num_prefix_tokens :]
+    state["positions.spatial"] = table.unflatten(0, tuple(source.patch_embed.grid_size))
+    state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].flatten(1)
+    return state
