@@ -27,9 +27,9 @@ class Augmentation:
         noise: largest standard deviation of pixel noise, of 1.
     """
 
-    shift: float = 0.06
-    scale: float = 0.2
-    stretch: float = 0.08
+    shift: float = 0.08
+    scale: float = 0.3
+    stretch: float = 0.12
     rotate: float = 0.02
     shear: float = 0.02
     ink: float = 0.7
@@ -55,10 +55,16 @@ def augment(pages: Sequence[np.ndarray], settings: Augmentation, random: np.rand
     changed = []
     for page in pages:
         pixels = torch.from_numpy(np.atleast_3d(page)).permute(2, 0, 1)[None].float() / 255
-        ink = pixels if invert else 1 - pixels  # (1, C, H, W)
+        ink = 1 - pixels  # (1, C, H, W)
         jitter = [draw(s.shift, 0.3), draw(s.shift, 0.3), draw(s.scale, 0.2)]
         theta = _affine(
-            scale=scale + jitter[2], stretch=stretch, rotate=rotate, shear=shear, x=x + jitter[0], y=y + jitter[1]
+            scale=scale + jitter[2],
+            stretch=stretch,
+            rotate=rotate,
+            shear=shear,
+            x=x + jitter[0],
+            y=y + jitter[1],
+            aspect=ink.shape[2] / ink.shape[3],
         )
         ink = F.grid_sample(ink, F.affine_grid(theta, list(ink.shape), align_corners=False), align_corners=False)
         ink = _weigh(ink, weight) * (1 - pale)
@@ -66,15 +72,18 @@ def augment(pages: Sequence[np.ndarray], settings: Augmentation, random: np.rand
             # only where there is ink: noise everywhere would leave no blank patch
             grain = torch.from_numpy(random.standard_normal(tuple(ink.shape), dtype=np.float32))
             ink = torch.where(ink > 0.02, (ink + noise * grain).clamp(0, 1), ink)
-        changed.append((1 - ink)[0])
+        changed.append((ink if invert else 1 - ink)[0])
     return changed
 
 
-def _affine(*, scale: float, stretch: float, rotate: float, shear: float, x: float, y: float) -> Tensor:
-    """(1, 2, 3) from output to input coordinates, in the -1..1 of `affine_grid`."""
+def _affine(*, scale: float, stretch: float, rotate: float, shear: float, x: float, y: float, aspect: float) -> Tensor:
+    """(1, 2, 3) from output to input coordinates, in the -1..1 of `affine_grid`; `aspect` is height / width."""
     across, down = float(np.exp(scale + stretch)), float(np.exp(scale - stretch))
     cos, sin = float(np.cos(rotate)), float(np.sin(rotate))
-    return torch.tensor([[[across * cos, -across * (sin + shear), 2 * x], [down * sin, down * cos, 2 * y]]])
+    # both axes run from -1 to 1, however long they are: what mixes them has to be brought to scale
+    return torch.tensor(
+        [[[across * cos, -across * (sin + shear) * aspect, 2 * x], [down * sin / aspect, down * cos, 2 * y]]]
+    )
 
 
 def _weigh(ink: Tensor, weight: float) -> Tensor:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
@@ -44,16 +44,26 @@ class PageCache:
 
     def prepare(self, paths: Sequence[str], *, workers: int = 2) -> tuple[dict[str, Path], list[DocumentError]]:
         """Renders what is not there yet; gives the cache file of every document, and the errors of those without."""
-        files = {path: self.file(path) for path in paths}
-        absent = list({file: path for path, file in files.items() if not file.exists()}.values())
-        errors = []
+        files = {path: self._file_or_none(path) for path in paths}
+        owners = {file or path: path for path, file in files.items()}  # copies of one document are rendered once
+        absent = [path for path in owners.values() if not _intact(files[path])]
+        failed: dict[Path | str, DocumentError] = {}
         results = read_documents(absent, self.rendering, max_pages=self.max_pages, workers=workers)
         for result in tqdm(results, total=len(absent), desc="rendering", unit="doc", disable=None if absent else True):
-            if isinstance(result, PageStack):
-                self._write(files[result.path], result)
-            else:
-                errors.append(result)
-        return {path: file for path, file in files.items() if file.exists()}, errors
+            file = files[result.path]
+            if isinstance(result, DocumentError):
+                failed[file or result.path] = result
+            elif file is not None:
+                self._write(file, result)
+        keys = {path: file or path for path, file in files.items()}
+        errors = [type(failed[key])(path, failed[key].message) for path, key in keys.items() if key in failed]
+        return {path: file for path, file in files.items() if file is not None and file not in failed}, errors
+
+    def _file_or_none(self, path: str) -> Path | None:
+        try:
+            return self.file(path)
+        except OSError:  # missing, or closed to us: reading it will say which
+            return None
 
     def _write(self, file: Path, stack: PageStack) -> None:
         sequence = pack([stack], self.rendering.multiple, channels=1 if self.rendering.mode == "L" else 3)
@@ -75,9 +85,21 @@ def _content_hash(path: Path) -> str:
     for file in files:
         if path.is_dir():
             digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
-        if file.is_file():
-            digest.update(file.read_bytes())
+        with file.open("rb") as content:
+            while block := content.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
+
+
+def _intact(file: Path | None) -> bool:
+    """Whether a whole cache file is there; one that a full disk or a crash has cut short is drawn anew."""
+    if file is None:
+        return False
+    try:
+        CachedDocument.open(file)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return False
+    return True
 
 
 @dataclass(frozen=True)

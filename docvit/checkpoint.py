@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 _TENSOR = "__tensor__"
+
+
+class CheckpointError(Exception):
+    """A file that is no checkpoint, or no longer one."""
 
 
 def save_checkpoint(file: Path, state: dict[str, Any]) -> None:
@@ -28,11 +32,14 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
     """What `save_checkpoint` was given (tuples come back as lists).
 
     Raises:
-        safetensors.SafetensorError: the file is not one.
+        CheckpointError: the file is damaged, or not one.
     """
-    with safe_open(file, "pt") as archive:
-        skeleton = json.loads(archive.metadata()["state"])
-        state: dict[str, Any] = _restore(skeleton, archive)
+    try:
+        with safe_open(file, "pt") as archive:
+            skeleton = json.loads(archive.metadata()["state"])
+            state: dict[str, Any] = _restore(skeleton, archive)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file} is damaged ({error})") from error
     return state
 
 

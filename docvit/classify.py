@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from docvit.hardware import default_device, has_fast_bf16
+from docvit.hardware import choose_device, has_fast_bf16
 from docvit.model import DocViT
 from docvit.pages import DocumentError, PageStack, Rendering, read_document
 from docvit.pool import read_documents
@@ -62,13 +62,13 @@ class DocumentClassifier:
         renderer: `pdfium` or `poppler` instead of the one that the model was trained with (warns).
 
     Raises:
-        ValueError: the model has no classes.
+        ValueError: the model has no classes, or the machine no such device.
     """
 
     def __init__(self, model: DocViT, *, device: torch.device | str | None = None, renderer: str | None = None) -> None:
         if not model.num_classes:
             raise ValueError("the model has no classes: call reset_classifier first")
-        self.device = torch.device(device or default_device())
+        self.device = choose_device(device)
         self.model = model.eval().to(self.device)
         self.classes = model.config.classes or tuple(str(i) for i in range(model.num_classes))
         self.rendering: Rendering = model.config.rendering

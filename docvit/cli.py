@@ -84,23 +84,31 @@ def classify(
     predictions = classifier.predict(found, max_pages=max_pages, workers=workers, timeout=timeout)
     failed = 0
     writer = _writer(format, found)
+    drawn: set[str] = set()
     # rows go to standard output, the bar to standard error: together on one terminal the bar would cut through rows
     bar = tqdm(predictions, total=len(found), unit="doc", disable=True if sys.stdout.isatty() else None)
     for prediction in bar:
         writer.send(prediction)
         failed += prediction.error is not None
         if explain_to is not None and prediction.error is None:
-            _explain(classifier, prediction, explain_to, max_pages)
+            name = _picture(prediction.path, drawn)
+            _explain(classifier, prediction, explain_to / name, max_pages)
     if failed:
         raise typer.Exit(1)
 
 
-def _explain(classifier: DocumentClassifier, prediction: Prediction, folder: Path, max_pages: int) -> None:
-    stem, number = Path(prediction.path).stem, 1
-    while (folder / (name := f"{stem}.png" if number == 1 else f"{stem}-{number}.png")).exists():
+def _picture(path: str, taken: set[str]) -> str:
+    """A name that no other document of this command has; added to `taken`."""
+    stem, number = Path(path).stem, 1
+    while (name := f"{stem}.png" if number == 1 else f"{stem}-{number}.png") in taken:
         number += 1
+    taken.add(name)
+    return name
+
+
+def _explain(classifier: DocumentClassifier, prediction: Prediction, file: Path, max_pages: int) -> None:
     try:
-        explain(classifier, prediction.path, max_pages=max_pages).save(folder / name)
+        explain(classifier, prediction.path, max_pages=max_pages).save(file)
     except DocumentError as error:  # read a moment ago, gone now
         logging.getLogger(__name__).warning("not explained: %s", error)
 
@@ -202,11 +210,11 @@ def train(
     ] = None,
     page_size: Annotated[int | None, typer.Option(min=16, help="Longer side of a page in px.")] = None,
     epochs: Annotated[int, typer.Option(min=1)] = TrainSettings.epochs,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = TrainSettings.lr,
+    lr: Annotated[float, typer.Option(min=0.0, help="Peak learning rate.")] = TrainSettings.lr,
     budget: Annotated[int, typer.Option(min=1, help="Tokens a batch, about.")] = Recipe.budget,
     max_pages: Annotated[int, typer.Option(min=1, help="Pages of a document seen in one epoch.")] = Recipe.max_pages,
     ema: Annotated[float, typer.Option(min=0, max=1, help="Decay of the moving average; 0 for none.")] = Recipe.ema,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
     valid: Annotated[Path | None, typer.Option(help="Evaluate on these after every epoch.")] = None,
     group_by: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="CSV column naming each document's source: balances them.")
@@ -233,6 +241,8 @@ def train(
     )
     if resume:
         _check_resumed(context, recipe, read_recipe(output))
+    if fold is not None and valid is not None:
+        fail("--fold and --valid both say what to evaluate on: give one of them")
     labelled = read_labelled(data, group_column=group_by)
     held_out: LabelledDocuments | None = None
     if fold is not None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import logging
-import os
 import sys
 from typing import NoReturn
 
@@ -27,15 +27,14 @@ def run(app: typer.Typer) -> NoReturn:
     """Runs a command line. Status: 0 done, 1 some files failed, 2 wrong usage or data, 130 interrupted."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     logging.captureWarnings(True)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names may hold what its encoding does not
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        app()  # leaves by SystemExit, with status 2 for wrong usage and 130 after Ctrl-C
-    except (UsageError, DataError, DocumentError, ModelError, TrainingError, ValueError) as error:
+        app()  # leaves by SystemExit: 2 for wrong usage, 130 after Ctrl-C, 1 when its reader has gone (`| head`)
+    except (UsageError, DataError, DocumentError, ModelError, TrainingError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # `docvit classify ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
     sys.exit(0)

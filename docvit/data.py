@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from docvit.augment import Augmentation, augment
 from docvit.cache import CachedDocument
-from docvit.pages import PageStack, Rendering, find_documents, spread
+from docvit.pages import SUFFIXES, PageStack, Rendering, find_documents, spread
 from docvit.patches import PatchSequence, pack
 
 MAX_LISTED = 20
@@ -57,8 +57,8 @@ def read_labelled(
     Paths in a CSV are relative to the CSV. `group_column` names a further column, for leaving whole groups out.
 
     Raises:
-        DataError: with every problem found: missing columns, missing files, classes without documents, labels that
-            are not among `classes`.
+        DataError: with every problem found: missing columns, missing files, files listed twice, classes without
+            documents, labels that are not among `classes`.
     """
     path = Path(data)
     if path.is_dir():
@@ -92,7 +92,7 @@ def _read_folder(path: Path) -> tuple[list[Row], list[str]]:
     for folder in sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")):
         # a class folder full of scans is many one-page documents, never one
         found = sorted(p for p in find_documents([folder]) if p != str(folder)) or sorted(
-            str(p) for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")
+            str(p) for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")
         )
         rows += [(p, folder.name, "") for p in found]
         if not found:
@@ -102,6 +102,7 @@ def _read_folder(path: Path) -> tuple[list[Row], list[str]]:
 
 def _read_csv(path: Path, group_column: str | None) -> tuple[list[Row], list[str]]:
     rows: list[Row] = []
+    lines: dict[str, int] = {}  # where each path stands first
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -110,15 +111,17 @@ def _read_csv(path: Path, group_column: str | None) -> tuple[list[Row], list[str
             if missing:
                 return [], [f"missing column: {name} (found: {', '.join(reader.fieldnames or [])})" for name in missing]
             problems = []
-            for line, row in enumerate(reader, 2):
-                location, label = row["path"] or "", row["label"] or ""
-                resolved = path.parent / location
+            for row in reader:
+                line, location, label = reader.line_num, row["path"] or "", row["label"] or ""
+                resolved = os.path.normpath(path.parent / location)
                 if not location or not label:
                     problems.append(f"line {line}: empty path or label")
-                elif not resolved.exists():
+                elif not os.path.exists(resolved):
                     problems.append(f"line {line}: no such file: {location}")
+                elif lines.setdefault(resolved, line) != line:
+                    problems.append(f"line {line}: {location} stands on line {lines[resolved]} already")
                 else:
-                    rows.append((str(resolved), label, row.get(group_column, "") if group_column else ""))
+                    rows.append((resolved, label, (row[group_column] or "") if group_column else ""))
             return rows, problems
     except (UnicodeDecodeError, csv.Error) as error:
         return [], [f"not a CSV: {error}"]
@@ -191,7 +194,9 @@ class DocumentDataset(Dataset[tuple[int, int, PageStack]]):
         count = min(self.view.max_pages, len(document.indices))
         if not self.view.training:
             return [document.indices[i] for i in spread(len(document.indices), count)]
-        return sorted(random.choice(document.indices, count, replace=False).tolist())
+        # the first page is always read in use, and often says most
+        first, *others = document.indices
+        return [first, *sorted(random.choice(others, count - 1, replace=False).tolist())] if count > 1 else [first]
 
     def tokens(self) -> np.ndarray:
         """About how many tokens each document brings to a batch, class tokens included."""
@@ -203,9 +208,12 @@ class DocumentDataset(Dataset[tuple[int, int, PageStack]]):
         stacks = [stack for _, _, stack in samples]
         sequence = pack(stacks, view.rendering.multiple, channels=channels, mean=view.mean, std=view.std)
         if view.patch_dropout:
-            places = [place for place, _, _ in samples]
-            random = np.random.default_rng((self.seed, samples[0][1], *places))
-            sequence = sequence.select(torch.from_numpy(random.random(sequence.num_patches) >= view.patch_dropout))
+            counts = sequence.page_bounds[sequence.document_bounds].diff().tolist()
+            drawn = [
+                np.random.default_rng((self.seed, epoch, place, 1)).random(count)
+                for (place, epoch, _), count in zip(samples, counts, strict=True)
+            ]
+            sequence = sequence.select(torch.from_numpy(np.concatenate(drawn) >= view.patch_dropout))
         index = torch.tensor([place for place, _, _ in samples])
         return Batch(sequence, torch.tensor([self.labels[place] for place, _, _ in samples]), index)
 
@@ -219,6 +227,9 @@ class TokenBudget(Sampler[list[Key]]):
         shuffle: a new order every epoch, from `seed`.
         weights: (documents,) draw with replacement in these proportions instead of shuffling; see `balance`.
         rank, world_size: this process's share of the batches.
+
+    Raises:
+        ValueError: fewer documents than processes.
     """
 
     def __init__(
@@ -234,12 +245,14 @@ class TokenBudget(Sampler[list[Key]]):
     ) -> None:
         self.tokens, self.shuffle, self.seed, self.rank, self.world_size = tokens, shuffle, seed, rank, world_size
         self.weights = None if weights is None else weights / weights.sum()
-        count = min(len(tokens), max(1, round(float(tokens.sum()) / budget)))
-        self.count = count if count < world_size else count - count % world_size
+        if len(tokens) < world_size:
+            raise ValueError(f"{len(tokens)} documents cannot be shared among {world_size} processes")
+        count = min(len(tokens), max(world_size, round(float(tokens.sum()) / budget)))
+        self.count = count - count % world_size  # as many for each process
         self.epoch, self.skip = 0, 0
 
     def __len__(self) -> int:
-        return max(1, self.count // self.world_size)
+        return self.count // self.world_size
 
     def __iter__(self) -> Iterator[list[Key]]:
         order = np.arange(len(self.tokens))
@@ -302,6 +315,7 @@ class Batches:
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
             worker_init_fn=_ignore_interrupts if workers else None,
+            generator=torch.Generator(),  # else every epoch begun, also a resumed one, draws from the global one
         )
 
     def set_epoch(self, epoch: int, skip: int = 0) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,10 +43,15 @@ class Explanation:
         shown = sorted(np.argsort(self.prediction.page_relevance)[::-1][:MAX_DRAWN].tolist())
         columns = min(len(shown), 6)
         rows = math.ceil(len(shown) / columns)
-        figure = Figure(figsize=(2.3 * columns, 2.9 * rows + 0.7), layout="constrained")
-        FigureCanvasAgg(figure)
         p = self.prediction
-        figure.suptitle(f"{Path(p.path).name}: {p.label} ({p.score:.0%})")
+        tallest = max(self.pages[i].shape[0] / self.pages[i].shape[1] for i in shown)
+        width = max(2.3 * columns, 4.6)
+        height = (2.2 * min(tallest, 3.0) + 0.25) * rows
+        figure = Figure(figsize=(width, height + 0.7), layout="constrained")
+        FigureCanvasAgg(figure)
+        figure.suptitle(f"{_name(p.path, int(10 * width))}: {p.label} ({p.score:.0%})", fontsize=10, parse_math=False)
+        legend = "red: evidence for the label, strongest patch darkest; per cent: the page's share of it"
+        figure.supxlabel(legend, fontsize=6, color="0.4")
         places = figure.subplots(rows, columns, squeeze=False).flatten()
         for axes in places:
             axes.axis("off")
@@ -55,7 +61,9 @@ class Explanation:
             axes.set_title(f"page {p.pages[i]} · {p.page_relevance[i]:.0%}", fontsize=8)
             axes.add_patch(Rectangle((0, 0), page.shape[1] - 1, page.shape[0] - 1, fill=False, color="0.6", lw=0.8))
         Path(file).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(file, dpi=130)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph")  # a file name in a script that the font does not have
+            figure.savefig(file, dpi=130)
 
 
 def explain(
@@ -91,6 +99,12 @@ def explain(
         relevance[batch.row[patches].cpu(), batch.col[patches].cpu()] = evidence[patches].numpy()
         maps.append(relevance)
     return Explanation(prediction, stack.pages, maps)
+
+
+def _name(path: str, limit: int) -> str:
+    """The file's name in at most `limit` printable characters."""
+    name = "".join(c if c.isprintable() else "?" for c in Path(path).name)
+    return name if len(name) <= limit else f"{name[: limit // 2]}…{name[-(limit // 2) :]}"
 
 
 def _overlay(page: NDArray[np.uint8], relevance: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -235,7 +235,7 @@ class DocViT(nn.Module):
         self.positions: Positions = create_positions(
             config.positions, dim, grid=config.grid, max_pages=config.max_pages, head_dim=dim // config.num_heads
         )
-        drops = torch.linspace(0, config.drop_path, config.depth).tolist()
+        drops = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()  # also under another default
         scopes = parse_scopes(config.scopes, config.depth)
         self.blocks = nn.ModuleList(Block(config, scope=s, drop_path=p) for s, p in zip(scopes, drops, strict=True))
         self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
@@ -249,7 +249,7 @@ class DocViT(nn.Module):
             trunc_normal_(self.reg_token, std=0.02)
         for module in self.blocks.modules():
             if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
+                nn.init.xavier_uniform_(module.weight)  # as in the ViT paper; a fixed 0.02 starves narrow models
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
@@ -280,7 +280,7 @@ class DocViT(nn.Module):
 
     def _embed(self, batch: PatchSequence, layout: Layout) -> tuple[Tensor, Tensor | None]:
         """Tokens before the first block (T + N * K, D), in page order, and rotation angles if the scheme has them."""
-        x = self.patch_embed(batch.patches)
+        x = self.patch_embed(batch.patches.to(self.cls_token.dtype))
         at_patches, at_pages = self.positions.patches(batch), self.positions.pages(batch)
         if at_patches is not None:
             x = x + at_patches
@@ -314,7 +314,9 @@ class DocViT(nn.Module):
 
     def forward_head(self, x: Features, pre_logits: bool = False) -> Tensor:
         """Pools page tokens to documents (B, D) and classifies them (B, num_classes); `pre_logits` stops between."""
-        pooled = torch.segment_reduce(x.pages.float(), POOLINGS[self.config.pooling], lengths=x.page_counts, axis=0)
+        how, counts = POOLINGS[self.config.pooling], x.page_counts
+        # unsafe: no check of the lengths, which would wait for the device
+        pooled = torch.segment_reduce(x.pages.float(), how, lengths=counts, unsafe=True).to(x.pages.dtype)
         return pooled if pre_logits else self.head(self.head_drop(pooled))
 
     def forward_pages(self, x: Features) -> Tensor:
@@ -339,10 +341,9 @@ class DocViT(nn.Module):
 
     def reset_classifier(self, num_classes: int, classes: Sequence[str] = ()) -> None:
         """A fresh head for `num_classes` classes (0: none, the pooled feature comes out)."""
-        self.num_classes = num_classes
         self.config = replace(self.config, num_classes=num_classes, classes=tuple(classes))
-        device = self.norm.weight.device
-        self.head = _head(self.embed_dim, num_classes).to(device)
+        self.num_classes = num_classes
+        self.head = _head(self.embed_dim, num_classes).to(self.norm.weight)
 
     def save_pretrained(self, folder: str, *, dtype: torch.dtype | None = None) -> None:
         """Writes `config.json` and `model.safetensors` (weights as `dtype`, or as they are)."""

@@ -127,10 +127,11 @@ def pack(
         max_pages: read at most so many pages of a document, spread evenly, first and last always in.
 
     Raises:
-        ValueError: no documents, a document without pages, a tensor whose sides are not multiples of the patch size.
+        ValueError: no documents, a document without pages, a page of another shape or kind than these, sides that are
+            not multiples of the patch size, a path to a file of several pages.
         DocumentError: a page that cannot be read (see `docvit.pages`).
     """
-    mean_, std_ = (torch.tensor(tuple(v)).expand(channels) for v in (mean, std))
+    mean_, std_ = _per_channel("mean", mean, channels), _per_channel("std", std, channels)
     rendering = Rendering(size=size, multiple=patch_size, mode="L" if channels == 1 else "RGB")
     patches, kept, grids = [], [], []
     pages: list[int] = []
@@ -163,6 +164,12 @@ def pack(
     )
 
 
+def _per_channel(name: str, values: Sequence[float], channels: int) -> Tensor:
+    if len(values) not in (1, channels):
+        raise ValueError(f"{name} has {len(values)} values for {channels} channels")
+    return torch.tensor(tuple(values)).expand(channels)
+
+
 def _numbered(
     document: Document | PageStack | Sequence[Page], rendering: Rendering, max_pages: int | None
 ) -> Iterable[tuple[int, Page]]:
@@ -185,16 +192,16 @@ def _cut(
     page: Page, size: int, rendering: Rendering, mean: Tensor, std: Tensor, drop_blank: bool
 ) -> tuple[Tensor, Tensor, tuple[int, int]]:
     """One page -> its kept patches (n, C * P * P), their cells (n,) in reading order, and its grid."""
-    channels = len(mean)
+    channels, noise = len(mean), torch.tensor(BLANK_RANGE + 0.5)  # between two levels: rounding cannot matter
     if isinstance(page, Tensor):
         if page.ndim != 3 or page.shape[0] != channels or not page.is_floating_point():
             raise ValueError(f"a page tensor is a float ({channels}, H, W), not {page.dtype} {tuple(page.shape)}")
-        pixels, noise = page, BLANK_RANGE / 255 / std.to(page)  # already normalised: so is the threshold
+        pixels, noise = page, noise / 255 / std  # already normalised: so is the threshold
     else:
         array = page if isinstance(page, np.ndarray) else _image(page, rendering)
-        if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3) != (channels == 3):
+        if array.dtype != np.uint8 or array.ndim < 2 or array.shape[2:] != (() if channels == 1 else (channels,)):
             raise ValueError(f"a page array for {channels} channels cannot be {array.dtype} {array.shape}")
-        pixels, noise = torch.from_numpy(np.atleast_3d(array)).permute(2, 0, 1), torch.tensor([float(BLANK_RANGE)])
+        pixels = torch.from_numpy(np.atleast_3d(array)).permute(2, 0, 1)
     _, height, width = pixels.shape
     if height % size or width % size or not height or not width:
         raise ValueError(f"page sides {height} x {width} are not multiples of the patch size {size}")
@@ -202,7 +209,7 @@ def _cut(
     cells = torch.arange(len(patches))
     if drop_blank:
         spans = patches.amax(2).float() - patches.amin(2).float()  # (h w, C)
-        cells = cells[(spans > noise.float().cpu()).any(1)]
+        cells = cells[(spans.cpu() > noise).any(1)]
         patches = patches[cells]
     if not isinstance(page, Tensor):  # normalised only now: about half of a page has just been dropped
         patches = (patches.float() / 255 - mean[:, None]) / std[:, None]
@@ -214,4 +221,6 @@ def _image(page: str | os.PathLike[str] | Image.Image, rendering: Rendering) -> 
     if isinstance(page, Image.Image):
         return np.array(fit_image(page, rendering))
     with open_document(page, rendering) as document:
+        if len(document) > 1:
+            raise ValueError(f"{document.path} has {len(document)} pages: pass open_document(path), not a list of it")
         return np.array(document[0])

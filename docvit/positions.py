@@ -75,9 +75,8 @@ class SpatialPage(PageIndependent):
 
     def pages(self, batch: PatchSequence) -> Tensor:
         lengths = batch.document_lengths
-        index = batch.page_index.to(self.page.dtype)
-        longer = lengths > self.max_pages
-        return interpolate_1d(self.page, torch.where(longer, stretch(index, lengths, self.max_pages), index))
+        index, longer = batch.page_index, lengths > self.max_pages
+        return interpolate_1d(self.page, torch.where(longer, stretch(index, lengths, self.max_pages), index.float()))
 
 
 POSITIONS: dict[str, type[Positions]] = {
@@ -99,7 +98,7 @@ def create_positions(name: str, dim: int, *, grid: tuple[int, int], max_pages: i
 
 def stretch(index: Tensor, length: Tensor, table: int) -> Tensor:
     """Index 0..length-1 onto 0..table-1, ends on ends; a length of one lands on 0."""
-    return index * ((table - 1) / (length - 1).clamp(min=1))
+    return index * (table - 1) / (length - 1).clamp(min=1)  # multiplied first: integers, so that the ends are exact
 
 
 def interpolate_1d(table: Tensor, x: Tensor) -> Tensor:

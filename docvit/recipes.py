@@ -28,12 +28,12 @@ from docvit.data import (
     View,
     balance,
 )
-from docvit.hardware import default_device, has_fast_bf16
+from docvit.hardware import choose_device, default_device, has_fast_bf16
 from docvit.metrics import report
 from docvit.model import DocViT
-from docvit.train import Record, TrainingError, TrainSettings, fit, make_ema
+from docvit.train import CHECKPOINT, Record, TrainingError, TrainSettings, fit, make_ema
 from docvit.variants import create_model
-from docvit.weights import adapt, from_timm, load_pretrained, save_pretrained
+from docvit.weights import WEIGHTS, adapt, from_timm, load_pretrained, save_pretrained
 
 logger = logging.getLogger(__name__)
 RECIPE = "recipe.json"
@@ -47,7 +47,7 @@ class Recipe:
         model: name of a variant; ignored where `init` brings a model.
         init: `timm:NAME` (pretrained weights) or a model folder to start from; None for random weights.
         settings: fields of `DocViTConfig` that differ from the variant's.
-        max_pages: pages of a document seen in one epoch, chosen at random.
+        max_pages: pages of a document seen in one epoch: the first, and others chosen at random.
         budget: tokens a batch, about.
         patch_dropout: share of patches left out at random.
         label_smoothing: of the cross-entropy.
@@ -58,14 +58,14 @@ class Recipe:
         train: the loop's settings.
     """
 
-    model: str = "docvit_compact_patch16"
+    model: str = "docvit_compact_patch32"
     init: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
-    max_pages: int = 6
-    budget: int = 4096
-    patch_dropout: float = 0.3
+    max_pages: int = 4
+    budget: int = 1200
+    patch_dropout: float = 0.5
     label_smoothing: float = 0.1
-    page_loss: float = 0.0
+    page_loss: float = 0.5
     ema: float = 0.998
     balanced: bool = True
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -135,7 +135,9 @@ def train_documents(
 
     Raises:
         DataError: documents that cannot be read (all of them at once), before training begins.
+        ModelError: `init` names no model that can be had.
         TrainingError: `output` holds another run, or none to resume.
+        ValueError: an unknown variant, setting or device; the message names the choices.
     """
     folder = Path(output)
     recipe = _agree(folder, recipe, resume=resume)
@@ -225,7 +227,7 @@ def _agree(folder: Path, recipe: Recipe, *, resume: bool) -> Recipe:
         return read_recipe(folder)
     if folder.exists() and not folder.is_dir():
         raise TrainingError(f"{folder} is not a folder: choose another output")
-    if (folder / RECIPE).exists():
+    if (folder / CHECKPOINT).exists() or (folder / WEIGHTS).exists():
         raise TrainingError(f"{folder} already holds a run: go on with --resume, or choose another output")
     return recipe
 
@@ -258,11 +260,11 @@ def _loader_workers(device: torch.device) -> int:
 def _process_group(device: torch.device | str | None) -> Iterator[tuple[torch.device, int, int]]:
     """(device, rank, world size): this process alone, or as `torchrun` set it up."""
     if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
-        yield torch.device(device or default_device()), 0, 1
+        yield choose_device(device), 0, 1
         return
-    place = torch.device(device or default_device())
-    if place.type == "cuda":
-        place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    on_gpu = str(device or default_device()).startswith("cuda")
+    place = choose_device(f"cuda:{os.environ['LOCAL_RANK']}" if on_gpu else device)
+    if on_gpu:
         torch.cuda.set_device(place)
     dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
     try:

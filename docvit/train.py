@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from docvit.checkpoint import load_checkpoint, save_checkpoint
+from docvit.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from docvit.history import write_history
 
 logger = logging.getLogger(__name__)
@@ -66,9 +66,9 @@ class TrainSettings:
         checkpoint_minutes: time between checkpoints within an epoch.
     """
 
-    epochs: int = 20
+    epochs: int = 16
     lr: float = 1e-3
-    weight_decay: float = 0.05
+    weight_decay: float = 0.1
     optimizer: str = "adamw"
     momentum: float = 0.9
     schedule: str = "cosine"
@@ -137,7 +137,8 @@ def fit(
         One record an epoch: epoch, lr, seconds, the mean of each part of the loss, the figures of `evaluate`.
 
     Raises:
-        TrainingError: nothing to resume, other settings than the checkpoint's, or a loss that is no longer finite.
+        TrainingError: nothing to resume, a damaged checkpoint, other settings, batches or weights than the
+            checkpoint's, or a loss that is no longer finite.
         KeyboardInterrupt: after Ctrl-C (or SIGTERM), once the current step is done and a checkpoint is written.
     """
     run = _Run(model, batches, loss, settings, ema=ema, output=output, device=torch.device(device))
@@ -220,12 +221,13 @@ class _Run:
                 if len(pending) >= 50 or self.batch == count:
                     bar.set_postfix(loss=f"{self._collect(pending):.3f}")
                 late = time.monotonic() - saved > 60 * self.settings.checkpoint_minutes
-                if _agreed(stop.is_set()) or late:
+                stopping = _agreed(stop.is_set())  # asked once: Ctrl-C may come at any time
+                if stopping or late:
                     self._collect(pending)
                     self.seconds += time.monotonic() - begun
                     self.checkpoint()
                     begun = saved = time.monotonic()
-                if _agreed(stop.is_set()):
+                if stopping:
                     raise KeyboardInterrupt
         self._collect(pending)
         self.seconds += time.monotonic() - begun
@@ -280,7 +282,8 @@ class _Run:
     def checkpoint(self) -> None:
         if self.output and self.is_main:
             counters = {"epoch": self.epoch, "batch": self.batch, "step": self.step, "seconds": self.seconds}
-            values = {**counters, "sums": self.sums, "history": self.history, "settings": asdict(self.settings)}
+            values = {**counters, "batches": len(self.batches), "sums": self.sums, "history": self.history}
+            values["settings"] = asdict(self.settings)
             rng = {"cpu": torch.get_rng_state()}
             if self.device.type == "cuda":
                 rng["cuda"] = torch.cuda.get_rng_state(self.device)
@@ -293,23 +296,38 @@ class _Run:
     def restore(self) -> None:
         if self.output is None or not (self.output / CHECKPOINT).is_file():
             raise TrainingError(f"{self.output} holds no {CHECKPOINT}: there is no run to resume")
-        state = load_checkpoint(self.output / CHECKPOINT)
+        try:
+            state = load_checkpoint(self.output / CHECKPOINT)
+            self._check(state)
+            self._load(state)
+        except CheckpointError as error:
+            raise TrainingError(f"{error}; it cannot be resumed: train anew into another folder") from error
+        except (RuntimeError, ValueError) as error:  # weights of other shapes or names
+            raise TrainingError(f"the run in {self.output} had another model: {error}") from error
+        logger.info("resumed at epoch %d, batch %d", self.epoch + 1, self.batch)
+
+    def _check(self, state: dict[str, Any]) -> None:
         values = state["values"]
         mine = asdict(self.settings)
         differing = [k for k in mine if k != "checkpoint_minutes" and values["settings"].get(k) != mine[k]]
         if differing or ("ema" in state) != (self.ema is not None):
             named = ", ".join(f"{k} was {values['settings'].get(k)!r}" for k in differing) or "the use of an EMA"
             raise TrainingError(f"the run in {self.output} had other settings: {named}")
+        if values["batches"] != len(self.batches):
+            counts = f"{values['batches']} batches an epoch, and here are {len(self.batches)}"
+            raise TrainingError(f"the run in {self.output} had other data: {counts}")
+
+    def _load(self, state: dict[str, Any]) -> None:
+        values = state["values"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
         torch.set_rng_state(state["rng"]["cpu"])
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and "cuda" in state["rng"]:
             torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
         self.epoch, self.batch, self.step = values["epoch"], values["batch"], values["step"]
         self.sums, self.seconds, self.history = values["sums"], values["seconds"], values["history"]
-        logger.info("resumed at epoch %d, batch %d", self.epoch + 1, self.batch)
 
 
 def _agreed(flag: bool) -> bool:

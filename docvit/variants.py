@@ -14,7 +14,7 @@ def create_model(name: str, **settings: Any) -> DocViT:
     """A freshly initialised DocViT.
 
     Args:
-        name: `docvit_{compact,tiny,small,base}_patch16`.
+        name: `docvit_compact_patch32`, `docvit_{tiny,small,base}_patch16`.
         settings: any field of `DocViTConfig`, such as num_classes, positions, scopes.
 
     Raises:
@@ -35,10 +35,19 @@ def _build(settings: dict[str, Any], *, pretrained: bool, **variant: Any) -> Doc
 
 
 @register_model
-def docvit_compact_patch16(pretrained: bool = False, **settings: Any) -> DocViT:
-    """Half as deep as tiny, grey pages, convolutional stem: the shape of the model in the box."""
-    variant = {"embed_dim": 192, "depth": 6, "num_heads": 3, "stem": "conv", "in_chans": 1, "page_size": 256}
-    return _build(settings, pretrained=pretrained, grid=(16, 16), **variant)
+def docvit_compact_patch32(pretrained: bool = False, **settings: Any) -> DocViT:
+    """Three narrow blocks on grey pages, the ink stem: for few documents and sources; the model in the box."""
+    pages = {"patch_size": 32, "in_chans": 1, "page_size": 256, "grid": (8, 8), "mean": (0.9,), "std": (0.25,)}
+    shape = {
+        "embed_dim": 128,
+        "depth": 3,
+        "num_heads": 2,
+        "stem": "ink",
+        "drop_path": 0.1,
+        "scopes": "page-then-document:2",
+        "max_pages": 40,
+    }
+    return _build(settings, pretrained=pretrained, **pages, **shape)
 
 
 @register_model

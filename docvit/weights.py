@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
-from timm.models.vision_transformer import VisionTransformer
+from timm.layers import PatchEmbed
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from docvit.model import DocViT, DocViTConfig
@@ -31,7 +33,10 @@ def save_pretrained(model: DocViT, folder: str | os.PathLike[str], *, dtype: tor
     """Writes `config.json` and `model.safetensors` into `folder`, creating it; each file is replaced in one step."""
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    state = {k: v.detach().to("cpu", dtype).contiguous() for k, v in model.state_dict().items()}
+    state = {
+        name: value.detach().to("cpu", dtype if value.is_floating_point() else None).contiguous()
+        for name, value in model.state_dict().items()
+    }
     save_file(state, path / f"{WEIGHTS}.tmp", metadata={"format": "pt"})
     os.replace(path / f"{WEIGHTS}.tmp", path / WEIGHTS)
     (path / f"{CONFIG}.tmp").write_text(json.dumps(model.config.as_dict(), indent=2) + "\n")
@@ -49,14 +54,14 @@ def load_pretrained(folder: str | os.PathLike[str] | None = None) -> DocViT:
         ModelError: neither a model folder nor a hub repository that can be reached, or weights that do not fit.
     """
     path = BUNDLED if folder is None else Path(folder)
-    if not path.is_dir():
+    if folder is not None and not path.is_dir():
         path = _from_hub(str(folder))
     missing = [name for name in (CONFIG, WEIGHTS) if not (path / name).is_file()]
     if missing:
         raise ModelError(f"{path} is not a model folder: {' and '.join(missing)} missing")
     try:
         model = DocViT(DocViTConfig.from_dict(json.loads((path / CONFIG).read_text())))
-        model.load_state_dict({k: v.float() for k, v in load_file(path / WEIGHTS).items()})
+        model.load_state_dict(load_file(path / WEIGHTS))  # into float32, whatever is in the file
     except Exception as error:  # JSON, settings, safetensors and shapes each raise their own kinds
         raise ModelError(f"{path} cannot be loaded: {error}") from error
     return model.eval()
@@ -65,7 +70,7 @@ def load_pretrained(folder: str | os.PathLike[str] | None = None) -> DocViT:
 def _from_hub(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS]))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # the hub's client and the HTTP library below it each raise their own kinds
         raise ModelError(f"{name!r} is neither a model folder nor a hub model that can be reached") from error
 
 
@@ -82,22 +87,32 @@ def from_timm(model: str | nn.Module, *, pretrained: bool = False, **overrides: 
     others begin small and random, so that training can tell pages apart.
 
     Raises:
-        ModelError: an architecture without a class token, or with parts that DocViT does not have.
+        ModelError: no such name, weights that cannot be fetched, an architecture without a class token, or with parts
+            that DocViT does not have.
     """
-    source = timm.create_model(model, pretrained=pretrained) if isinstance(model, str) else model
-    config = _timm_config(source)
+    source = _checked(_create_timm(model, pretrained=pretrained) if isinstance(model, str) else model)
+    try:
+        config = _timm_config(source)
+    except ValueError as error:
+        raise ModelError(f"{type(source).__name__} cannot be a DocViT: {error}") from error
     docvit = DocViT(config)
-    state, own = _timm_state(source), docvit.state_dict()
+    own = docvit.state_dict()
     page = own["positions.page"]
     page[0] = 0
-    own.update(state)
-    differing = sorted(set(own) ^ set(docvit.state_dict())) + [
-        name for name, value in docvit.state_dict().items() if name in own and own[name].shape != value.shape
-    ]
+    state = {"positions.page": page, **_timm_state(source)}
+    differing = sorted(own.keys() ^ state.keys()) + [n for n in own if n in state and own[n].shape != state[n].shape]
     if differing:
-        raise ModelError(f"{type(source).__name__} has parts that DocViT does not: {', '.join(differing[:5])}")
-    docvit.load_state_dict(own)
+        raise ModelError(f"{type(source).__name__} and DocViT differ in their parts: {', '.join(differing[:5])}")
+    docvit.load_state_dict(state)
     return adapt(docvit, **overrides).train(source.training)
+
+
+def _create_timm(name: str, *, pretrained: bool) -> nn.Module:
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=pretrained)
+    except Exception as error:  # an unknown name, or a download that failed: each of its own kind
+        raise ModelError(f"timm has no {name!r} that can be created: {error}") from error
+    return model
 
 
 def adapt(model: DocViT, **overrides: Any) -> DocViT:
@@ -105,9 +120,9 @@ def adapt(model: DocViT, **overrides: Any) -> DocViT:
 
     A head of another number of classes, or other class names, begins afresh.
     """
-    config = replace(model.config, **overrides) if overrides else model.config
-    if config.num_classes != model.config.num_classes and "classes" not in overrides:
-        config = replace(config, classes=())
+    if overrides.get("num_classes", model.config.num_classes) != model.config.num_classes:
+        overrides = {"classes": (), **overrides}  # the old names are of other classes
+    config = replace(model.config, **overrides)
     result = DocViT(config)
     own = result.state_dict()
     same_head = config.num_classes == model.config.num_classes and config.classes in (model.config.classes, ())
@@ -123,7 +138,7 @@ def adapt(model: DocViT, **overrides: Any) -> DocViT:
 
 
 def _resample(table: Tensor, like: Tensor) -> Tensor:
-    if table.shape == like.shape or table.ndim != like.ndim:
+    if table.shape == like.shape or table.ndim != like.ndim or table.shape[-1] != like.shape[-1]:
         return table
     axes = [torch.linspace(0, old - 1, new) for old, new in zip(table.shape[:-1], like.shape[:-1], strict=True)]
     if len(axes) == 1:
@@ -132,22 +147,45 @@ def _resample(table: Tensor, like: Tensor) -> Tensor:
     return interpolate_2d(table.float(), row, col).reshape(like.shape)
 
 
-def _timm_config(source: nn.Module) -> DocViTConfig:
+def _checked(source: nn.Module) -> VisionTransformer:
+    """`source` itself, unless DocViT lacks a part of it or would compute other numbers from weights of the same names.
+
+    Raises:
+        ModelError: says which.
+    """
     if not isinstance(source, VisionTransformer):
         raise ModelError(f"{type(source).__name__} is not a timm VisionTransformer")
     if source.cls_token is None or source.global_pool != "token":
         raise ModelError("DocViT pools class tokens: this model has none, or pools in another way")
     if source.num_prefix_tokens != 1 + source.num_reg_tokens:
         raise ModelError("models with a distillation token are not supported")
+    if source.pos_embed is None:
+        raise ModelError("DocViT has learned positions, this model has none")
+    if not isinstance(source.norm, nn.LayerNorm):
+        raise ModelError("DocViT normalises its class tokens last (`norm`), this model does not")
+    patches = source.patch_embed
+    if type(patches) is not PatchEmbed or len(set(patches.patch_size)) > 1:
+        raise ModelError(f"DocViT cuts pages into square patches: it has no {type(patches).__name__} like this model's")
+    x = torch.linspace(-4, 4, 9)
+    for block in source.blocks:
+        if type(block) is not Block:
+            raise ModelError(f"DocViT has plain blocks, not {type(block).__name__}")
+        if not torch.allclose(block.mlp.act(x.clone()), F.gelu(x)):
+            raise ModelError(f"DocViT has exact GELU, not {type(block.mlp.act).__name__}")
+    return source
+
+
+def _timm_config(source: VisionTransformer) -> DocViTConfig:
     block, patches = source.blocks[0], source.patch_embed
     pretrained = getattr(source, "pretrained_cfg", {}) or {}
+    channels = patches.proj.in_channels
     return DocViTConfig(
         embed_dim=source.embed_dim,
         depth=len(source.blocks),
         num_heads=block.attn.num_heads,
         mlp_ratio=block.mlp.fc1.out_features / source.embed_dim,
         patch_size=patches.patch_size[0],
-        in_chans=patches.proj.in_channels,
+        in_chans=channels,
         num_classes=source.num_classes,
         grid=tuple(patches.grid_size),
         num_registers=source.num_reg_tokens,
@@ -155,9 +193,14 @@ def _timm_config(source: nn.Module) -> DocViTConfig:
         init_values=1e-5 if hasattr(block.ls1, "gamma") else None,
         norm_eps=source.norm.eps,
         page_size=max(patches.img_size),
-        mean=tuple(pretrained.get("mean", (0.5,))),
-        std=tuple(pretrained.get("std", (0.5,))),
+        mean=_per_channel(pretrained.get("mean", (0.5,)), channels),
+        std=_per_channel(pretrained.get("std", (0.5,)), channels),
     )
+
+
+def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """timm's normalisation is always RGB's, also of a model for grey pages."""
+    return tuple(values) if len(values) in (1, channels) else (sum(values) / len(values),)
 
 
 def _timm_state(source: VisionTransformer) -> dict[str, Tensor]:

@@ -83,7 +83,7 @@ class Batches:
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, skip: int = 0) -> None:
-        """Draw the order and the views of an epoch, counted from 0; one pass then leaves out its first `skip` batches."""
+        """Draw the order and the views of an epoch, counted from 0; the next pass leaves out `skip` batches of it."""
         self.epoch, self._skip, count = epoch, skip, len(self.images)
         order = torch.randperm(count, generator=self._generator(0)) if self.shuffle else torch.arange(count)
         self._order = self._to_device(order)

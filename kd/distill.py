@@ -167,6 +167,7 @@ def teach(
     compile: bool = False,
     first_epoch: int = 0,
     description: str = "training",
+    every_epoch: bool = True,
 ) -> list[Record]:
     """`docvit.train.fit` with a teacher or without one: the stage that every training here consists of.
 
@@ -201,6 +202,7 @@ def teach(
         resume=resume,
         device=device,
         description=description,
+        every_epoch=every_epoch,
     )
 
 

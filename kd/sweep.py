@@ -64,15 +64,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def measure(
-    model: nn.Module, batches: Iterable[Any], *, inputs_of: InputsOf = images_of, device: torch.device | str = "cpu"
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    inputs_of: InputsOf = images_of,
+    device: torch.device | str = "cpu",
+    bf16: bool | None = None,
 ) -> Record:
     """`loss` (cross-entropy) and `accuracy` (0..1) over all batches, those of a `Sweep` by name (`alpha 0.5/loss`).
 
-    In bfloat16 where the device is fast at it. For `kd.distill`: `evaluate=partial(measure, batches=test)`.
+    In bfloat16 where the device is fast at it, unless told. For `distill`: `evaluate=partial(measure, batches=test)`.
     """
+    bf16 = has_fast_bf16(device) if bf16 is None else bf16
     sums: dict[str, Tensor] = {}
     count = 0
-    with evaluating(model), torch.autocast(torch.device(device).type, torch.bfloat16, enabled=has_fast_bf16(device)):
+    with evaluating(model), torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
         for batch in batches:
             batch = batch.to(device)
             count += len(batch.labels)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import socket
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here needs a network, so nothing shall wait for one
 
 Box = tuple[float, float]
 
@@ -70,3 +76,95 @@ def make_pdf(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return make
+
+
+CLASSES = ("bars", "blocks", "text")  # sorted, as folders are
+TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2, "page_size": 64, "grid": (4, 4), "in_chans": 1}
+
+
+def drawing(kind: str, page: int, shift: float = 0) -> bytes:
+    """A page of one of `CLASSES`: upright bars, large blocks or lines of words."""
+    if kind == "text":
+        return strokes(612, 792 - shift, page)
+    size = (30, 700) if kind == "bars" else (150, 150)
+    step = (90, 800) if kind == "bars" else (220, 220)
+    places = [(40 + shift + x, 40 + shift + y) for x in range(0, 500, step[0]) for y in range(0, 600, step[1])]
+    return b"0 g\n" + b"\n".join(b"%.1f %.1f %d %d re f" % (*place, *size) for place in places[page:])
+
+
+def classed_pdf(kind: str, pages: int = 2, shift: float = 0) -> bytes:
+    """A document of one of `CLASSES`."""
+    return pdf_bytes([(612, 792)] * pages, contents=[drawing(kind, page, shift) for page in range(pages)])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def page_cache(tmp_path_factory) -> Path:
+    """The cache of rendered pages of this session, away from the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["DOCVIT_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    """A folder per class: four documents each, of two or three pages."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for kind in CLASSES:
+        (folder / kind).mkdir()
+        for i in range(4):
+            (folder / kind / f"{kind}{i}.pdf").write_bytes(classed_pdf(kind, 2 + i % 2, 8.0 * i))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(corpus, tmp_path_factory) -> Path:
+    """The folder of a tiny model that has learnt to tell `CLASSES` apart."""
+    from docvit.augment import Augmentation
+    from docvit.data import read_labelled
+    from docvit.recipes import Recipe, train_documents
+    from docvit.train import TrainSettings
+
+    loop, still = TrainSettings(epochs=20, lr=3e-3), Augmentation(shift=0.03, scale=0.05, ink=0.2)
+    recipe = Recipe(
+        model="docvit_small_patch16",
+        settings=TINY,
+        budget=40,
+        patch_dropout=0.0,
+        page_loss=0.5,
+        ema=0.8,
+        augmentation=still,
+        train=loop,
+    )
+    folder = tmp_path_factory.mktemp("trained")
+    train_documents(read_labelled(corpus), folder, recipe, device="cpu", workers=0)
+    return folder
+
+
+@pytest.fixture
+def in_two_processes() -> Callable[..., None]:
+    """`in_two_processes(function, *arguments)` calls `function(rank, *arguments)` in two processes like torchrun."""
+    if sys.platform != "linux":
+        pytest.skip("forks, which is fast and safe on Linux only")
+
+    def work(rank: int, port: int, function: Callable[..., None], arguments: tuple) -> None:
+        import torch
+
+        torch.set_num_threads(1)  # the threads of the parent are not there any more
+        group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in group.items()}, GLOO_SOCKET_IFNAME="lo")
+        function(rank, *arguments)
+
+    def run(function: Callable[..., None], *arguments) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        context = multiprocessing.get_context("fork")
+        processes = [context.Process(target=work, args=(rank, port, function, arguments)) for rank in range(2)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(120)
+            process.kill()
+        assert [process.exitcode for process in processes] == [0, 0]
+
+    return run

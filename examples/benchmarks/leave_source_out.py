@@ -1,0 +1,80 @@
+"""Accuracy on sources never trained on: every fold leaves whole sources out, one model a fold and seed.
+
+    python examples/benchmarks/leave_source_out.py DOCUMENTS.csv --output runs/sources
+
+DOCUMENTS.csv has the columns path, label and source_repo. Folds are scikit-learn's StratifiedGroupKFold(5). A run that
+is finished is not repeated, an interrupted one goes on. Writes results.json: the pooled predictions of all folds scored
+once per seed (last epoch, never the best), mean and spread over seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+
+import docvit
+from docvit.classify import DocumentClassifier
+from docvit.data import LabelledDocuments, read_labelled
+from docvit.metrics import report
+from docvit.recipes import RECIPE, Recipe, split_groups, train_documents
+from docvit.train import CHECKPOINT, TrainSettings
+
+
+def scores(classifier: DocumentClassifier, held_out: LabelledDocuments) -> np.ndarray:
+    rows = list(classifier.predict(held_out.paths))
+    return np.array([[row.scores[name] for name in held_out.classes] for row in rows])
+
+
+def run_fold(data: LabelledDocuments, recipe: Recipe, fold: int, folds: int, folder: Path) -> dict[str, list]:
+    result = folder / "predictions.json"
+    if not result.exists():
+        training, held_out = split_groups(data, fold, folds)
+        resume = (folder / RECIPE).exists() and (folder / CHECKPOINT).exists()
+        train_documents(training, folder, recipe, resume=resume)
+        predicted = scores(DocumentClassifier.from_pretrained(folder), held_out)
+        result.write_text(json.dumps({"scores": predicted.tolist(), "labels": list(held_out.labels)}))
+    return json.loads(result.read_text())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--group-by", default="source_repo")
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=TrainSettings.epochs)
+    arguments = parser.parse_args()
+    data = read_labelled(arguments.data, group_column=arguments.group_by)
+    settings = TrainSettings(epochs=arguments.epochs)
+    recipe = Recipe(train=settings)
+    runs = []
+    for seed in range(arguments.seeds):
+        seeded = replace(recipe, train=replace(settings, seed=seed))
+        folds = [
+            run_fold(data, seeded, fold, arguments.folds, arguments.output / f"seed-{seed}" / f"fold-{fold + 1}")
+            for fold in range(arguments.folds)
+        ]
+        labels = [label for fold in folds for label in fold["labels"]]
+        runs.append(report(np.concatenate([fold["scores"] for fold in folds]), labels, data.classes).as_dict())
+        print(f"seed {seed}: " + "  ".join(f"{k} {runs[-1][k]:.3f}" for k in ("accuracy", "macro_f1", "ece", "aurc")))
+    names = ("accuracy", "macro_f1", "ece", "aurc")
+    summary = {
+        n: {"mean": float(np.mean([r[n] for r in runs])), "std": float(np.std([r[n] for r in runs]))} for n in names
+    }
+    versions = {"docvit": docvit.__name__, "torch": torch.__version__, "timm": timm.__version__}
+    machine = {"device": "cpu", "cores": torch.get_num_threads(), "platform": platform.platform()}
+    results = {"recipe": asdict(recipe), "folds": arguments.folds, "seeds": arguments.seeds, "summary": summary}
+    results |= {"runs": runs, "versions": versions, "machine": machine}
+    (arguments.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

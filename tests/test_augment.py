@@ -1,0 +1,140 @@
+"""Changes to pages: what they do to ink, and what they never do to paper."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from docvit.augment import Augmentation, augment
+
+STILL = dict.fromkeys(Augmentation().__dict__, 0.0)
+
+
+class Upper:
+    """Draws the upper limit, always."""
+
+    def uniform(self, low, high):
+        return high
+
+    def random(self):
+        return 0.5
+
+    def standard_normal(self, shape, dtype):
+        return np.random.default_rng(0).standard_normal(shape, dtype=dtype)
+
+
+def page(height=96, width=64):
+    paper = np.full((height, width), 255, np.uint8)
+    paper[height // 4 : height // 2, width // 4 : width // 2] = 0
+    return paper
+
+
+def changed(pages, *, random=None, **settings):
+    return augment(pages, Augmentation(**STILL | settings), random or Upper())
+
+
+def centre(ink):
+    """Centre of mass (row, column) of (H, W), in pixels from the middle of the page."""
+    rows, columns = (torch.arange(n) - (n - 1) / 2 for n in ink.shape)
+    return float((ink.sum(1) * rows).sum() / ink.sum()), float((ink.sum(0) * columns).sum() / ink.sum())
+
+
+@pytest.mark.parametrize("shape", [(96, 64), (64, 96), (64, 64, 3)])
+def test_without_changes_the_page_stays(shape):
+    original = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    (result,) = changed([original])
+    expected = torch.from_numpy(np.atleast_3d(original)).permute(2, 0, 1) / 255
+    torch.testing.assert_close(result, expected, atol=1e-4, rtol=0)
+
+
+def test_white_stays_white_and_sizes_stay():
+    papers = [np.full(shape, 255, np.uint8) for shape in ((64, 48), (48, 64), (32, 32, 3))]
+    for seed in range(20):
+        results = augment(papers, Augmentation(noise=0.3), np.random.default_rng(seed))
+        assert [tuple(r.shape) for r in results] == [(1, 64, 48), (1, 48, 64), (3, 32, 32)]
+        assert all(torch.equal(r, torch.ones_like(r)) for r in results)
+
+
+def test_pixels_stay_numbers_between_black_and_white():
+    noisy = [np.random.default_rng(0).integers(0, 256, (64, 48), dtype=np.uint8)]
+    for seed in range(50):
+        settings = Augmentation(
+            rotate=0.5, shear=0.5, scale=1.0, shift=0.5, ink=1.0, contrast=1.0, invert=0.5, noise=1.0
+        )
+        (result,) = augment(noisy, settings, np.random.default_rng(seed))
+        assert result.isfinite().all()
+        assert 0 <= result.min() <= result.max() <= 1
+
+
+def test_a_shift_moves_ink_by_its_share_of_the_page_alike_in_both_directions():
+    (result,) = changed([page()], shift=0.1)
+    (before, after) = (centre(1 - torch.from_numpy(page()) / 255), centre(1 - result[0]))
+    moved = 0.1 + 0.03  # of the document, and a little more of the page
+    assert after[0] - before[0] == pytest.approx(-moved * 96, abs=0.05)
+    assert after[1] - before[1] == pytest.approx(-moved * 64, abs=0.05)
+
+
+def test_a_scale_shrinks_ink_towards_the_middle():
+    (result,) = changed([page()], scale=0.2)
+    factor = math.exp(-(0.2 + 0.04))
+    assert centre(1 - result[0])[0] == pytest.approx(centre(1 - torch.from_numpy(page()) / 255)[0] * factor, abs=0.2)
+    assert float((1 - result).sum()) == pytest.approx(24 * 16 * factor**2, rel=0.03)
+
+
+def test_a_rotation_turns_and_keeps_shapes_also_on_a_page_that_is_not_square():
+    (result,) = changed([page(192, 64)], rotate=0.3)
+    rows, columns = np.nonzero(page(192, 64) == 0)
+    y, x = rows.mean() - 95.5, columns.mean() - 31.5
+    # what the result shows at p is what the page had at p turned by the angle
+    row, column = centre(1 - result[0])
+    assert row == pytest.approx(y * math.cos(0.3) - x * math.sin(0.3), abs=0.3)
+    assert column == pytest.approx(x * math.cos(0.3) + y * math.sin(0.3), abs=0.3)
+    assert float((1 - result).sum()) == pytest.approx(48 * 16, rel=0.02)
+
+
+@pytest.mark.parametrize(("seed_sign", "heavier"), [(1, True), (-1, False)])
+def test_ink_weight_thickens_and_thins(seed_sign, heavier):
+    class Draw(Upper):
+        def uniform(self, low, high):
+            return seed_sign * high
+
+    (result,) = changed([page()], random=Draw(), ink=1.0)
+    ink = float((1 - result).sum())
+    if heavier:  # every stroke grows by a pixel on each side
+        assert ink == pytest.approx(26 * 18, rel=1e-3)
+    else:
+        assert ink == pytest.approx(0.4 * 24 * 16 + 0.6 * 22 * 14, rel=1e-3)
+
+
+def test_contrast_makes_ink_paler_and_nothing_else():
+    (result,) = changed([page()], contrast=0.4)
+    assert sorted({round(float(v), 3) for v in result.unique()}) == pytest.approx([0.4, 1.0], abs=2e-3)
+
+
+def test_an_inverted_page_is_white_on_black_up_to_its_edges():
+    (result,) = changed([page()], invert=1.0, shift=0.1)
+    (plain,) = changed([page()], shift=0.1)
+    torch.testing.assert_close(result, 1 - plain)
+    assert result[0, -1].max() < 1e-3
+
+
+def test_noise_leaves_paper_alone():
+    (result,) = changed([page()], noise=0.2)
+    blank = torch.from_numpy(page() == 255)
+    assert (result[0][blank] > 0.999).all()
+    assert result[0][~blank].std() > 0.05
+
+
+def test_pages_of_a_document_change_alike_but_not_quite():
+    first, second = augment([page(), page()], Augmentation(), np.random.default_rng(0))
+    (other,) = augment([page()], Augmentation(), np.random.default_rng(1))
+    assert not torch.equal(first, second)
+    assert (first - second).abs().mean() < (first - other).abs().mean()
+
+
+def test_the_same_random_numbers_give_the_same_pages():
+    one, two = (augment([page()], Augmentation(noise=0.1), np.random.default_rng(5))[0] for _ in range(2))
+    assert torch.equal(one, two)

@@ -1,0 +1,278 @@
+"""The benchmarks on a made-up CIFAR: nothing runs twice, nothing is overwritten, cells and verdicts come from runs."""
+
+import json
+import math
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from docvit import train
+from kd import benchmarks, cli, report
+from kd.benchmarks import bench_cifar10
+from kd.cifar10 import Augment
+from kd.cifar10_files import BATCHES, CIFAR10, CLASS_NAMES
+from kd.presets import PRESETS
+from kd.report import difference, verdict
+from kd.results import BenchmarkError
+from kd.tables import FIGURES, TABLES, Cell, Claim, Table
+
+TINY = replace(
+    PRESETS["smoke"], train_images=60, test_images=20, measured_images=20, batch_size=20,
+    teacher_width=0.02, student_width=0.05,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def in_float32_and_quick(monkeypatch):
+    monkeypatch.setattr(benchmarks, "has_fast_bf16", lambda _: False)
+    monkeypatch.setattr(train, "write_history", lambda *_: None)
+
+
+@pytest.fixture
+def without_plots(monkeypatch):
+    """Drawing takes longer than all that is trained here."""
+    monkeypatch.setattr(report, "draw_figures", lambda *_: {})
+
+
+def made_up(train=60, test=20, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(256, (train + test, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    labels = torch.arange(train + test) % 10
+    return CIFAR10(images[:train], labels[:train], images[train:], labels[train:], CLASS_NAMES)
+
+
+def bench(output, preset=TINY, **settings):
+    return bench_cifar10(made_up(), output, preset, **({"device": "cpu"} | settings))
+
+
+def longer(preset=TINY, epochs=3):
+    stages = tuple(replace(s, train=replace(s.train, epochs=epochs, checkpoint_minutes=0.0)) for s in preset.stages)
+    return replace(preset, stages=stages, teaching_epoch=2)
+
+
+def without_times(runs):
+    def strip(value):
+        if isinstance(value, dict):
+            return {key: strip(below) for key, below in value.items() if key != "seconds"}
+        return [strip(below) for below in value] if isinstance(value, list) else value
+
+    return strip(runs)
+
+
+def write_files(folder):
+    """The official binary layout, too small."""
+    folder.mkdir()
+    data = made_up(100, 20)
+    for number, name in enumerate(BATCHES):
+        images, labels = data.train_images[20 * number :][:20], data.train_labels[20 * number :][:20]
+        if name == "test_batch":
+            images, labels = data.test_images, data.test_labels
+        records = torch.cat([labels[:, None].to(torch.uint8), images.flatten(1)], dim=1)
+        (folder / f"{name}.bin").write_bytes(records.numpy().tobytes())
+    return folder
+
+
+def command(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["kd", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return ended.value.code
+
+
+def test_the_command_from_files_to_report_and_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(cli.PRESETS, "smoke", TINY)
+    output = tmp_path / "out"
+    arguments = ["bench", "cifar10", "--data", write_files(tmp_path / "data"), "--output", output, "--device", "cpu"]
+    assert command(monkeypatch, *arguments, "--preset", "smoke") == 0
+    results = json.loads((output / "results.json").read_text())
+    assert {run["stage"] for run in results["runs"].values()} == {stage.name for stage in TINY.stages}
+    text = (output / "report.md").read_text()
+    assert "Not at full scale" in text
+    assert "70.77" in text
+    for table in TABLES["smoke"]:
+        assert f"(`{table.name}`)" in text
+    for name in FIGURES["smoke"]:
+        assert (output / f"curves-{name}.png").stat().st_size > 10_000
+    assert list(output.glob("runs/*/checkpoint*")) == []
+    before = (output / "results.json").read_bytes()
+    monkeypatch.setattr(benchmarks, "teach", None)  # whoever trains now, fails
+    assert command(monkeypatch, *arguments, "--preset", "smoke") == 0
+    assert (output / "results.json").read_bytes() == before
+    assert command(monkeypatch, *arguments, "--preset", "smoke", "--images", "50") == 2
+    assert "other settings: preset train_images was 60, not 50" in capsys.readouterr().err
+    assert (output / "results.json").read_bytes() == before
+
+
+@pytest.mark.usefixtures("without_plots")
+def test_a_run_is_recorded_whole(tmp_path):
+    results = bench(tmp_path / "out", longer(), only=["teacher"], seeds=2)
+    assert sorted(results.runs) == ["teacher-seed0", "teacher-seed1"]
+    run = results.runs["teacher-seed1"]
+    assert run["seed"] == run["train"]["seed"] == 1
+    assert run["versions"]["torch"] == torch.__version__
+    assert "CPU" in run["device"]
+    assert len(run["epochs"]) == 3
+    network = run["networks"]["alone"]
+    for kind in ("weights", "average"):
+        assert [set(epoch) for epoch in network[kind]] == [
+            {"test_loss", "test_accuracy", "train_loss", "train_accuracy"}
+        ] * 3
+    assert network["weights"] != network["average"]
+    assert network["weights"] != results.runs["teacher-seed0"]["networks"]["alone"]["weights"]
+
+
+class Stops(Exception):
+    pass
+
+
+@pytest.mark.usefixtures("without_plots")
+@pytest.mark.parametrize("step", [4, 14, 24])
+def test_interrupted_is_uninterrupted_and_finished_runs_are_not_repeated(tmp_path, monkeypatch, step):
+    """Two stages of three epochs of three steps; it stops in the first, in the second, and in the second seed."""
+    settings = {"preset": longer(), "only": ["alpha"], "seeds": 2}
+    whole = bench(tmp_path / "whole", **settings)
+    taken, plain_step = [], train._Run._step
+
+    def counted(run, batch):
+        if len(taken) == step:
+            raise Stops
+        taken.append(1)
+        return plain_step(run, batch)
+
+    monkeypatch.setattr(train._Run, "_step", counted)
+    with pytest.raises(Stops):
+        bench(tmp_path / "parts", **settings)
+    assert (tmp_path / "parts" / "report.md").is_file()
+    step = -1  # on to the end
+    resumed = bench(tmp_path / "parts", **settings)
+    assert len(taken) == 2 * 2 * 9  # no step twice
+    assert without_times(resumed.runs) == without_times(whole.runs)
+
+
+@pytest.mark.usefixtures("without_plots")
+def test_students_of_a_sweep_are_students_alone(tmp_path):
+    together = bench(tmp_path / "together", only=["alpha"])
+    stage = TINY.stage("students")
+    alone = replace(stage, targets={"alpha 0.8": stage.targets["alpha 0.8"]})
+    preset = replace(TINY, stages=tuple(alone if s.name == "students" else s for s in TINY.stages))
+    by_itself = bench(tmp_path / "alone", preset, only=["distillation"])
+    name = "students-seed0"
+    assert together.runs[name]["networks"]["alpha 0.8"] == by_itself.runs[name]["networks"]["alpha 0.8"]
+
+
+@pytest.mark.usefixtures("without_plots")
+def test_more_seeds_and_tables_join_what_is_there(tmp_path):
+    bench(tmp_path, only=["teacher"])
+    first = json.loads((tmp_path / "results.json").read_text())["runs"]
+    bench(tmp_path, only=["teacher"], seeds=2)
+    later = json.loads((tmp_path / "results.json").read_text())["runs"]
+    assert later.pop("teacher-seed1")
+    assert later == first
+    bench(tmp_path, only=["curves"])
+    assert {"mean-teacher-seed0"} < set(json.loads((tmp_path / "results.json").read_text())["runs"])
+
+
+@pytest.mark.usefixtures("without_plots")
+def test_the_modern_preset_runs_with_its_augmentation(tmp_path):
+    modern = PRESETS["modern"]
+    stages = tuple(replace(s, train=replace(s.train, epochs=1)) for s in modern.stages)
+    small = {f: getattr(TINY, f) for f in ("train_images", "test_images", "batch_size", "measured_images")}
+    preset = replace(modern, stages=stages, teaching_epoch=1, teacher_width=0.02, student_width=0.05, **small)
+    results = bench(tmp_path, preset, seeds=1)
+    assert preset.augment == Augment(crop=4, cutout=8)
+    assert set(results.runs) == {"teacher-seed0", "short-seed0", "patient-seed0"}
+    assert "a square of 8 px blanked" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.usefixtures("without_plots")
+def test_results_of_other_data_or_settings_are_left_alone(tmp_path):
+    bench(tmp_path, only=["teacher"])
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(BenchmarkError, match="data sha256"):
+        bench_cifar10(made_up(seed=1), tmp_path, TINY, device="cpu", only=["teacher"])
+    with pytest.raises(BenchmarkError, match=r"preset decay was 0\.99, not 0\.9"):
+        bench(tmp_path, replace(TINY, decay=0.9))
+    with pytest.raises(BenchmarkError, match="no table is called nothing; there are teacher, alpha"):
+        bench(tmp_path, only=["nothing"])
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.usefixtures("without_plots")
+@pytest.mark.parametrize("content", ["{", "[]", '{"runs": {}}'])
+def test_foreign_results_and_foreign_folders_are_refused(tmp_path, content):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(BenchmarkError, match="holds no results of this benchmark"):
+        bench(tmp_path)
+    assert (tmp_path / "results.json").read_text() == content
+    (tmp_path / "results.json").rename(tmp_path / "thesis.tex")
+    with pytest.raises(BenchmarkError, match="not empty"):
+        bench(tmp_path)
+    with pytest.raises(BenchmarkError, match="not a folder"):
+        bench(tmp_path / "thesis.tex")
+
+
+@pytest.mark.usefixtures("without_plots")
+def test_a_lost_teacher_is_named(tmp_path):
+    bench(tmp_path, only=["teacher"])
+    (tmp_path / "runs" / "teacher-seed0" / "teacher.safetensors").unlink()
+    with pytest.raises(BenchmarkError, match=r"teacher\.safetensors is gone"):
+        bench(tmp_path, only=["alpha"])
+
+
+def test_every_cell_and_line_names_a_network_that_is_trained():
+    for name, preset in PRESETS.items():
+        networks = {(stage.name, network) for stage in preset.stages for network in stage.targets}
+        cells = [cell for table in TABLES[name] for cell in table.cells]
+        lines = [line for lines in FIGURES[name].values() for line in lines]
+        assert {(place.stage, place.network) for place in cells + lines} <= networks
+        assert all(cell.epoch <= preset.stage(cell.stage).train.epochs for cell in cells) or name == "smoke"
+        assert preset.teaching_epoch <= preset.stage("teacher").train.epochs
+
+
+def test_the_report_preset_is_the_reports():
+    preset = PRESETS["report"]
+    assert (preset.teacher_width, preset.student_width, preset.init, preset.augment) == (1.0, 1.0, "default", None)
+    assert [cell.reported for table in TABLES["report"][:3] for cell in table.cells] == [
+        57.9, 70.77, 65.8, 65.4, 65.8, 68.8, 10.5, 10.5, 68.5,
+    ]  # fmt: skip
+    assert [targets.alpha for targets in preset.stage("students").targets.values()] == [0.5, 0.6, 0.8]
+
+
+def two_rows(reported=(None, None), figure="test_accuracy"):
+    cells = (Cell("a", "s", reported=reported[0], figure=figure), Cell("b", "s", reported=reported[1], figure=figure))
+    return Table("t", "T", cells, (Claim(0, 1),))
+
+
+def test_a_difference_is_paired_by_seed():
+    mean, half = difference({0: 70.0, 1: 72.0, 2: 71.0, 9: 0.0}, {0: 69.0, 1: 70.0, 2: 69.5})
+    assert mean == pytest.approx(1.5)
+    assert half == pytest.approx(4.302653 * 0.5 / math.sqrt(3), rel=1e-5)  # t of 2 degrees of freedom
+    assert difference({0: 1.0}, {1: 1.0}) is None
+    assert difference({0: 2.0}, {0: 1.0}) == (1.0, None)
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "reported", "figure", "word"),
+    [
+        ((70.0, 71.0, 72.1), (68.0, 69.0, 70.0), (None, None), "test_accuracy", "Holds"),
+        ((70.0, 71.0, 72.1), (68.0, 69.0, 70.0), (68.5, 10.5), "test_accuracy", "Holds in direction, not in size"),
+        ((68.0, 69.0, 70.0), (70.0, 71.0, 72.1), (None, None), "test_accuracy", "Does not hold"),
+        ((68.0, 72.0, 70.0), (70.0, 71.0, 69.0), (None, None), "test_accuracy", "Cannot tell"),
+        ((1.0, 1.1, 1.2), (2.0, 2.1, 2.3), (None, None), "test_loss", "Holds"),
+        ((70.0,), (60.0,), (None, None), "test_accuracy", "Cannot tell"),
+        ((), (60.0,), (None, None), "test_accuracy", "Cannot tell"),
+    ],
+)
+def test_verdicts(better, worse, reported, figure, word):
+    samples = [dict(enumerate(better)), dict(enumerate(worse))]
+    assert verdict(two_rows(reported, figure), samples).startswith(f"**{word}**")
+    assert verdict(two_rows(reported, figure), samples, conclusive=False).startswith("**Cannot tell**")
+
+
+@pytest.mark.usefixtures("without_plots")
+def test_failing_training_is_told_in_the_report(tmp_path):
+    results = bench(tmp_path, only=["distillation"])
+    assert results.runs["failure-seed0"]["warnings"]
+    assert "failure-seed0: alone: still at chance" in (tmp_path / "report.md").read_text()

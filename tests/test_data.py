@@ -1,0 +1,367 @@
+"""Labelled documents: what is read from folders and CSVs, what is wrong with them, and the batches they become."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLASSES, classed_pdf
+from PIL import Image
+
+from docvit.augment import Augmentation
+from docvit.cache import PageCache
+from docvit.data import (
+    Batches,
+    DataError,
+    DocumentDataset,
+    LabelledDocuments,
+    TokenBudget,
+    View,
+    balance,
+    read_labelled,
+)
+from docvit.pages import Rendering
+from docvit.patches import pack
+
+RENDERING = Rendering(size=64, mode="L")
+
+
+def write(path, content=b"%PDF-"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def image(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (8, 8)).save(path)
+
+
+def table(tmp_path, text, *files, encoding="utf-8"):
+    for name in files:
+        write(tmp_path / name)
+    file = tmp_path / "table.csv"
+    file.write_text(text, encoding=encoding)
+    return file
+
+
+def names(found, root):
+    return {
+        (path.removeprefix(f"{root}/"), found.classes[label])
+        for path, label in zip(found.paths, found.labels, strict=True)
+    }
+
+
+# --- reading ---
+
+
+def test_a_folder_per_class(tmp_path):
+    write(tmp_path / "b" / "1.pdf")
+    write(tmp_path / "a" / "deep" / "2.pdf")
+    write(tmp_path / "a" / "3.tif")
+    write(tmp_path / ".hidden" / "4.pdf")
+    write(tmp_path / "a" / "notes.txt")
+    write(tmp_path / "loose.pdf")
+    found = read_labelled(tmp_path)
+    assert found.classes == ("a", "b")
+    assert found.groups is None
+    assert names(found, tmp_path) == {("a/deep/2.pdf", "a"), ("a/3.tif", "a"), ("b/1.pdf", "b")}
+
+
+def test_a_class_folder_of_scans_is_many_documents_and_one_of_folders_a_document_each(tmp_path):
+    for name in ("p1.png", "p2.png", "p10.png"):
+        image(tmp_path / "scans" / name)
+        image(tmp_path / "bundles" / "first" / name)
+        image(tmp_path / "bundles" / "second" / name)
+        image(tmp_path / "mixed" / "bundle" / name)
+    write(tmp_path / "scans" / "notes.txt")
+    image(tmp_path / "mixed" / "alone.jpg")
+    assert names(read_labelled(tmp_path), tmp_path) == {
+        ("scans/p1.png", "scans"),
+        ("scans/p2.png", "scans"),
+        ("scans/p10.png", "scans"),
+        ("bundles/first", "bundles"),
+        ("bundles/second", "bundles"),
+        ("mixed/bundle", "mixed"),
+        ("mixed/alone.jpg", "mixed"),
+    }
+
+
+def test_every_class_folder_without_documents_is_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "texts" / "notes.txt")
+    write(tmp_path / "good" / "a.pdf")
+    with pytest.raises(DataError) as raised:
+        read_labelled(tmp_path)
+    assert raised.value.problems == [
+        "class folder without documents: empty",
+        "class folder without documents: texts",
+    ]
+
+
+def test_a_csv_of_a_spreadsheet_with_its_byte_order_mark(tmp_path):
+    text = 'label,path,source\nb,"deep/one, two.pdf",x\na,zwei.pdf,y\n'
+    file = table(tmp_path, text, "deep/one, two.pdf", "zwei.pdf", encoding="utf-8-sig")
+    found = read_labelled(file, group_column="source")
+    assert names(found, tmp_path) == {("deep/one, two.pdf", "b"), ("zwei.pdf", "a")}
+    assert found.groups == ("x", "y")
+
+
+def test_paths_are_relative_to_the_csv_or_absolute(tmp_path, monkeypatch):
+    elsewhere = write(tmp_path / "elsewhere" / "far.pdf")
+    file = table(tmp_path, f"path,label\nnear.pdf,a\n{elsewhere},b\n", "near.pdf")
+    monkeypatch.chdir(elsewhere.parent)
+    assert read_labelled(file).paths == (str(tmp_path / "near.pdf"), str(elsewhere))
+
+
+def test_all_problems_of_a_csv_are_said_at_once(tmp_path):
+    lines = ["path,label", "a.pdf,x", "gone.pdf,x", "", "b.pdf,", ",x", "a.pdf,y", "./a.pdf,x", "b.pdf", "b.pdf,z"]
+    with pytest.raises(DataError) as raised:
+        read_labelled(table(tmp_path, "\n".join(lines), "a.pdf", "b.pdf"), classes=("x", "y"))
+    assert raised.value.problems == [
+        "line 3: no such file: gone.pdf",
+        "line 5: empty path or label",
+        "line 6: empty path or label",
+        "line 7: a.pdf stands on line 2 already",
+        "line 8: ./a.pdf stands on line 2 already",
+        "line 9: empty path or label",
+        "labels that the model does not know: z (it knows x, y)",
+    ]
+    assert all(problem in str(raised.value) for problem in raised.value.problems)
+
+
+def test_a_long_list_of_problems_is_cut_in_the_message_only(tmp_path):
+    rows = "".join(f"{i}.pdf,x\n" for i in range(100))
+    with pytest.raises(DataError) as raised:
+        read_labelled(table(tmp_path, "path,label\n" + rows))
+    assert len(raised.value.problems) == 100
+    assert "... and 80 more" in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 22
+
+
+@pytest.mark.parametrize(
+    ("text", "problems"),
+    [
+        ("file,class\na.pdf,x\n", ["missing column: path", "missing column: label"]),
+        ("path;label\na.pdf;x\n", ["missing column: path (found: path;label)", "missing column: label"]),
+        ("", ["missing column: path", "missing column: label"]),
+        ("path,label\n", ["no documents"]),
+        ("path,label\n" + "x" * 5000 + ",a\n", ["line 2: no such file"]),
+    ],
+)
+def test_csvs_that_say_nothing_usable(tmp_path, text, problems):
+    with pytest.raises(DataError) as raised:
+        read_labelled(table(tmp_path, text))
+    assert len(raised.value.problems) == len(problems)
+    for said, expected in zip(raised.value.problems, problems, strict=True):
+        assert said.startswith(expected)
+
+
+def test_data_that_is_neither_folder_nor_csv(tmp_path):
+    binary = write(tmp_path / "x.csv", bytes(range(128, 256)))
+    for data, words in [(tmp_path / "gone", "no such file"), (binary, "not a CSV"), (tmp_path, "no documents")]:
+        with pytest.raises(DataError, match=words):
+            read_labelled(data)
+    with pytest.raises(DataError, match="missing column: source"):
+        read_labelled(table(tmp_path, "path,label\na.pdf,x\n", "a.pdf"), group_column="source")
+    with pytest.raises(DataError, match="need a CSV"):
+        read_labelled(tmp_path, group_column="source")
+
+
+# --- batches by token budget ---
+
+
+def drawn(sampler, epoch, skip=0):
+    sampler.epoch, sampler.skip = epoch, skip
+    return [[place for _, place in batch] for batch in sampler]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_every_document_once_an_epoch_over_all_processes_in_equally_many_batches(world_size):
+    tokens = np.random.default_rng(0).integers(20, 400, 101).astype(float)
+    orders = []
+    for epoch in range(4):
+        shares = []
+        for rank in range(world_size):
+            sampler = TokenBudget(tokens, 1500, shuffle=True, rank=rank, world_size=world_size)
+            shares.append(drawn(sampler, epoch))
+            assert len(shares[-1]) == len(sampler) == len(TokenBudget(tokens, 1500, shuffle=False)) // world_size
+        order = [place for share in shares for batch in share for place in batch]
+        assert sorted(order) == list(range(101))
+        orders.append(order)
+    assert orders[0] != orders[1]
+    assert orders[0] == [p for r in range(world_size) for b in _share(tokens, r, world_size) for p in b]
+
+
+def _share(tokens, rank, world_size):
+    return drawn(TokenBudget(tokens, 1500, shuffle=True, rank=rank, world_size=world_size), 0)
+
+
+def test_batches_hold_about_the_budget():
+    tokens = np.random.default_rng(1).integers(20, 200, 400).astype(float)
+    sampler = TokenBudget(tokens, 2000, shuffle=True)
+    sums = np.array([tokens[batch].sum() for epoch in range(3) for batch in drawn(sampler, epoch)])
+    assert abs(sums.mean() - 2000) < 100
+    assert np.abs(sums - sums.mean()).max() <= 200  # never off by more than the largest document
+
+
+def test_one_document_larger_than_a_batch_leaves_no_batch_empty():
+    tokens = np.array([10.0] * 9 + [5000.0])
+    for epoch in range(20):
+        batches = drawn(TokenBudget(tokens, 500, shuffle=True), epoch)
+        assert len(batches) == 10
+        assert all(batches)
+
+
+def test_skipping_gives_the_rest_of_the_same_epoch():
+    tokens = np.full(50, 100.0)
+    for weights in (None, np.arange(1.0, 51)):
+        sampler = TokenBudget(tokens, 500, shuffle=True, weights=weights, seed=3)
+        assert drawn(sampler, 2, skip=4) == drawn(sampler, 2)[4:]
+        assert drawn(sampler, 2, skip=10) == []
+
+
+def test_weights_are_the_shares_in_which_documents_are_drawn():
+    weights = np.array([1.0, 3.0, 6.0])
+    sampler = TokenBudget(np.full(3, 100.0), 100, shuffle=True, weights=weights)
+    counts = np.bincount([p for epoch in range(2000) for batch in drawn(sampler, epoch) for p in batch], minlength=3)
+    np.testing.assert_allclose(counts / counts.sum(), weights / 10, atol=0.025)
+
+
+def test_few_documents_for_many_processes():
+    sampler = TokenBudget(np.full(5, 10.0), 1000, shuffle=False, rank=1, world_size=2)
+    assert len(sampler) == len(drawn(sampler, 0)) == 1
+    with pytest.raises(ValueError, match="cannot be shared among 6"):
+        TokenBudget(np.full(5, 10.0), 1000, shuffle=False, world_size=6)
+
+
+def test_balance_evens_out_classes_and_damps_prolific_groups():
+    labels, groups = (0,) * 11 + (1,) * 2, ("big",) * 9 + ("a", "a") + ("b", "c")
+    data = LabelledDocuments(("",) * 13, labels, ("x", "y"), groups)
+    weights = balance(data)
+    assert weights[:11].sum() == pytest.approx(weights[11:].sum())
+    assert weights[:9].sum() / weights[9:11].sum() == pytest.approx(9**0.5 / 2**0.5)
+    ungrouped = balance(LabelledDocuments(("",) * 13, labels, ("x", "y")))
+    np.testing.assert_allclose(ungrouped, [1 / 11] * 11 + [1 / 2] * 2)
+
+
+# --- what a document is seen as ---
+
+
+@pytest.fixture(scope="module")
+def documents(corpus, page_cache):
+    data = read_labelled(corpus)
+    files, errors = PageCache(page_cache, RENDERING).prepare(data.paths, workers=0)
+    assert not errors
+    return data, [files[path] for path in data.paths]
+
+
+def dataset(documents, seed=0, **view):
+    data, files = documents
+    return DocumentDataset(files, data.labels, View(RENDERING, **view), seed=seed)
+
+
+def training(documents, seed=0, **view):
+    settings = {"max_pages": 2, "augmentation": Augmentation(), "patch_dropout": 0.4, "training": True} | view
+    return dataset(documents, seed, **settings)
+
+
+def patches_of(batch):
+    """What each document of a batch brings, by its place."""
+    bounds = batch.sequence.page_bounds[batch.sequence.document_bounds].tolist()
+    parts = zip(batch.index.tolist(), bounds, bounds[1:], strict=False)
+    s = batch.sequence
+    return {i: torch.cat([s.patches[a:b], s.page[a:b, None], s.row[a:b, None]], 1) for i, a, b in parts}
+
+
+def test_outside_training_a_batch_is_what_pack_gives(documents, corpus):
+    data, _ = documents
+    batches = Batches(dataset(documents), budget=40)
+    seen = []
+    for batch in batches:
+        for place, patches in patches_of(batch).items():
+            expected = pack([_read(data.paths[place])], 16, channels=1)
+            torch.testing.assert_close(patches[:, :256], expected.patches)
+        seen += batch.index.tolist()
+        assert batch.labels.tolist() == [data.labels[i] for i in batch.index.tolist()]
+    assert seen == list(range(len(data)))
+    assert {data.classes[label] for label in data.labels} == set(CLASSES)
+
+
+def _read(path):
+    from docvit.pages import read_document
+
+    return read_document(path, RENDERING)
+
+
+def test_a_view_depends_on_seed_epoch_and_document_alone(documents):
+    views = {}
+    for budget in (30, 90):
+        batches = Batches(training(documents), budget=budget, shuffle=True)
+        batches.set_epoch(1)
+        views[budget] = {k: v for batch in batches for k, v in patches_of(batch).items()}
+    assert views[30].keys() == views[90].keys()
+    assert all(torch.equal(views[30][k], views[90][k]) for k in views[30])
+    for other in (training(documents, seed=1), training(documents)):
+        batches = Batches(other, budget=90, shuffle=True)
+        batches.set_epoch(2 if other.seed == 0 else 1)
+        changed = {k: v for batch in batches for k, v in patches_of(batch).items()}
+        assert all(not torch.equal(changed[k], views[90][k]) for k in changed)
+
+
+def test_worker_processes_give_the_same_batches(documents):
+    def run(workers):
+        batches = Batches(training(documents), budget=60, shuffle=True, workers=workers)
+        for epoch, skip in ((0, 0), (1, 2)):
+            batches.set_epoch(epoch, skip)
+            yield from batches
+
+    for one, two in zip(run(0), run(2), strict=True):
+        assert torch.equal(one.sequence.patches, two.sequence.patches)
+        assert torch.equal(one.index, two.index)
+
+
+def test_iterating_leaves_the_random_numbers_of_the_model_alone(documents):
+    before = torch.get_rng_state()
+    list(Batches(training(documents), budget=60, shuffle=True))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_pages_are_chosen_at_random_in_training_and_evenly_outside(documents):
+    place = next(i for i, file in enumerate(documents[1]) if len(dataset(documents).documents[i].indices) == 3)
+    chosen = {tuple(training(documents)[epoch, place][2].indices) for epoch in range(40)}
+    assert chosen == {(0, 1), (0, 2), (1, 2)}
+    assert dataset(documents, max_pages=2)[7, place][2].indices == [0, 2]
+
+
+def test_patch_dropout_leaves_out_its_share(documents):
+    whole = training(documents, patch_dropout=0.0, augmentation=None)
+    thinned = training(documents, patch_dropout=0.4, augmentation=None)
+    keys = [(epoch, place) for epoch in range(30) for place in range(len(whole))]
+    counts = [d.collate([d[key] for key in keys]).sequence.num_patches for d in (whole, thinned)]
+    assert counts[1] / counts[0] == pytest.approx(0.6, abs=4 * (0.24 / counts[0]) ** 0.5)
+
+
+def test_the_estimate_of_tokens_is_about_right(documents):
+    data = training(documents, augmentation=None)
+    batches = [data.collate([data[epoch, place] for place in range(len(data))]) for epoch in range(10)]
+    tokens = np.mean([batch.sequence.num_patches + batch.sequence.num_pages for batch in batches])
+    assert data.tokens().sum() == pytest.approx(tokens, rel=0.05)
+
+
+def test_a_batch_moves_as_a_whole(documents):
+    data = dataset(documents)
+    batch = data.collate([data[0, 0], data[0, 5]]).to("meta")
+    assert {batch.sequence.patches.device.type, batch.labels.device.type, batch.index.device.type} == {"meta"}
+
+
+def test_rgb_pages_and_normalisation_by_channel(tmp_path):
+    path = write(tmp_path / "a.pdf", classed_pdf("blocks", 1))
+    rendering, mean, std = Rendering(size=64), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    files, _ = PageCache(tmp_path, rendering).prepare([str(path)], workers=0)
+    plain = View(rendering, mean, std)
+    still = View(rendering, mean, std, augmentation=Augmentation(**dict.fromkeys(Augmentation().__dict__, 0.0)))
+    one, two = (DocumentDataset(list(files.values()), [0], view) for view in (plain, still))
+    a, b = one.collate([one[0, 0]]), two.collate([two[0, 0]])
+    assert a.sequence.patches.shape[1] == 3 * 256
+    torch.testing.assert_close(a.sequence.patches, b.sequence.patches, atol=2e-5, rtol=1e-4)

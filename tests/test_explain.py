@@ -1,0 +1,108 @@
+"""What the model looked at: evidence where the difference is, and a picture of it for any document."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, classed_pdf
+from PIL import Image
+
+from docvit.classify import DocumentClassifier
+from docvit.explain import MAX_DRAWN, explain
+from docvit.model import DocViT, DocViTConfig
+from docvit.pages import NotFound, PageStack
+
+
+@pytest.fixture(scope="module")
+def classifier(trained):
+    return DocumentClassifier.from_pretrained(trained, device="cpu")
+
+
+@pytest.fixture
+def pdf(tmp_path):
+    path = tmp_path / "a.pdf"
+    path.write_bytes(classed_pdf("blocks", 3))
+    return path
+
+
+def test_maps_cover_the_pages_and_blank_patches_say_nothing(classifier, pdf):
+    found = explain(classifier, pdf)
+    assert found.prediction.label == classifier(pdf).label == "blocks"
+    assert len(found.pages) == len(found.relevance) == 3
+    for page, relevance in zip(found.pages, found.relevance, strict=True):
+        assert relevance.shape == (page.shape[0] // 16, page.shape[1] // 16)
+        cells = page.reshape(relevance.shape[0], 16, relevance.shape[1], 16).astype(int)
+        blank = cells.max((1, 3)) - cells.min((1, 3)) <= 8
+        assert np.array_equal(np.isnan(relevance), blank)
+    evidence = np.concatenate([r.flatten() for r in found.relevance])
+    assert np.nanmin(evidence) >= 0
+    assert np.nanmax(evidence) == 1
+
+
+def test_evidence_is_gradient_times_activation(classifier, pdf):
+    found, model = explain(classifier, pdf), classifier.model
+    batch = model.pack([PageStack("", found.pages, [0, 1, 2], 3)])
+    nudge = torch.zeros(batch.num_patches, requires_grad=True)
+    rows = torch.cat([1 + i + torch.arange(int(a), int(b)) for i, (a, b) in enumerate(_pairs(batch.page_bounds))])
+    block = model.blocks[-1]
+
+    def scale(module, args):  # every patch's token times 1 + its nudge: the derivative is what is asked
+        x = args[0]
+        return (x.index_copy(0, rows, x[rows] * (1 + nudge[:, None])), *args[1:])
+
+    hook = block.register_forward_pre_hook(scale)
+    try:
+        model(batch).log_softmax(1)[0, classifier.classes.index("blocks")].backward()
+    finally:
+        hook.remove()
+    expected = nudge.grad.clamp(min=0)
+    ours = np.concatenate([r[~np.isnan(r)] for r in found.relevance])
+    np.testing.assert_allclose(ours, (expected / expected.max()).numpy(), atol=1e-4)
+
+
+def _pairs(bounds):
+    return itertools.pairwise(bounds)
+
+
+@pytest.mark.parametrize(
+    "name", ["plain.pdf", "a $b^{ c$.pdf", "Prüfung – 試験.pdf", "two\nlines\udcff.pdf", "long " * 40 + ".pdf"]
+)
+def test_a_picture_is_drawn_whatever_the_file_is_called(classifier, tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(classed_pdf("text", 2))
+    file = tmp_path / "deep" / "picture.png"
+    explain(classifier, path).save(file)
+    with Image.open(file) as picture:
+        pixels = np.array(picture.convert("RGB")).astype(int)
+    assert min(pixels.shape[:2]) > 200
+    assert np.ptp(pixels, axis=2).max() > 60  # there is colour on it
+
+
+def test_a_long_document_shows_the_pages_that_say_most(classifier, tmp_path):
+    path = tmp_path / "long.pdf"
+    path.write_bytes(classed_pdf("text", MAX_DRAWN + 5))
+    found = explain(classifier, path)
+    assert len(found.relevance) == MAX_DRAWN + 5
+    found.save(tmp_path / "long.png")
+    assert len(explain(classifier, path, max_pages=3).relevance) == 3
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_blank_pages_a_single_block_and_colour(tmp_path, mode):
+    torch.manual_seed(0)
+    model = DocViT(DocViTConfig(**TINY | {"depth": 1, "in_chans": 1 if mode == "L" else 3}, num_classes=2))
+    classifier = DocumentClassifier(model, device="cpu")
+    for color in ("white", "gradient"):
+        page = Image.linear_gradient("L").resize((64, 96)) if color == "gradient" else Image.new("L", (64, 96), "white")
+        page.save(tmp_path / "page.png")
+        found = explain(classifier, tmp_path / "page.png")
+        found.save(tmp_path / "out.png")
+        assert np.isnan(found.relevance[0]).all() == (color == "white")
+
+
+def test_a_file_that_cannot_be_read(classifier, tmp_path):
+    with pytest.raises(NotFound):
+        explain(classifier, tmp_path / "gone.pdf")

@@ -1,0 +1,441 @@
+"""The training loop: what it computes, and that interrupting it changes nothing."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import math
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+from docvit.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from docvit.history import write_history
+from docvit.model import DocViT, DocViTConfig
+from docvit.train import CHECKPOINT, TrainingError, TrainSettings, fit, make_ema
+
+PLAIN = TrainSettings(epochs=3, lr=0.05, bf16=False, clip=None)
+
+
+class Pair:
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+    def to(self, device):
+        return Pair(self.x.to(device), self.y.to(device))
+
+
+class Listed:
+    """Batches out of a list, in another order every epoch."""
+
+    def __init__(self, count=7, rank=0, world_size=1):
+        generator = torch.Generator().manual_seed(5)
+        self.pairs = [Pair(torch.randn(4, 6, generator=generator), torch.arange(4) % 3) for _ in range(count)]
+        self.rank, self.world_size = rank, world_size
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch, skip=0):
+        order = np.random.default_rng(epoch).permutation(len(self.pairs))
+        self.order = order[self.rank :: self.world_size][skip:]
+
+    def __len__(self):
+        return len(range(self.rank, len(self.pairs), self.world_size))
+
+    def __iter__(self):
+        return (self.pairs[i] for i in self.order)
+
+
+def net(dropout=0.3):
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Dropout(dropout), nn.Linear(8, 3))
+
+
+def loss(model, pair):
+    logits = model(pair.x)
+    return {"loss": F.cross_entropy(logits, pair.y), "accuracy": (logits.argmax(1) == pair.y).float().mean()}
+
+
+def interrupt_at(step, number=signal.SIGINT):
+    """The loss, and in its `step`-th call Ctrl-C."""
+    calls = iter(range(1, 10**6))
+
+    def interrupting(model, pair):
+        if next(calls) == step:
+            os.kill(os.getpid(), number)
+        return loss(model, pair)
+
+    return interrupting
+
+
+def weights(*modules):
+    return [value.clone() for module in modules for value in module.state_dict().values()]
+
+
+def assert_equal(ours, theirs):
+    assert len(ours) == len(theirs)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def without_time(history):
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in history]
+
+
+# --- what a step does ---
+
+
+def rates(settings, count):
+    """The learning rate of every step, seen from outside: SGD on a loss whose gradient is one."""
+    parameter = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    model = nn.ParameterList([parameter])
+    seen = []
+
+    def unit(model, batch):
+        seen.append(float(model[0].detach()))
+        return {"loss": model[0].sum()}
+
+    fit(model, Listed(count), unit, settings)
+    return -np.diff([*seen, float(parameter)])
+
+
+@pytest.mark.parametrize(("epochs", "count", "warmup"), [(3, 7, 0.2), (2, 10, 0.0), (1, 1, 0.1)])
+def test_the_learning_rate_warms_up_linearly_and_follows_a_cosine(epochs, count, warmup):
+    settings = TrainSettings(epochs=epochs, lr=0.3, optimizer="momentum", momentum=0, weight_decay=0, warmup=warmup)
+    settings = TrainSettings(**{**settings.__dict__, "clip": None, "bf16": False})
+    total = epochs * count
+    rising = int(warmup * total)
+    expected = [0.3 * t / rising if t < rising else 0.15 * (1 + math.cos(math.pi * t / total)) for t in range(total)]
+    np.testing.assert_allclose(rates(settings, count), expected, atol=1e-9)
+
+
+def test_a_constant_learning_rate_after_its_warmup():
+    settings = TrainSettings(
+        epochs=2, lr=0.3, optimizer="momentum", momentum=0, weight_decay=0, warmup=0.2, schedule="constant", clip=None
+    )
+    np.testing.assert_allclose(rates(settings, 10), [0.3 / 4, 0.6 / 4, 0.9 / 4] + [0.3] * 17, atol=1e-9)
+
+
+def test_settings_that_make_no_sense_are_refused():
+    with pytest.raises(ValueError, match="cosine or constant"):
+        TrainSettings(schedule="linear")
+    with pytest.raises(ValueError, match="at least 1"):
+        TrainSettings(epochs=0)
+
+
+def test_steps_are_those_of_adamw_with_clipped_gradients():
+    settings = TrainSettings(epochs=1, lr=0.05, schedule="constant", warmup=0.0, clip=0.5, bf16=False)
+    ours, theirs, batches = net(0.0), net(0.0), Listed(3)
+    fit(ours, batches, loss, settings)
+    matrices = [p for p in theirs.parameters() if p.ndim > 1]
+    others = [p for p in theirs.parameters() if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=0.05)
+    batches.set_epoch(0)
+    for pair in batches:
+        optimizer.zero_grad()
+        F.cross_entropy(theirs(pair.x), pair.y).backward()
+        norm = sum(p.grad.square().sum() for p in theirs.parameters()).sqrt()
+        for p in theirs.parameters():
+            p.grad *= min(1.0, 0.5 / float(norm))
+        optimizer.step()
+    for a, b in zip(weights(ours), weights(theirs), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_weight_decay_is_on_matrices_only():
+    config = DocViTConfig(embed_dim=32, depth=1, num_heads=2, num_classes=3, num_registers=1, init_values=0.1)
+    model = DocViT(config)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    settings = TrainSettings(epochs=1, lr=0.1, weight_decay=0.5, schedule="constant", warmup=0, bf16=False)
+    nothing = lambda m, _: {"loss": 0 * sum(p.sum() for p in m.parameters())}  # noqa: E731
+    fit(model, Listed(1), nothing, settings)
+    shrunk = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    linear = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    assert shrunk == linear
+    for name in shrunk:
+        torch.testing.assert_close(dict(model.named_parameters())[name], before[name] * (1 - 0.1 * 0.5))
+
+
+def test_the_moving_average_is_one():
+    model, seen = net(), []
+    ema = make_ema(model, 0.7)
+
+    def remembering(model, pair):
+        seen.append([p.detach().double().numpy().copy() for p in model.parameters()])
+        return loss(model, pair)
+
+    fit(model, Listed(), remembering, PLAIN, ema=ema)
+    seen.append([p.detach().double().numpy() for p in model.parameters()])
+    average = seen[1]  # nothing is averaged before the first step is done
+    for step, values in enumerate(seen[2:], 1):
+        decay = min(0.7, 1 - (1 + step) ** (-2 / 3))
+        average = [decay * a + (1 - decay) * v for a, v in zip(average, values, strict=True)]
+    for a, b in zip(average, ema.module.parameters(), strict=True):
+        np.testing.assert_allclose(b.detach().numpy(), a, rtol=1e-5, atol=1e-6)
+    assert make_ema(model, 0.0) is None
+
+
+# --- what is written and logged ---
+
+
+def test_records_are_means_over_the_epoch_and_end_in_files(tmp_path):
+    parts = []
+
+    def remembering(model, pair):
+        found = loss(model, pair)
+        parts.append({name: float(value.detach()) for name, value in found.items()})
+        return found
+
+    model, ema = net(), make_ema(net(), 0.9)
+    shown, saved = [], []
+
+    def evaluate(m):
+        shown.append((m, m.training))
+        return {"valid_accuracy": 0.25}
+
+    batches = Listed()
+    history = fit(model, batches, remembering, PLAIN, output=tmp_path, ema=ema, evaluate=evaluate, save=saved.append)
+    assert shown == [(ema.module, False)] * 3
+    assert saved == [ema.module] * 3
+    for epoch, record in enumerate(history):
+        of_epoch = parts[epoch * 7 : (epoch + 1) * 7]
+        assert record["epoch"] == epoch + 1
+        assert record["valid_accuracy"] == 0.25
+        for name in ("loss", "accuracy"):
+            assert record[name] == pytest.approx(np.mean([p[name] for p in of_epoch]))
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    assert [row.keys() for row in rows] == [record.keys() for record in history]
+    for row, record in zip(rows, history, strict=True):
+        assert row == pytest.approx(record, rel=1e-5)
+    with Image.open(tmp_path / "curves.png") as curves:
+        assert min(curves.size) > 300
+        assert np.ptp(np.array(curves.convert("L"))) > 200
+    assert sorted(p.name for p in tmp_path.iterdir()) == [CHECKPOINT, "curves.png", "metrics.csv"]
+
+
+def test_a_history_whose_figures_come_and_go(tmp_path):
+    write_history([], tmp_path)
+    assert not list(tmp_path.iterdir())
+    write_history([{"epoch": 1.0, "loss": 2.0}, {"epoch": 2.0, "loss": 1.0, "late": 0.5}], tmp_path)
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == ["epoch,loss,late", "1,2,", "2,1,0.5"]
+
+
+def test_without_an_output_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fit(net(), Listed(), loss, PLAIN)
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_only_now_and_then_for_epochs_of_seconds(tmp_path):
+    saved = []
+    fit(net(), Listed(), loss, PLAIN, output=tmp_path, save=saved.append, every_epoch=False)
+    assert len(saved) == 1
+    assert (tmp_path / CHECKPOINT).is_file()
+
+
+# --- interrupted and resumed ---
+
+
+@pytest.mark.parametrize("step", [1, 7, 10, 14, 20])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_resumed_equals_uninterrupted_to_the_bit(tmp_path, step, number):
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    whole, of_whole = net(), make_ema(net(), 0.9)
+    history = fit(whole, Listed(), loss, PLAIN, ema=of_whole)
+
+    model, ema = net(), make_ema(net(), 0.9)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, Listed(), interrupt_at(step, number), PLAIN, ema=ema, output=tmp_path)
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    torch.manual_seed(99)  # another process
+    model, ema = net(), make_ema(net(), 0.9)
+    resumed = fit(model, Listed(), loss, PLAIN, ema=ema, output=tmp_path, resume=True)
+
+    assert_equal(weights(model, ema.module), weights(whole, of_whole.module))
+    assert without_time(resumed) == without_time(history)
+
+
+def test_twice_interrupted_is_no_worse(tmp_path):
+    whole = net()
+    fit(whole, Listed(), loss, PLAIN)
+    for resume, step in ((False, 4), (True, 6)):
+        with pytest.raises(KeyboardInterrupt):
+            fit(net(), Listed(), interrupt_at(step), PLAIN, output=tmp_path, resume=resume)
+    model = net()
+    fit(model, Listed(), loss, PLAIN, output=tmp_path, resume=True)
+    assert_equal(weights(model), weights(whole))
+
+
+def test_ctrl_c_finishes_the_step_and_a_second_one_does_not(tmp_path, caplog):
+    done = []
+
+    def twice(model, pair):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        done.append("first")
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        done.append("second")
+        return loss(model, pair)
+
+    with caplog.at_level(logging.WARNING), pytest.raises(KeyboardInterrupt):
+        fit(net(), Listed(), twice, PLAIN, output=tmp_path)
+    assert done == ["first"]
+    assert not (tmp_path / CHECKPOINT).exists()
+    assert "stopping after this step" in caplog.text
+
+
+def test_a_finished_run_resumes_to_itself(tmp_path):
+    model = net()
+    history = fit(model, Listed(), loss, PLAIN, output=tmp_path)
+    again = net()
+    assert fit(again, Listed(), loss, PLAIN, output=tmp_path, resume=True) == history
+    assert_equal(weights(again), weights(model))
+
+
+def test_time_alone_may_be_set_anew(tmp_path):
+    fit(net(), Listed(), loss, PLAIN, output=tmp_path)
+    patient = TrainSettings(**{**PLAIN.__dict__, "checkpoint_minutes": 60.0})
+    fit(net(), Listed(), loss, patient, output=tmp_path, resume=True)
+
+
+def test_checkpoints_are_written_within_an_epoch(tmp_path):
+    impatient = TrainSettings(**{**PLAIN.__dict__, "checkpoint_minutes": 0.0})
+    steps = []
+
+    def looking(model, pair):
+        if (tmp_path / CHECKPOINT).exists():
+            steps.append(load_checkpoint(tmp_path / CHECKPOINT)["values"]["step"])
+        return loss(model, pair)
+
+    fit(net(), Listed(), looking, impatient, output=tmp_path)
+    assert steps == list(range(1, 21))
+
+
+# --- what cannot be resumed ---
+
+
+def resume(folder, model=None, *, settings=PLAIN, batches=None, ema=None):
+    return fit(model or net(), batches or Listed(), loss, settings, ema=ema, output=folder, resume=True)
+
+
+def test_a_folder_that_holds_no_run(tmp_path):
+    with pytest.raises(TrainingError, match="no run to resume"):
+        resume(tmp_path)
+
+
+def test_other_settings_data_or_model_are_refused_by_name(tmp_path):
+    fit(net(), Listed(), loss, PLAIN, output=tmp_path)
+    before = (tmp_path / CHECKPOINT).read_bytes()
+    other = TrainSettings(**{**PLAIN.__dict__, "lr": 0.1, "epochs": 9})
+    with pytest.raises(TrainingError, match=r"epochs was 3, lr was 0\.05"):
+        resume(tmp_path, settings=other)
+    with pytest.raises(TrainingError, match="use of an EMA"):
+        resume(tmp_path, ema=make_ema(net(), 0.9))
+    with pytest.raises(TrainingError, match="7 batches an epoch, and here are 8"):
+        resume(tmp_path, batches=Listed(8))
+    with pytest.raises(TrainingError, match="another model"):
+        resume(tmp_path, nn.Sequential(nn.Linear(6, 4), nn.LayerNorm(4), nn.Dropout(), nn.Linear(4, 3)))
+    with pytest.raises(TrainingError, match="another model"):
+        resume(tmp_path, nn.Linear(6, 3))
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[:-100], lambda b: b"\xff" * len(b), lambda b: b"{}"])
+def test_a_damaged_checkpoint(tmp_path, damage):
+    fit(net(), Listed(), loss, PLAIN, output=tmp_path)
+    file = tmp_path / CHECKPOINT
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(TrainingError, match="is damaged"):
+        resume(tmp_path)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_last_checkpoint(tmp_path):
+    calls = []
+
+    def bursting(model, pair):
+        calls.append(1)
+        parts = loss(model, pair)
+        return {**parts, "loss": parts["loss"] * (math.inf if len(calls) == 10 else 1)}
+
+    with pytest.raises(TrainingError, match=r"epoch 2.*lower the learning rate"):
+        fit(net(), Listed(), bursting, PLAIN, output=tmp_path)
+    state = load_checkpoint(tmp_path / CHECKPOINT)
+    assert state["values"]["step"] == 7
+    assert all(value.isfinite().all() for value in state["model"].values())
+    whole, model = net(), net()
+    fit(whole, Listed(), loss, PLAIN)
+    resume(tmp_path, model)
+    assert_equal(weights(model), weights(whole))
+
+
+def test_a_checkpoint_gives_back_what_it_was_given(tmp_path):
+    tensors = [torch.tensor(2.5), torch.arange(6).reshape(2, 3).T, torch.ones(2, dtype=torch.bfloat16), torch.zeros(0)]
+    shared = torch.ones(3)
+    state = {"list": tensors, 3: {"a": None, "b": [1.1, "x", True]}, "twice": [shared, shared]}
+    save_checkpoint(tmp_path / "c", state)
+    found = load_checkpoint(tmp_path / "c")
+    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(found["list"], tensors, strict=True))
+    assert found[3] == state[3]
+    assert torch.equal(found["twice"][1], shared)
+    with pytest.raises(CheckpointError):
+        load_checkpoint(tmp_path / "gone")
+
+
+# --- several processes ---
+
+
+def _one_of_two(rank, folder):
+    torch.distributed.init_process_group("gloo")
+    model = net(0.0)
+    if rank:  # only the first process's weights count
+        model.load_state_dict({k: v + 1 for k, v in model.state_dict().items()})
+    fit(model, Listed(8, rank, 2), loss, PLAIN, output=folder / f"out{rank}", ema=make_ema(model, 0.9))
+    torch.save(model.state_dict(), folder / f"rank{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def _interrupted(rank, folder):
+    torch.distributed.init_process_group("gloo")
+    try:
+        fit(net(0.0), Listed(8, rank, 2), interrupt_at(3) if rank else loss, PLAIN, output=folder)
+    except KeyboardInterrupt:
+        (folder / f"stopped{rank}").touch()
+
+
+def test_two_processes_average_their_gradients_and_one_of_them_writes(tmp_path, in_two_processes):
+    in_two_processes(_one_of_two, tmp_path)
+    assert not (tmp_path / "out1").exists()
+    assert (tmp_path / "out0" / CHECKPOINT).is_file()
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+    class Both(Listed):
+        """The batches of both processes, two at a time: equally large, so the mean is the mean of their means."""
+
+        def __len__(self):
+            return 4
+
+        def __iter__(self):
+            pairs = [self.pairs[i] for i in self.order]
+            for a, b in zip(pairs[::2], pairs[1::2], strict=True):
+                yield Pair(torch.cat([a.x, b.x]), torch.cat([a.y, b.y]))
+
+    alone = net(0.0)
+    fit(alone, Both(8), loss, PLAIN)
+    for name, value in alone.state_dict().items():
+        torch.testing.assert_close(first[name], value, atol=1e-5, rtol=1e-5)
+
+
+def test_ctrl_c_in_one_process_stops_both_at_the_same_step(tmp_path, in_two_processes):
+    in_two_processes(_interrupted, tmp_path)
+    assert (tmp_path / "stopped0").exists()
+    assert (tmp_path / "stopped1").exists()
+    assert load_checkpoint(tmp_path / CHECKPOINT)["values"]["step"] == 3
