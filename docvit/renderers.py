@@ -5,9 +5,11 @@ PDFium is not safe to use from several threads: several documents at once take s
 
 from __future__ import annotations
 
+import atexit
 import math
 import os
 import re
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -118,6 +120,16 @@ class Renderer(Protocol):
     def close(self) -> None: ...
 
 
+_OPEN: weakref.WeakSet[PdfiumPages] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """A document left open is no fault of the user, but pypdfium2 would complain of it on leaving."""
+    for pages in list(_OPEN):
+        pages.close()
+
+
 class PdfiumPages:
     """The pages of a PDF drawn by PDFium (needs no system package, the fastest)."""
 
@@ -130,6 +142,7 @@ class PdfiumPages:
             pdfium.FPDF_CloseDocument(handle)
             raise Empty(path, "the PDF has no pages")
         self._pdf = pypdfium2.PdfDocument(handle)
+        _OPEN.add(self)
         self.num_pages = len(self._pdf)
         try:  # /Count may promise any number of pages: the last of them must be there
             self._size(self.num_pages - 1)

@@ -152,7 +152,10 @@ def fit(
                 was = shown.training
                 run.history[-1].update(evaluate(shown.eval()))
                 shown.train(was)
-            run.finish_epoch(save, every_epoch=every_epoch)
+            stopping = _agreed(stop.is_set())  # Ctrl-C during the evaluation
+            run.finish_epoch(save, every_epoch=every_epoch or stopping)
+            if stopping:
+                raise KeyboardInterrupt
     return run.history
 
 

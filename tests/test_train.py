@@ -129,7 +129,9 @@ def test_settings_that_make_no_sense_are_refused():
 
 
 def test_steps_are_those_of_adamw_with_clipped_gradients():
-    settings = TrainSettings(epochs=1, lr=0.05, schedule="constant", warmup=0.0, clip=0.5, bf16=False)
+    settings = TrainSettings(
+        epochs=1, lr=0.05, weight_decay=0.05, schedule="constant", warmup=0.0, clip=0.5, bf16=False
+    )
     ours, theirs, batches = net(0.0), net(0.0), Listed(3)
     fit(ours, batches, loss, settings)
     matrices = [p for p in theirs.parameters() if p.ndim > 1]

@@ -12,14 +12,15 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import timm
 import torch
 
-import docvit
 from docvit.classify import DocumentClassifier
 from docvit.data import LabelledDocuments, read_labelled
 from docvit.metrics import report
@@ -51,17 +52,21 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=TrainSettings.epochs)
+    parser.add_argument("--jobs", type=int, default=1, help="folds trained side by side, sharing the cores")
     arguments = parser.parse_args()
     data = read_labelled(arguments.data, group_column=arguments.group_by)
     settings = TrainSettings(epochs=arguments.epochs)
     recipe = Recipe(train=settings)
     runs = []
+    cores = torch.get_num_threads()
     for seed in range(arguments.seeds):
         seeded = replace(recipe, train=replace(settings, seed=seed))
-        folds = [
-            run_fold(data, seeded, fold, arguments.folds, arguments.output / f"seed-{seed}" / f"fold-{fold + 1}")
-            for fold in range(arguments.folds)
-        ]
+        folder = arguments.output / f"seed-{seed}"
+        tasks = [(data, seeded, fold, arguments.folds, folder / f"fold-{fold + 1}") for fold in range(arguments.folds)]
+        with ProcessPoolExecutor(
+            arguments.jobs, get_context("spawn"), torch.set_num_threads, (max(1, cores // arguments.jobs),)
+        ) as pool:
+            folds = list(pool.map(run_fold, *zip(*tasks, strict=True)))
         labels = [label for fold in folds for label in fold["labels"]]
         runs.append(report(np.concatenate([fold["scores"] for fold in folds]), labels, data.classes).as_dict())
         print(f"seed {seed}: " + "  ".join(f"{k} {runs[-1][k]:.3f}" for k in ("accuracy", "macro_f1", "ece", "aurc")))
@@ -69,8 +74,8 @@ def main() -> None:
     summary = {
         n: {"mean": float(np.mean([r[n] for r in runs])), "std": float(np.std([r[n] for r in runs]))} for n in names
     }
-    versions = {"docvit": docvit.__name__, "torch": torch.__version__, "timm": timm.__version__}
-    machine = {"device": "cpu", "cores": torch.get_num_threads(), "platform": platform.platform()}
+    versions = {"torch": torch.__version__, "timm": timm.__version__}
+    machine = {"device": "cpu", "cores": cores, "platform": platform.platform()}
     results = {"recipe": asdict(recipe), "folds": arguments.folds, "seeds": arguments.seeds, "summary": summary}
     results |= {"runs": runs, "versions": versions, "machine": machine}
     (arguments.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
