@@ -7,6 +7,7 @@ block; a scheme that acts inside attention instead (rotary) gives angles.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
@@ -71,7 +72,7 @@ class SpatialPage(PageIndependent):
         trunc_normal_(self.page, std=0.02)
 
     def patches(self, batch: PatchSequence) -> Tensor:
-        return super().patches(batch) + self.pages(batch)[batch.page_of_patch.to(batch.page.device)]
+        return super().patches(batch) + F.embedding(batch.page_of_patch.to(batch.page.device), self.pages(batch))
 
     def pages(self, batch: PatchSequence) -> Tensor:
         lengths = batch.document_lengths
@@ -105,7 +106,8 @@ def interpolate_1d(table: Tensor, x: Tensor) -> Tensor:
     """Rows of `table` (S, D) at fractional places `x` (T,), linearly: (T, D)."""
     low = x.floor().long().clamp(0, len(table) - 1)
     high = (low + 1).clamp(max=len(table) - 1)
-    return torch.lerp(table[low], table[high], (x - low)[:, None].to(table.dtype))
+    # F.embedding and not table[low]: with several threads, indexing adds up its gradient in no fixed order
+    return torch.lerp(F.embedding(low, table), F.embedding(high, table), (x - low)[:, None].to(table.dtype))
 
 
 def interpolate_2d(table: Tensor, row: Tensor, col: Tensor) -> Tensor:
@@ -114,6 +116,7 @@ def interpolate_2d(table: Tensor, row: Tensor, col: Tensor) -> Tensor:
     top, left = row.floor().long().clamp(0, rows - 1), col.floor().long().clamp(0, cols - 1)
     bottom, right = (top + 1).clamp(max=rows - 1), (left + 1).clamp(max=cols - 1)
     down, across = (row - top)[:, None].to(table.dtype), (col - left)[:, None].to(table.dtype)
-    upper = torch.lerp(table[top, left], table[top, right], across)
-    lower = torch.lerp(table[bottom, left], table[bottom, right], across)
+    cells = table.flatten(0, 1)
+    upper = torch.lerp(F.embedding(top * cols + left, cells), F.embedding(top * cols + right, cells), across)
+    lower = torch.lerp(F.embedding(bottom * cols + left, cells), F.embedding(bottom * cols + right, cells), across)
     return torch.lerp(upper, lower, down)

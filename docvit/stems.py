@@ -86,7 +86,11 @@ class InkStem(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         with torch.no_grad(), torch.autocast(patches.device.type, enabled=False):
             features = self.describe(patches.float())
-        return self.proj(self.norm(features.to(patches.dtype)))
+        features = features.to(patches.dtype)
+        if self.training and len(features) < 2:  # one patch has no statistics of its own
+            n = self.norm
+            return self.proj(F.batch_norm(features, n.running_mean, n.running_var, n.weight, n.bias))
+        return self.proj(self.norm(features))
 
     def describe(self, patches: Tensor) -> Tensor:
         """What is not learned: (T, C * P * P) -> (T, features), in float32."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import CLASSES, TINY, assemble, classed_pdf, pdf_bytes
 from PIL import Image
 from safetensors.torch import load_file
@@ -58,7 +59,9 @@ def in_tmp(tmp_path, monkeypatch):
 
 def process(script, *arguments):
     """The same in a process of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    # as many threads as here: sums over another number of threads differ in their last bits
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = {**os.environ, **threads}
     line = [sys.executable, "-c", script, *map(str, arguments)]
     return subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

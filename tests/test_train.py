@@ -101,7 +101,7 @@ def rates(settings, count):
         return {"loss": model[0].sum()}
 
     fit(model, Listed(count), unit, settings)
-    return -np.diff([*seen, float(parameter)])
+    return -np.diff([*seen, float(parameter.detach())])
 
 
 @pytest.mark.parametrize(("epochs", "count", "warmup"), [(3, 7, 0.2), (2, 10, 0.0), (1, 1, 0.1)])

@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from docvit.classify import DocumentClassifier
 from docvit.data import LabelledDocuments, read_labelled
@@ -42,6 +44,26 @@ def run_fold(data: LabelledDocuments, recipe: Recipe, fold: int, folds: int, fol
         predicted = scores(DocumentClassifier.from_pretrained(folder), held_out)
         result.write_text(json.dumps({"scores": predicted.tolist(), "labels": list(held_out.labels)}))
     return json.loads(result.read_text())
+
+
+def draw_confusion(runs: list[dict], classes: tuple[str, ...], file: Path) -> None:
+    """Documents of each class (rows) by predicted class (columns), summed over seeds."""
+    counts = np.sum([run["confusion"] for run in runs], axis=0)
+    shares = counts / counts.sum(1, keepdims=True).clip(1)
+    figure = Figure(figsize=(6.4, 5.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    names = [name.replace("_", " ") for name in classes]
+    axes.set_xticks(range(len(names)), names, rotation=40, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    for (row, col), count in np.ndenumerate(counts):
+        if count:
+            color = "white" if shares[row, col] > 0.5 else "black"
+            axes.text(col, row, str(count), ha="center", va="center", color=color, fontsize=9)
+    figure.savefig(file, dpi=130)
 
 
 def main() -> None:
@@ -78,6 +100,8 @@ def main() -> None:
     machine = {"device": "cpu", "cores": cores, "platform": platform.platform()}
     results = {"recipe": asdict(recipe), "folds": arguments.folds, "seeds": arguments.seeds, "summary": summary}
     results |= {"runs": runs, "versions": versions, "machine": machine}
+    results["command"] = f"python examples/benchmarks/leave_source_out.py documents.csv --epochs {arguments.epochs}"
+    draw_confusion(runs, data.classes, arguments.output / "confusion.png")
     (arguments.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
