@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor, nn
 
 from docvit.augment import Augmentation
@@ -127,7 +128,7 @@ def train_documents(
     Args:
         valid: documents to evaluate on after every epoch.
         resume: go on where an interrupted run in `output` stopped, under its own recipe.
-        cache: folder for rendered pages (`docvit.data.default_cache`).
+        cache: folder for rendered pages (`docvit.cache.default_cache`).
         workers: rendering processes, before training.
 
     Returns:
@@ -279,8 +280,6 @@ def split_groups(data: LabelledDocuments, fold: int, folds: int) -> tuple[Labell
     Raises:
         DataError: the data has no groups, or fewer than `folds`.
     """
-    from sklearn.model_selection import StratifiedGroupKFold
-
     if data.groups is None or len(set(data.groups)) < folds:
         raise DataError("the data", [f"{folds} folds need as many groups: name the CSV's column with --group-by"])
     splits = list(StratifiedGroupKFold(folds).split(np.zeros(len(data)), data.labels, data.groups))
