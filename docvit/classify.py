@@ -14,7 +14,9 @@ from torch import Tensor
 from docvit.hardware import choose_device, has_fast_bf16
 from docvit.model import DocViT
 from docvit.pages import DocumentError, PageStack, Rendering, read_document
+from docvit.patches import PatchSequence
 from docvit.pool import read_documents
+from docvit.strategies import get_strategy
 from docvit.weights import load_pretrained
 
 logger = logging.getLogger(__name__)
@@ -32,8 +34,9 @@ class Prediction:
         num_pages: pages of the document.
         pages_read: pages that were read (see `max_pages`).
         page_relevance: for each page read, its share of the evidence for `label`: the probability that its class token
-            alone gives the label, normalised over the pages. Sums to 1.
-        pages: the 1-based numbers of the pages read.
+            alone gives the label, normalised over the pages. Sums to 1. Empty under the strategy `grid`, whose pages
+            have no class token of their own.
+        pages: the 1-based numbers of the pages read; under a strategy, of those that it uses.
         error: why the file could not be read.
     """
 
@@ -104,6 +107,7 @@ class DocumentClassifier:
         self,
         paths: Iterable[Path],
         *,
+        strategy: str = "document",
         max_pages: int | None = 64,
         workers: int = 2,
         timeout: float = 60.0,
@@ -115,11 +119,17 @@ class DocumentClassifier:
 
         Args:
             paths: read lazily, so it may be endless.
+            strategy: the model's own way, `document`, or one that classifies pages (`docvit.strategies`): `first`,
+                `second`, `last`, `grid`, `max-confidence`, `soft-vote`, `hard-vote`.
             max_pages: of a longer document only so many are read, spread evenly, first and last always in.
             workers: rendering processes; 0 renders in this one, without `timeout`.
             timeout: seconds after which the rendering of a document is given up.
             budget: patches after which a batch is complete.
+
+        Raises:
+            ValueError: there is no such strategy.
         """
+        max_pages = get_strategy(strategy).max_pages or max_pages
         names = (os.fspath(path) for path in paths)
         waiting: list[PageStack | DocumentError] = []
         patches, limit = 0, 1  # batches of 1, 2, 4, ... documents: the first rows come at once
@@ -128,27 +138,37 @@ class DocumentClassifier:
             if isinstance(result, PageStack):
                 patches += sum(page.shape[0] * page.shape[1] for page in result.pages) // self.rendering.multiple**2
             if patches >= budget or len(waiting) >= limit:
-                yield from self._settle(waiting)
+                yield from self._settle(waiting, strategy)
                 waiting, patches, limit = [], 0, min(2 * limit, 32)
-        yield from self._settle(waiting)
+        yield from self._settle(waiting, strategy)
 
-    def _settle(self, results: list[PageStack | DocumentError]) -> Iterator[Prediction]:
-        predictions = iter(self.classify_pages([r for r in results if isinstance(r, PageStack)]))
+    def _settle(self, results: list[PageStack | DocumentError], strategy: str) -> Iterator[Prediction]:
+        stacks = [r for r in results if isinstance(r, PageStack)]
+        predictions = iter(self.classify_pages(stacks, strategy=strategy))
         for result in results:
             yield next(predictions) if isinstance(result, PageStack) else Prediction(result.path, error=result)
 
-    @torch.inference_mode()
-    def classify_pages(self, stacks: list[PageStack]) -> list[Prediction]:
-        """Classifies documents whose pages are already read, all in one batch."""
+    def classify_pages(self, stacks: list[PageStack], *, strategy: str = "document") -> list[Prediction]:
+        """Classifies documents whose pages are already read, all in one batch; `strategy` as for `predict`."""
+        way = get_strategy(strategy)
         if not stacks:
             return []
-        batch = self.model.pack(stacks).to(self.device)
+        used = [way.select(stack) for stack in stacks]
+        views = [way.views(stack, self.rendering) for stack in used]
+        batch = self.model.pack([view for group in views for view in group]).to(self.device)
+        scores, by_page = (part.cpu() for part in self.run(batch))
+        counts = [len(group) for group in views]
+        combined = torch.stack([way.combine(rows) for rows in scores.split(counts)])
+        pages = by_page.split([sum(len(view.pages) for view in group) for group in views])
+        return [self._prediction(*row) for row in zip(used, combined, pages, strict=True)]
+
+    @torch.inference_mode()
+    def run(self, batch: PatchSequence) -> tuple[Tensor, Tensor]:
+        """Probabilities of documents (B, C), and what each page token alone says (N, C)."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             features = self.model.forward_features(batch)
             logits, by_page = self.model.forward_head(features), self.model.forward_pages(features)
-        scores, by_page = logits.float().softmax(1).cpu(), by_page.float().softmax(1).cpu()
-        pages = by_page.split(batch.document_bounds.diff().tolist())
-        return [self._prediction(*row) for row in zip(stacks, scores, pages, strict=True)]
+        return logits.float().softmax(1), by_page.float().softmax(1)
 
     def _prediction(self, stack: PageStack, scores: Tensor, by_page: Tensor) -> Prediction:
         best = int(scores.argmax())
@@ -161,6 +181,6 @@ class DocumentClassifier:
             scores={self.classes[i]: float(s) for s, i in zip(ranked.values, ranked.indices.tolist(), strict=True)},
             num_pages=stack.num_pages,
             pages_read=len(stack.indices),
-            page_relevance=evidence.tolist(),
+            page_relevance=evidence.tolist() if len(evidence) == len(stack.pages) else [],
             pages=[i + 1 for i in stack.indices],
         )

@@ -1,29 +1,38 @@
-"""The commands: `docvit classify | train | evaluate`."""
+"""The commands: `docvit classify | evaluate | inspect | train | pretrain`."""
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import sys
-from collections.abc import Generator
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
 from tqdm import tqdm
 
 from docvit.classify import DocumentClassifier, Prediction
+from docvit.compare import compare
 from docvit.console import fail, run
 from docvit.data import LabelledDocuments, read_labelled
 from docvit.explain import explain
-from docvit.metrics import Report, report
+from docvit.hardware import choose_device
+from docvit.metrics import report
 from docvit.pages import DocumentError, find_documents
+from docvit.pool import read_documents
 from docvit.positions import POSITIONS
+from docvit.pretrain import TARGETS, PretrainRecipe, find_unlabelled, pretrain_documents, read_pretrain_recipe
 from docvit.recipes import Recipe, read_recipe, split_groups, train_documents
-from docvit.train import TrainSettings
+from docvit.rows import RowFormat, print_inspection, print_report, row_writer
+from docvit.shapes import inspect_document
+from docvit.strategies import STRATEGIES, get_strategy
+from docvit.train import Record, TrainSettings
+from docvit.variants import BASELINES, baseline_of, with_baseline
+from docvit.weights import load_pretrained
 
 app = typer.Typer(
     help="Classify multi-page documents with one vision transformer.",
@@ -31,14 +40,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-COLUMNS = ("path", "label", "score", "num_pages", "pages_read", "error")
-
-
-Rows = Generator[None, Prediction, None]
-
-
-class RowFormat(str, Enum):
-    table, jsonl, csv = "table", "jsonl", "csv"
 
 
 class ReportFormat(str, Enum):
@@ -52,9 +53,21 @@ class RendererName(str, Enum):
 Model = Annotated[str | None, typer.Option("--model", help="Model folder or hub id [default: the model in the box].")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... [default: cuda if there is one]")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that render pages.")]
+Output = Annotated[Path, typer.Option(metavar="DIR", help="Where the model folder is written.")]
+Variant = Annotated[str, typer.Option("--model", metavar="NAME", help="Variant to train from scratch.")]
+Init = Annotated[str | None, typer.Option(metavar="timm:NAME|DIR", help="Start from these weights instead.")]
+PositionsOption = Annotated[str | None, typer.Option("--positions", help=f"Positional scheme: {', '.join(POSITIONS)}.")]
+Scopes = Annotated[str | None, typer.Option(help="What blocks see: page, document, page-then-document:K, alternate:K.")]
+PageSize = Annotated[int | None, typer.Option(min=16, help="Longer side of a page in px.")]
+LearningRate = Annotated[float, typer.Option("--lr", min=0.0, help="Peak learning rate.")]
+Budget = Annotated[int, typer.Option(min=1, help="Tokens a batch, about.")]
+PagesSeen = Annotated[int, typer.Option("--max-pages", min=1, help="Pages of a document seen in one epoch.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --output, under its own settings.")]
 MaxPages = Annotated[
     int, typer.Option(min=1, help="Pages read of a long document, spread evenly, first and last always in.")
 ]
+Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds after which a document is given up.")]
 
 
 @app.command()
@@ -69,7 +82,7 @@ def classify(
     ] = None,
     max_pages: MaxPages = 64,
     renderer: Annotated[RendererName | None, typer.Option(help="Draw pages with this [default: the model's].")] = None,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds after which a document is given up.")] = 60.0,
+    timeout: Timeout = 60.0,
     workers: Workers = 2,
     device: Device = None,
 ) -> None:
@@ -83,7 +96,7 @@ def classify(
         fail(f"no documents in {', '.join(paths)}")
     predictions = classifier.predict(found, max_pages=max_pages, workers=workers, timeout=timeout)
     failed = 0
-    writer = _writer(format, found)
+    writer = row_writer(format, found)
     drawn: set[str] = set()
     # rows go to standard output, the bar to standard error: together on one terminal the bar would cut through rows
     bar = tqdm(predictions, total=len(found), unit="doc", disable=True if sys.stdout.isatty() else None)
@@ -113,47 +126,16 @@ def _explain(classifier: DocumentClassifier, prediction: Prediction, file: Path,
         logging.getLogger(__name__).warning("not explained: %s", error)
 
 
-def _writer(format: RowFormat, paths: list[str]) -> Rows:
-    """A started coroutine that writes each prediction sent to it as a row, at once."""
-    writer = {RowFormat.table: _table, RowFormat.jsonl: _jsonl, RowFormat.csv: _csv}[format](paths)
-    next(writer)
-    return writer
-
-
-def _jsonl(_: list[str]) -> Rows:
-    while True:
-        prediction = yield
-        print(json.dumps(prediction.as_dict(), ensure_ascii=False), flush=True)
-
-
-def _csv(_: list[str]) -> Rows:
-    writer = csv.DictWriter(sys.stdout, COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    while True:
-        prediction = yield
-        writer.writerow(prediction.as_dict() | {"error": str(prediction.error.kind) if prediction.error else ""})
-        sys.stdout.flush()
-
-
-def _table(paths: list[str]) -> Rows:
-    width = min(60, max(len(path) for path in paths))
-    print(f"{'path':<{width}}  {'label':<14} {'score':>5}  pages", flush=True)
-    while True:
-        prediction = yield
-        path = prediction.path if len(prediction.path) <= width else "…" + prediction.path[1 - width :]
-        if prediction.error is not None:
-            print(f"{path:<{width}}  {prediction.error.kind}: {prediction.error.message}", flush=True)
-            continue
-        pages = str(prediction.num_pages)
-        if prediction.pages_read != prediction.num_pages:
-            pages = f"{prediction.pages_read} of {pages}"
-        print(f"{path:<{width}}  {prediction.label:<14} {prediction.score:5.2f}  {pages}", flush=True)
-
-
 @app.command()
 def evaluate(
     data: Annotated[Path, typer.Argument(help="Folder with a sub folder a class, or CSV with path,label.")],
     model: Model = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="M", help="A second model: the two side by side, their cost included.")
+    ] = None,
+    strategy: Annotated[
+        str, typer.Option(metavar="NAME", help=f"How pages make a document: {', '.join(STRATEGIES)}.")
+    ] = "document",
     format: Annotated[ReportFormat, typer.Option(help="How the report is written.")] = ReportFormat.table,
     max_pages: MaxPages = 64,
     workers: Workers = 2,
@@ -163,9 +145,15 @@ def evaluate(
 
     Exit status: 0 all files were read, 1 some were not, 2 wrong usage.
     """
+    get_strategy(strategy)  # a name that there is not shall not wait for a model
+    if against is not None and (strategy != "document" or against == model):
+        fail("--against wants another model than --model, and no --strategy")
     classifier = DocumentClassifier.from_pretrained(model, device=device)
     labelled = read_labelled(data, classes=classifier.classes)
-    predictions = classifier.predict(labelled.paths, max_pages=max_pages, workers=workers)
+    if against is not None:
+        names = {model or "in the box": model, against: against}
+        raise typer.Exit(_compare(labelled, names, format, max_pages=max_pages, workers=workers, device=device))
+    predictions = classifier.predict(labelled.paths, strategy=strategy, max_pages=max_pages, workers=workers)
     rows = list(tqdm(predictions, total=len(labelled), desc="evaluating", unit="doc", disable=None))
     read = [(p, label) for p, label in zip(rows, labelled.labels, strict=True) if p.error is None]
     errors = [p.error for p in rows if p.error is not None]
@@ -178,43 +166,66 @@ def evaluate(
     if format is ReportFormat.json:
         print(json.dumps(figures.as_dict() | {"unreadable": len(errors)}, indent=2))
     else:
-        _print_report(figures, len(errors))
+        print_report(figures, len(errors))
     if errors:
         raise typer.Exit(1)
 
 
-def _print_report(r: Report, unreadable: int) -> None:
-    skipped = f", {unreadable} unreadable" if unreadable else ""
-    print(f"{r.documents} documents{skipped}")
-    print(f"accuracy {r.accuracy:.3f}   macro-F1 {r.macro_f1:.3f}   ECE {r.ece:.3f}   AURC {r.aurc:.3f}\n")
-    width = max(len(name) for name in r.classes)
-    print(f"{'class':<{width}}  precision  recall    F1  documents   predicted as (columns in the order of the rows)")
-    for name, row in zip(r.classes, r.confusion, strict=True):
-        c = r.per_class[name]
-        cells = " ".join(f"{n:4d}" for n in row)
-        print(
-            f"{name:<{width}}  {c['precision']:9.2f}  {c['recall']:6.2f}  {c['f1']:4.2f}  {c['support']:9.0f}   {cells}"
-        )
+def _compare(labelled: LabelledDocuments, names: dict[str, str | None], format: ReportFormat, **options: Any) -> int:
+    """Prints models side by side; gives the command's exit status."""
+    found = compare(names, labelled, **options)
+    for error in found.errors:
+        print(f"{error.kind}: {error}", file=sys.stderr)
+    print(json.dumps(found.as_dict(), indent=2) if format is ReportFormat.json else found.markdown().rstrip())
+    return 1 if found.errors else 0
+
+
+@app.command()
+def inspect(
+    file: Annotated[str, typer.Argument(help="A document.", show_default=False)],
+    model: Model = None,
+    format: Annotated[ReportFormat, typer.Option(help="How the figures are written.")] = ReportFormat.table,
+    max_pages: MaxPages = 64,
+    timeout: Timeout = 60.0,
+    device: Device = None,
+) -> None:
+    """Show what a model makes of a document's pages and what attention over them costs, predicted and measured.
+
+    Exit status: 0 the file was read, 1 it was not, 2 wrong usage.
+    """
+    inspected = load_pretrained(model)
+    place = choose_device(device)
+    rendering = inspected.config.rendering
+    (stack,) = read_documents([file], rendering, max_pages=max_pages, workers=1, timeout=timeout)
+    if isinstance(stack, DocumentError):
+        print(f"{stack.kind}: {stack}", file=sys.stderr)
+        raise typer.Exit(1)
+    found = inspect_document(inspected, stack, device=place)
+    if format is ReportFormat.json:
+        print(json.dumps(found.as_dict(), indent=2))
+    else:
+        print_inspection(found)
 
 
 @app.command()
 def train(
     context: typer.Context,
     data: Annotated[Path, typer.Argument(help="Folder with a sub folder a class, or CSV with path,label.")],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Where the model folder is written.")],
-    model: Annotated[str, typer.Option(metavar="NAME", help="Variant to train from scratch.")] = Recipe.model,
-    init: Annotated[str | None, typer.Option(metavar="timm:NAME|DIR", help="Start from these weights instead.")] = None,
-    positions: Annotated[str | None, typer.Option(help=f"Positional scheme: {', '.join(POSITIONS)}.")] = None,
-    scopes: Annotated[
-        str | None, typer.Option(help="What blocks see: page, document, page-then-document:K, alternate:K.")
+    output: Output,
+    model: Variant = Recipe.model,
+    init: Init = None,
+    positions: PositionsOption = None,
+    scopes: Scopes = None,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="NAME", help=f"A page-independent baseline instead: {', '.join(BASELINES)}.")
     ] = None,
-    page_size: Annotated[int | None, typer.Option(min=16, help="Longer side of a page in px.")] = None,
+    page_size: PageSize = None,
     epochs: Annotated[int, typer.Option(min=1)] = TrainSettings.epochs,
-    lr: Annotated[float, typer.Option(min=0.0, help="Peak learning rate.")] = TrainSettings.lr,
-    budget: Annotated[int, typer.Option(min=1, help="Tokens a batch, about.")] = Recipe.budget,
-    max_pages: Annotated[int, typer.Option(min=1, help="Pages of a document seen in one epoch.")] = Recipe.max_pages,
+    lr: LearningRate = TrainSettings.lr,
+    budget: Budget = Recipe.budget,
+    max_pages: PagesSeen = Recipe.max_pages,
     ema: Annotated[float, typer.Option(min=0, max=1, help="Decay of the moving average; 0 for none.")] = Recipe.ema,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    seed: Seed = 0,
     valid: Annotated[Path | None, typer.Option(help="Evaluate on these after every epoch.")] = None,
     group_by: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="CSV column naming each document's source: balances them.")
@@ -222,41 +233,93 @@ def train(
     fold: Annotated[
         str | None, typer.Option(metavar="K/N", help="Leave out the K-th of N folds of whole sources; evaluate there.")
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --output, under its own settings.")
-    ] = False,
+    resume: Resume = False,
     workers: Workers = 2,
     device: Device = None,
 ) -> None:
     """Train on labelled documents; Ctrl-C leaves a checkpoint that --resume continues exactly."""
     given = {"positions": positions, "scopes": scopes, "page_size": page_size}
+    settings = {k: v for k, v in given.items() if v is not None}
     recipe = Recipe(
         model=model,
         init=init,
-        settings={k: v for k, v in given.items() if v is not None},
+        settings=settings if baseline is None else with_baseline(baseline, settings),
         max_pages=max_pages,
         budget=budget,
         ema=ema,
         train=TrainSettings(epochs=epochs, lr=lr, seed=seed),
     )
     if resume:
-        _check_resumed(context, recipe, read_recipe(output))
+        check_resumed(context, options_of(recipe), options_of(read_recipe(output)))
     if fold is not None and valid is not None:
         fail("--fold and --valid both say what to evaluate on: give one of them")
     labelled = read_labelled(data, group_column=group_by)
     held_out: LabelledDocuments | None = None
     if fold is not None:
-        labelled, held_out = split_groups(labelled, *_parse_fold(fold))
+        labelled, held_out = split_groups(labelled, *parse_fold(fold))
     elif valid is not None:
         held_out = read_labelled(valid, classes=labelled.classes)
     _, history = train_documents(
         labelled, output, recipe, valid=held_out, resume=resume, device=device, workers=workers
     )
+    print_last(output, history)
+
+
+@app.command()
+def pretrain(
+    context: typer.Context,
+    data: Annotated[Path, typer.Argument(help="Folder of documents, or CSV with a column path; labels are not read.")],
+    output: Output,
+    model: Variant = PretrainRecipe.model,
+    init: Init = None,
+    positions: PositionsOption = None,
+    scopes: Scopes = None,
+    page_size: PageSize = None,
+    epochs: Annotated[int, typer.Option(min=1)] = PretrainRecipe.train.epochs,
+    lr: LearningRate = PretrainRecipe.train.lr,
+    budget: Budget = PretrainRecipe.budget,
+    max_pages: PagesSeen = PretrainRecipe.max_pages,
+    mask: Annotated[float, typer.Option(help="Share of the patches that are hidden.")] = PretrainRecipe.mask,
+    target: Annotated[
+        str | None,
+        typer.Option(help=f"What is foreseen: {', '.join(TARGETS)}; by default ink behind an ink stem, else pixels."),
+    ] = None,
+    seed: Seed = 0,
+    resume: Resume = False,
+    workers: Workers = 2,
+    device: Device = None,
+) -> None:
+    """Pre-train on documents without labels, for `docvit train --init DIR`, by foreseeing hidden patches.
+
+    Files that cannot be read are left out and listed. Ctrl-C leaves a checkpoint that --resume continues exactly.
+    """
+    given = {"positions": positions, "scopes": scopes, "page_size": page_size}
+    recipe = PretrainRecipe(
+        model=model,
+        init=init,
+        settings={k: v for k, v in given.items() if v is not None},
+        mask=mask,
+        target=target,
+        max_pages=max_pages,
+        budget=budget,
+        train=replace(PretrainRecipe.train, epochs=epochs, lr=lr, seed=seed),
+    )
+    if resume:
+        check_resumed(context, options_of(recipe), options_of(read_pretrain_recipe(output)))
+    _, history = pretrain_documents(
+        find_unlabelled(data), output, recipe, resume=resume, device=device, workers=workers
+    )
+    print_last(output, history)
+
+
+def print_last(output: Path, history: list[Record]) -> None:
+    """The figures of the last epoch, in one line."""
     last = "  ".join(f"{name} {value:.3g}" for name, value in history[-1].items())
     print(f"{output}: {last}")
 
 
-def _parse_fold(fold: str) -> tuple[int, int]:
+def parse_fold(fold: str) -> tuple[int, int]:
+    """K/N as (K - 1, N)."""
     number, _, count = fold.partition("/")
     if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count) and int(count) >= 2):
         fail(f"--fold {fold}: write K/N with K from 1 to N, such as 1/5")
@@ -268,18 +331,19 @@ def _given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _check_resumed(context: typer.Context, asked: Recipe, found: Recipe) -> None:
-    """Settings given again on the command line must be those of the run."""
-    of_recipe = {"model": "model", "init": "init", "max_pages": "max_pages", "budget": "budget", "ema": "ema"}
-    of_loop = {"epochs": "epochs", "lr": "lr", "seed": "seed"}
-    pairs = {n: (getattr(asked, f), getattr(found, f)) for n, f in of_recipe.items()}
-    pairs |= {n: (getattr(asked.train, f), getattr(found.train, f)) for n, f in of_loop.items()}
-    pairs |= {n: (asked.settings.get(n), found.settings.get(n)) for n in ("positions", "scopes", "page_size")}
-    explicit = [n for n in pairs if _given(context, n)]
-    differing = [n for n in explicit if pairs[n][0] != pairs[n][1]]
+def check_resumed(context: typer.Context, mine: Mapping[str, Any], its: Mapping[str, Any]) -> None:
+    """Settings given again on the command line, by the names of the options, must be those of the run."""
+    explicit = [n for n in context.params if n in mine.keys() | its.keys() and _given(context, n)]
+    differing = [n for n in explicit if mine.get(n) != its.get(n)]
     if differing:
-        told = ", ".join(f"--{n.replace('_', '-')} was {pairs[n][1]}" for n in differing)
+        told = ", ".join(f"--{n.replace('_', '-')} was {its.get(n)}" for n in differing)
         fail(f"the run to resume has other settings: {told}")
+
+
+def options_of(recipe: Recipe | PretrainRecipe) -> dict[str, Any]:
+    """What a recipe holds, by the names of the options."""
+    values = asdict(recipe)
+    return {**values["settings"], **values["train"], **values, "baseline": baseline_of(recipe.settings)}
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from docvit.pages import SUFFIXES, PageStack, Rendering, find_documents, spread
 from docvit.patches import PatchSequence, pack
 
 MAX_LISTED = 20
+UNLABELLED = -1
 
 
 class DataError(Exception):
@@ -169,11 +170,18 @@ Key = tuple[int, int]  # epoch, place in the data set
 
 
 class DocumentDataset(Dataset[tuple[int, int, PageStack]]):
-    """Cached documents by (epoch, place): what is drawn at random depends on nothing but the seed and that key."""
+    """Cached documents by (epoch, place): what is drawn at random depends on nothing but the seed and that key.
 
-    def __init__(self, files: Sequence[Path], labels: Sequence[int], view: View, *, seed: int = 0) -> None:
+    Without labels every document's is `UNLABELLED`. Data sets that differ in `draw` alone show the same pages at the
+    same keys, changed and thinned out in other ways.
+    """
+
+    def __init__(
+        self, files: Sequence[Path], labels: Sequence[int] | None, view: View, *, seed: int = 0, draw: int = 0
+    ) -> None:
         self.documents = [CachedDocument.open(file) for file in files]
-        self.labels, self.view, self.seed = list(labels), view, seed
+        self.labels = [UNLABELLED] * len(files) if labels is None else list(labels)
+        self.view, self.seed, self.draw = view, seed, draw
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -183,6 +191,8 @@ class DocumentDataset(Dataset[tuple[int, int, PageStack]]):
         document, view = self.documents[place], self.view
         random = np.random.default_rng((self.seed, epoch, place))
         stack = document.load(self._choose(document, random))
+        if self.draw:
+            random = np.random.default_rng((self.seed, epoch, place, 2 * self.draw))
         if view.augmentation is not None:
             changed = augment(stack.pages, view.augmentation, random)
             mean, std = (torch.tensor(v)[:, None, None] for v in (view.mean, view.std))
@@ -210,7 +220,7 @@ class DocumentDataset(Dataset[tuple[int, int, PageStack]]):
         if view.patch_dropout:
             counts = sequence.page_bounds[sequence.document_bounds].diff().tolist()
             drawn = [
-                np.random.default_rng((self.seed, epoch, place, 1)).random(count)
+                np.random.default_rng((self.seed, epoch, place, 2 * self.draw + 1)).random(count)
                 for (place, epoch, _), count in zip(samples, counts, strict=True)
             ]
             sequence = sequence.select(torch.from_numpy(np.concatenate(drawn) >= view.patch_dropout))

@@ -5,21 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor, nn
 
 from docvit.augment import Augmentation
-from docvit.cache import PageCache, default_cache
 from docvit.data import (
     Batch,
     Batches,
@@ -29,9 +26,10 @@ from docvit.data import (
     View,
     balance,
 )
-from docvit.hardware import choose_device, default_device, has_fast_bf16
+from docvit.hardware import has_fast_bf16
 from docvit.metrics import report
-from docvit.model import DocViT
+from docvit.model import DocViT, DocViTConfig
+from docvit.prepare import Place, process_group, render_all, training_batches, view_of
 from docvit.train import CHECKPOINT, Record, TrainingError, TrainSettings, fit, make_ema
 from docvit.variants import create_model
 from docvit.weights import WEIGHTS, adapt, from_timm, load_pretrained, save_pretrained
@@ -141,37 +139,17 @@ def train_documents(
         ValueError: an unknown variant, setting or device; the message names the choices.
     """
     folder = Path(output)
-    recipe = _agree(folder, recipe, resume=resume)
-    with _process_group(device) as (place, rank, world_size):
+    recipe = agree_on_recipe(folder, recipe, resume=resume)
+    with process_group(device) as place:
         model = build_model(recipe, data.classes)
-        view = View(model.config.rendering, model.config.mean, model.config.std)
-        page_cache = PageCache(cache or default_cache(), model.config.rendering)
-        files = _render(page_cache, data, valid, workers=workers, rank=rank)
-        training_view = replace(
-            view,
-            max_pages=recipe.max_pages,
-            augmentation=recipe.augmentation,
-            patch_dropout=recipe.patch_dropout,
-            training=True,
-        )
-        batches = Batches(
-            DocumentDataset([files[p] for p in data.paths], data.labels, training_view, seed=recipe.train.seed),
-            budget=recipe.budget,
-            shuffle=True,
-            weights=balance(data) if recipe.balanced else None,
-            workers=_loader_workers(place),
-            rank=rank,
-            world_size=world_size,
-            pin_memory=place.type == "cuda",
-        )
-        held_out = None
-        if valid is not None:
-            dataset = DocumentDataset([files[p] for p in valid.paths], valid.labels, view)
-            held_out = Batches(dataset, budget=4 * recipe.budget)
-        if rank == 0:
-            _write_recipe(folder, recipe)
-        ema = make_ema(model.to(place), recipe.ema)
-        settings = replace(recipe.train, bf16=recipe.train.bf16 and has_fast_bf16(place))
+        paths = data.paths + (valid.paths if valid else ())
+        files = render_all(paths, model.config.rendering, place, cache=cache, workers=workers)
+        batches = labelled_batches(data, files, model.config, recipe, place)
+        held_out = None if valid is None else held_out_batches(valid, files, model.config, recipe)
+        if place.rank == 0:
+            write_recipe(folder, recipe)
+        ema = make_ema(model.to(place.device), recipe.ema)
+        settings = replace(recipe.train, bf16=recipe.train.bf16 and has_fast_bf16(place.device))
         history = fit(
             model,
             batches,
@@ -179,13 +157,48 @@ def train_documents(
             settings,
             output=folder,
             ema=ema,
-            evaluate=None if held_out is None else lambda m: evaluate_batches(m, held_out, data.classes, place),
+            evaluate=None if held_out is None else lambda m: evaluate_batches(m, held_out, data.classes, place.device),
             save=lambda m: save_pretrained(cast(DocViT, m), folder),
             resume=resume,
-            device=place,
+            device=place.device,
         )
     trained = ema.module if ema is not None else model
     return trained.eval(), history
+
+
+def labelled_batches(
+    data: LabelledDocuments, files: Mapping[str, Path], config: DocViTConfig, recipe: Recipe, place: Place
+) -> Batches:
+    """The training batches of a recipe: `data` as a model of `config` sees it, from rendered `files` by path."""
+    return training_batches(
+        [files[p] for p in data.paths],
+        data.labels,
+        training_view(config, recipe),
+        place,
+        budget=recipe.budget,
+        seed=recipe.train.seed,
+        weights=balance(data) if recipe.balanced else None,
+    )
+
+
+def held_out_batches(
+    data: LabelledDocuments, files: Mapping[str, Path], config: DocViTConfig, recipe: Recipe
+) -> Batches:
+    """Batches to evaluate on: whole documents, unchanged, in their order."""
+    return Batches(
+        DocumentDataset([files[p] for p in data.paths], data.labels, view_of(config)), budget=4 * recipe.budget
+    )
+
+
+def training_view(config: DocViTConfig, recipe: Recipe) -> View:
+    """What a model of `config` sees of a document while it is trained under `recipe`."""
+    return view_of(
+        config,
+        max_pages=recipe.max_pages,
+        augmentation=recipe.augmentation,
+        patch_dropout=recipe.patch_dropout,
+        training=True,
+    )
 
 
 @torch.inference_mode()
@@ -223,7 +236,12 @@ def read_recipe(folder: str | os.PathLike[str]) -> Recipe:
         raise TrainingError(f"{file} is damaged: {error}") from error
 
 
-def _agree(folder: Path, recipe: Recipe, *, resume: bool) -> Recipe:
+def agree_on_recipe(folder: Path, recipe: Recipe, *, resume: bool) -> Recipe:
+    """The recipe of a run in `folder`: the given one for a new run, the run's own where it is resumed.
+
+    Raises:
+        TrainingError: `folder` holds another run, none to resume, or is no folder.
+    """
     if resume:
         return read_recipe(folder)
     if folder.exists() and not folder.is_dir():
@@ -233,45 +251,10 @@ def _agree(folder: Path, recipe: Recipe, *, resume: bool) -> Recipe:
     return recipe
 
 
-def _write_recipe(folder: Path, recipe: Recipe) -> None:
+def write_recipe(folder: Path, recipe: Recipe) -> None:
+    """Writes `recipe.json`, creating the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RECIPE).write_text(json.dumps(asdict(recipe), indent=2) + "\n")
-
-
-def _render(
-    cache: PageCache, data: LabelledDocuments, valid: LabelledDocuments | None, *, workers: int, rank: int
-) -> dict[str, Path]:
-    paths = list(dict.fromkeys(data.paths + (valid.paths if valid else ())))
-    if rank == 0:
-        files, errors = cache.prepare(paths, workers=workers)
-        if errors:
-            raise DataError("the documents", [f"{type(e).__name__}: {e}" for e in errors])
-    if dist.is_initialized():
-        dist.barrier()
-        files, _ = cache.prepare(paths, workers=workers)
-    return files
-
-
-def _loader_workers(device: torch.device) -> int:
-    # on the CPU the model wants all cores itself
-    return min(8, max(0, (os.cpu_count() or 1) - 2)) if device.type == "cuda" else 0
-
-
-@contextmanager
-def _process_group(device: torch.device | str | None) -> Iterator[tuple[torch.device, int, int]]:
-    """(device, rank, world size): this process alone, or as `torchrun` set it up."""
-    if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
-        yield choose_device(device), 0, 1
-        return
-    on_gpu = str(device or default_device()).startswith("cuda")
-    place = choose_device(f"cuda:{os.environ['LOCAL_RANK']}" if on_gpu else device)
-    if on_gpu:
-        torch.cuda.set_device(place)
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
-    try:
-        yield place, dist.get_rank(), dist.get_world_size()
-    finally:
-        dist.destroy_process_group()
 
 
 def split_groups(data: LabelledDocuments, fold: int, folds: int) -> tuple[LabelledDocuments, LabelledDocuments]:

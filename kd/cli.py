@@ -1,19 +1,44 @@
-"""The commands: `kd bench`."""
+"""The commands: `kd distill | bench`."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from docvit.console import run
+from docvit.cli import (
+    Budget,
+    Device,
+    LearningRate,
+    Output,
+    PageSize,
+    PagesSeen,
+    PositionsOption,
+    Resume,
+    Scopes,
+    Seed,
+    Workers,
+    check_resumed,
+    options_of,
+    parse_fold,
+    print_last,
+)
+from docvit.console import fail, run
+from docvit.data import LabelledDocuments, read_labelled
+from docvit.pretrain import find_unlabelled
+from docvit.recipes import Recipe, read_recipe, split_groups
+from docvit.train import TrainSettings
+from docvit.weights import load_pretrained
 from kd.benchmarks import bench_cifar10
 from kd.cifar10_files import download as download_cifar10
 from kd.cifar10_files import load
+from kd.documents import SELF, distill_documents, read_teaching, recipe_for
+from kd.losses import SOFT_LOSSES
 from kd.presets import PRESETS, Preset
+from kd.teaching import Teaching
 
 app = typer.Typer(
     help="Distil knowledge from large networks into small ones, and measure it.",
@@ -27,6 +52,135 @@ app.add_typer(bench, name="bench")
 
 class PresetName(str, Enum):
     report, modern, smoke = "report", "modern", "smoke"
+
+
+@app.command()
+def distill(
+    context: typer.Context,
+    data: Annotated[Path, typer.Argument(help="Folder with a sub folder a class, or CSV with path,label.")],
+    teacher: Annotated[
+        list[str],
+        typer.Option(
+            metavar="DIR|self",
+            help="Model folder or hub id; several are averaged. self: the student's moving average (mean teacher).",
+        ),
+    ],
+    output: Output,
+    student: Annotated[
+        str, typer.Option(metavar="NAME|DIR", help="Variant to train from scratch, or a model folder to begin from.")
+    ] = Recipe.model,
+    alpha: Annotated[
+        float, typer.Option(help="Weight of the soft targets; the labels have the rest.")
+    ] = Teaching.alpha,
+    temperature: Annotated[float, typer.Option(help="Softens teacher and student.")] = Teaching.temperature,
+    soft: Annotated[str, typer.Option(help=f"Kind of soft targets: {', '.join(SOFT_LOSSES)}.")] = Teaching.soft,
+    features: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--feature",
+            metavar="STATE=WEIGHT",
+            help="Features to match: pages, document, embed, blocks.I (-1 the last) or STUDENT:TEACHER; repeatable.",
+        ),
+    ] = None,
+    simkd: Annotated[
+        bool, typer.Option("--simkd", help="Take over the teacher's classifier, learn its features.")
+    ] = False,
+    consistency: Annotated[
+        float,
+        typer.Option(help="With --teacher self: weight of agreeing with it on the same pages, changed otherwise."),
+    ] = Teaching.consistency,
+    unlabelled: Annotated[
+        Path | None, typer.Option(metavar="DIR|CSV", help="Further documents, to learn what the teacher says of them.")
+    ] = None,
+    fine_tune: Annotated[int, typer.Option(min=0, help="Epochs on labels alone afterwards.")] = Teaching.fine_tune,
+    ema: Annotated[float, typer.Option(min=0, max=1, help="Decay of the moving average; 0 for none.")] = Recipe.ema,
+    positions: PositionsOption = None,
+    scopes: Scopes = None,
+    page_size: PageSize = None,
+    epochs: Annotated[int, typer.Option(min=1)] = TrainSettings.epochs,
+    lr: LearningRate = TrainSettings.lr,
+    budget: Budget = Recipe.budget,
+    max_pages: PagesSeen = Recipe.max_pages,
+    seed: Seed = 0,
+    valid: Annotated[
+        Path | None, typer.Option(help="Evaluate on these after every epoch, and compare with the teacher in the end.")
+    ] = None,
+    group_by: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="CSV column naming each document's source: balances them.")
+    ] = None,
+    fold: Annotated[
+        str | None, typer.Option(metavar="K/N", help="Leave out the K-th of N folds of whole sources; evaluate there.")
+    ] = None,
+    teacher_cache: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep what the teachers say, for further students.")
+    ] = None,
+    resume: Resume = False,
+    workers: Workers = 2,
+    device: Device = None,
+) -> None:
+    """Distil a DocViT into another, of any width, depth, patch size, scopes and positions.
+
+    Given documents to evaluate on, the model folder also gets comparison.md, .json and .png: student beside teacher.
+    Ctrl-C leaves a checkpoint that --resume continues exactly.
+    """
+    given = {"positions": positions, "scopes": scopes, "page_size": page_size}
+    recipe = replace(
+        recipe_for(student),
+        settings={k: v for k, v in given.items() if v is not None},
+        max_pages=max_pages,
+        budget=budget,
+        ema=ema,
+        train=TrainSettings(epochs=epochs, lr=lr, seed=seed),
+    )
+    teaching = Teaching(
+        alpha=alpha,
+        temperature=temperature,
+        soft=soft,
+        features=dict(_weighted(feature) for feature in features or []),
+        simkd=simkd,
+        consistency=consistency,
+        fine_tune=fine_tune,
+    )
+    if resume:
+        check_resumed(context, _options(recipe, teaching), _options(read_recipe(output), read_teaching(output)))
+    if fold is not None and valid is not None:
+        fail("--fold and --valid both say what to evaluate on: give one of them")
+    teachers = [name if name == SELF else load_pretrained(name) for name in teacher]
+    classes = next((model.config.classes for model in teachers if not isinstance(model, str)), ())
+    labelled = read_labelled(data, classes=classes, group_column=group_by)
+    held_out: LabelledDocuments | None = None
+    if fold is not None:
+        labelled, held_out = split_groups(labelled, *parse_fold(fold))
+    elif valid is not None:
+        held_out = read_labelled(valid, classes=labelled.classes)
+    done = distill_documents(
+        recipe,
+        teachers,
+        labelled,
+        output,
+        teaching,
+        valid=held_out,
+        unlabelled=find_unlabelled(unlabelled) if unlabelled is not None else (),
+        resume=resume,
+        device=device,
+        teacher_cache=teacher_cache,
+        workers=workers,
+    )
+    print_last(output, done.fine_tuning or done.history)
+    if done.comparison is not None:
+        print(f"\n{done.comparison.markdown()}", end="")
+
+
+def _weighted(feature: str) -> tuple[str, float]:
+    name, _, weight = feature.rpartition("=")
+    try:
+        return name, float(weight)
+    except ValueError:
+        fail(f"--feature {feature}: write STATE=WEIGHT, such as pages=1")
+
+
+def _options(recipe: Recipe, teaching: Teaching) -> dict[str, Any]:
+    return {**options_of(recipe), **asdict(teaching), "student": recipe.init or recipe.model}
 
 
 @bench.callback()

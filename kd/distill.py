@@ -182,7 +182,7 @@ def teach(
     by_network = {"": targets} if isinstance(targets, Targets) else dict(targets)
     if len(by_network) > 1 and settings.clip is not None:
         raise DistillationError("clipping the gradients of a sweep together couples its networks: set clip to None")
-    epochs = _Epochs(data, first_epoch)
+    epochs = LaterEpochs(data, first_epoch)
     probe = _first(epochs).to(device)
     check_classes(model.to(device), teacher, probe, inputs_of=inputs_of, bf16=settings.bf16, names=tuple(by_network))
 
@@ -269,7 +269,7 @@ def _look(model: nn.Module, batch: Any, inputs_of: InputsOf, bf16: bool) -> Mapp
         return by_name(model(inputs_of(batch)))
 
 
-class _Epochs:
+class LaterEpochs:
     """Batches that begin to count at a later epoch, and know which epoch of the stage is in progress."""
 
     def __init__(self, batches: Batches, first_epoch: int) -> None:

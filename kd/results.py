@@ -60,7 +60,7 @@ class Results:
             settings, runs = found["settings"], found["runs"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BenchmarkError(f"{self.file} holds no results of this benchmark: {error!r}") from error
-        differing = _differences(settings, self.settings)
+        differing = differences(settings, self.settings)
         if differing:
             raise BenchmarkError(f"{self.folder} holds results of other settings: {'; '.join(differing)}")
         return dict(runs)
@@ -99,11 +99,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _differences(found: Any, asked: Any, path: str = "") -> list[str]:
+def differences(found: Any, asked: Any, path: str = "") -> list[str]:
+    """Where two JSON values differ, one line a place: "train lr was 0.1, not 0.2"."""
     if isinstance(found, dict) and isinstance(asked, dict):
         keys = dict.fromkeys([*found, *asked])
-        return [told for key in keys for told in _differences(found.get(key), asked.get(key), f"{path} {key}".strip())]
+        return [told for key in keys for told in differences(found.get(key), asked.get(key), f"{path} {key}".strip())]
     if isinstance(found, list) and isinstance(asked, list) and len(found) == len(asked):
         pairs = zip(found, asked, strict=True)
-        return [told for n, (a, b) in enumerate(pairs) for told in _differences(a, b, f"{path} {n + 1}")]
+        return [told for n, (a, b) in enumerate(pairs) for told in differences(a, b, f"{path} {n + 1}")]
     return [] if found == asked else [f"{path} was {found!r}, not {asked!r}"]

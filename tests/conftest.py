@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -138,6 +140,38 @@ def trained(corpus, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     train_documents(read_labelled(corpus), folder, recipe, device="cpu", workers=0)
     return folder
+
+
+@pytest.fixture
+def docvit(monkeypatch, capfd) -> Callable[..., tuple[int, str, str]]:
+    """`docvit("classify", ...)` gives (exit code, standard output, standard error) of the command."""
+
+    from docvit import cli
+
+    def run(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["docvit", *map(str, arguments)])
+        capfd.readouterr()
+        try:
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
+        finally:
+            logging.captureWarnings(False)
+        out, err = capfd.readouterr()
+        assert "Traceback" not in out + err
+        return ended.value.code or 0, out, err
+
+    return run
+
+
+def process(script: str, *arguments: object) -> subprocess.Popen[str]:
+    """A command of `script` with these arguments, in a process of its own."""
+    import torch
+
+    # as many threads as here: sums over another number of threads differ in their last bits
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = {**os.environ, **threads}
+    line = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.fixture

@@ -1,0 +1,358 @@
+"""Distilling documents from end to end: the same views, exact caches, exact resumption, plain students."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import CLASSES, TINY, classed_pdf
+from safetensors.torch import load_file
+
+from docvit import train
+from docvit.augment import Augmentation
+from docvit.data import read_labelled
+from docvit.model import DocViT
+from docvit.recipes import Recipe, build_model, train_documents
+from docvit.train import CHECKPOINT, TrainingError, TrainSettings
+from docvit.weights import ModelError
+from kd import cli, documents
+from kd.distill import FINE_TUNING, SETTINGS, DistillationError
+from kd.documents import distill_documents
+from kd.teaching import Teaching
+
+# stochastic depth and dropped patches, so that a run that draws other random numbers ends elsewhere
+RECIPE = Recipe(
+    model="docvit_small_patch16",
+    settings=TINY | {"drop_path": 0.2},
+    budget=60,
+    patch_dropout=0.3,
+    ema=0.9,
+    train=TrainSettings(epochs=2, lr=3e-3),
+)
+OTHER = TINY | {"embed_dim": 48, "depth": 3, "scopes": "alternate:2", "positions": "page-independent"}
+COARSE = OTHER | {"patch_size": 32, "grid": (2, 2), "page_size": 128, "in_chans": 3}
+
+
+@pytest.fixture(autouse=True)
+def without_plots(monkeypatch):
+    """Drawing takes longer than all that is trained here."""
+    monkeypatch.setattr(train, "write_history", lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def data(corpus):
+    return read_labelled(corpus)
+
+
+def model(settings=OTHER, seed=5, classes=CLASSES):
+    return build_model(replace(RECIPE, settings=settings, train=TrainSettings(seed=seed)), classes)
+
+
+def distil(teacher, data, folder, teaching=Teaching(), recipe=RECIPE, **options):
+    return distill_documents(recipe, teacher, data, folder, teaching, device="cpu", workers=0, **options)
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same_weights(one, two):
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_labels_alone_give_the_student_of_a_training_without_teachers_to_the_bit(data, tmp_path):
+    alone, _ = train_documents(data, tmp_path / "alone", RECIPE, device="cpu", workers=0)
+    taught = distil(model(), data, tmp_path / "taught", Teaching(alpha=0.0))
+    assert_same_weights(taught.student.state_dict(), alone.state_dict())
+
+
+def test_a_student_learns_from_the_teachers_word_alone(trained, data, tmp_path):
+    still = Augmentation(shift=0.03, scale=0.05, ink=0.2)
+    recipe = replace(RECIPE, settings=TINY, augmentation=still, patch_dropout=0.0, ema=0.8)
+    recipe = replace(recipe, train=TrainSettings(epochs=12, lr=3e-3))
+    done = distil(str(trained), data, tmp_path, Teaching(alpha=1.0, features={"pages": 1.0}), recipe, valid=data)
+    losses = [record["soft_loss"] for record in done.history]
+    assert losses[-1] < losses[0]
+    assert done.history[-1]["valid_accuracy"] > 0.6  # chance is 0.33, and the labels have no weight
+    figures = json.loads((tmp_path / "comparison.json").read_text())["models"]
+    assert set(figures) == {"teacher", "student"}
+    assert figures["teacher"]["accuracy"] == 1
+    assert figures["student"]["accuracy"] == pytest.approx(done.history[-1]["valid_accuracy"])
+    assert "| student |" in (tmp_path / "comparison.md").read_text().replace("  ", " ")
+    assert (tmp_path / "comparison.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("settings", [OTHER, COARSE])
+def test_cached_equals_live_to_the_bit(data, tmp_path, settings, monkeypatch):
+    teacher, teaching = model(settings), Teaching(features={"pages": 1.0})
+    live = distil(teacher, data, tmp_path / "live", teaching).student.state_dict()
+    said = {"teacher_cache": tmp_path / "said"}
+    assert_same_weights(distil(teacher, data, tmp_path / "first", teaching, **said).student.state_dict(), live)
+    asked = []
+    monkeypatch.setattr(teacher, "forward_intermediates", lambda *_: asked.append(1))
+    assert_same_weights(distil(teacher, data, tmp_path / "second", teaching, **said).student.state_dict(), live)
+    assert asked == []
+
+
+def test_a_cache_of_another_teacher_or_of_other_views_is_refused(data, tmp_path):
+    short = replace(RECIPE, train=replace(RECIPE.train, epochs=1))
+    said = {"teacher_cache": tmp_path / "said"}
+    distil(model(), data, tmp_path / "first", recipe=short, **said)
+    # another mixture and another temperature need nothing else
+    distil(model(), data, tmp_path / "mixed", Teaching(alpha=0.9, temperature=2.0), short, **said)
+    seeded = replace(short, train=replace(short.train, seed=1))
+    for teacher, documents_, recipe, words in [
+        (model(seed=6), data, short, "teachers 1 was '[0-9a-f]{64}', not"),
+        (model(), data, seeded, "data labelled seed was 0, not 1"),
+        (model(), data, replace(short, patch_dropout=0.0), "view patch_dropout was 0.3, not 0.0"),
+        (model(), data.subset(range(9)), short, "data labelled documents was 12, not 9"),
+        (model(), data, replace(short, budget=90), "budget was 60, not 90"),
+    ]:
+        with pytest.raises(DistillationError, match=words):
+            distil(teacher, documents_, tmp_path / "second", recipe=recipe, **said)
+        assert not (tmp_path / "second").exists()
+
+
+def test_what_is_saved_is_a_docvit_like_any_other(data, tmp_path):
+    for name, teaching in [("features", Teaching(features={"pages": 1.0})), ("simkd", Teaching(simkd=True))]:
+        student = distil(model(COARSE), data, tmp_path / name, teaching).student
+        saved = weights(tmp_path / name)
+        assert saved.keys() == DocViT(student.config).state_dict().keys()
+        assert not any("projection" in key or "classifier" in key for key in saved)
+        loaded = DocViT.from_pretrained(str(tmp_path / name))
+        assert_same_weights(loaded.state_dict(), student.state_dict())
+
+
+# --- interrupted and resumed ---
+
+RUNS = {  # teaching; further options; the step in which the run is stopped, from its beginning or its end
+    "distilling": (Teaching(features={"document": 1.0}, fine_tune=1), {}, 2),
+    "cached": (Teaching(features={"document": 1.0}), {"teacher_cache": "said"}, 2),
+    "fine-tuning": (Teaching(simkd=True, fine_tune=2), {}, -2),
+    "mean teacher": (Teaching(alpha=0.2, consistency=1.0), {"unlabelled": 3}, -2),
+}
+
+
+def counting(monkeypatch, stop=None):
+    """A list that grows with every step of a run, whichever stage it is in; Ctrl-C within the `stop`-th."""
+    original, done = train._Run._step, []
+
+    def step(self, batch):
+        done.append(1)
+        if len(done) == stop:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, batch)
+
+    monkeypatch.setattr(train._Run, "_step", step)
+    return done
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_resumed_equals_uninterrupted_to_the_bit(data, tmp_path, monkeypatch, run):
+    teaching, options, stop = RUNS[run]
+    if "unlabelled" in options:
+        options = {"unlabelled": data.paths[: options["unlabelled"]]}
+    teacher = "self" if teaching.consistency else model()
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        steps = counting(patch)
+        whole = distil(teacher, data, tmp_path / "whole", teaching, **options)
+    with monkeypatch.context() as patch:
+        counting(patch, stop % len(steps))
+        with pytest.raises(KeyboardInterrupt):
+            distil(teacher, data, tmp_path / "cut", teaching, **options)
+    assert (tmp_path / "cut" / CHECKPOINT).is_file()
+    # under the run's own recipe and teaching
+    resumed = distil(teacher, data, tmp_path / "cut", Teaching(alpha=0.9), Recipe(), resume=True, **options)
+    assert_same_weights(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
+    assert timeless(resumed.history) == timeless(whole.history)
+    assert timeless(resumed.fine_tuning) == timeless(whole.fine_tuning)
+
+
+def timeless(history):
+    return [{name: value for name, value in record.items() if name != "seconds"} for record in history]
+
+
+def test_a_run_is_not_resumed_with_another_teacher_or_other_data(data, tmp_path):
+    short = replace(RECIPE, train=replace(RECIPE.train, epochs=1))
+    distil(model(), data, tmp_path, recipe=short)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    for teacher, documents_, words in [
+        (model(seed=6), data, "teachers 1 was"),
+        ([model(), model()], data, "teachers was"),
+        (model(), data.subset(range(9)), "data labelled documents was 12, not 9"),
+    ]:
+        with pytest.raises(DistillationError, match=words):
+            distil(teacher, documents_, tmp_path, resume=True)
+    with pytest.raises(TrainingError, match="already holds a run"):
+        distil(model(), data, tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    (tmp_path / SETTINGS).unlink()
+    with pytest.raises(TrainingError, match="no distillation to resume"):
+        distil(model(), data, tmp_path, resume=True)
+
+
+def test_fine_tuning_begins_with_what_was_distilled(data, tmp_path):
+    one = distil(model(), data, tmp_path / "one")
+    two = distil(model(), data, tmp_path / "two", Teaching(fine_tune=1))
+    assert timeless(two.history) == timeless(one.history)
+    assert two.fine_tuning[0]["lr"] == pytest.approx(RECIPE.train.lr / 10)
+    assert "soft_loss" not in two.fine_tuning[0]
+    assert (tmp_path / "two" / FINE_TUNING / CHECKPOINT).is_file()
+    assert_same_weights(weights(tmp_path / "two"), two.student.state_dict())
+    assert not torch.equal(one.student.head.weight, two.student.head.weight)
+
+
+# --- several teachers, and none ---
+
+
+def test_twice_the_same_teacher_is_that_teacher(data, tmp_path):
+    recipe = replace(RECIPE, train=replace(RECIPE.train, epochs=1))
+    one = distil(model(), data, tmp_path / "one", recipe=recipe)
+    two = distil([model(), model()], data, tmp_path / "two", recipe=recipe)
+    for name, value in one.student.state_dict().items():
+        torch.testing.assert_close(value, two.student.state_dict()[name], rtol=1e-3, atol=1e-4)
+    mixed = distil([model(), model(COARSE)], data, tmp_path / "mixed", recipe=recipe, valid=data)
+    assert set(mixed.comparison.models) == {"teacher 1", "teacher 2", "student"}
+
+
+def test_a_mean_teacher_takes_part_in_documents_without_labels(data, tmp_path, caplog):
+    (tmp_path / "bad.pdf").write_bytes(b"<html>")
+    (tmp_path / "new.pdf").write_bytes(classed_pdf("bars", 2, 3.0))
+    further = [str(tmp_path / name) for name in ("bad.pdf", "new.pdf")]
+    done = distil("self", data, tmp_path / "out", Teaching(consistency=1.0), unlabelled=further)
+    assert len(done.left_out) == 1
+    assert done.left_out[0] in caplog.text
+    assert all(record["unlabelled_loss"] > 0 for record in done.history)
+    assert all(record["consistency_loss"] > 0 for record in done.history)
+    assert_same_weights(weights(tmp_path / "out"), done.student.state_dict())
+
+
+# --- what does not fit ---
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [
+        (("bars", "blocks", "forms"), "it lacks text; it has also forms"),
+        (("bars", "blocks", "forms", "text"), "it has also forms"),
+        (("text", "bars", "blocks"), "in the order text, bars, blocks, the data in the order bars, blocks, text"),
+        ((), "have no names"),
+    ],
+)
+def test_a_teacher_of_other_classes_is_refused_with_what_differs(data, tmp_path, classes, words):
+    with pytest.raises(DistillationError, match=words):
+        distil([model(), model(classes=classes)], data, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("teacher", "teaching", "options", "words"),
+    [
+        ("self", Teaching(), {"recipe": replace(RECIPE, ema=0.0)}, "needs a moving average"),
+        ("self", Teaching(), {"teacher_cache": "said"}, "cannot be cached"),
+        ("self", Teaching(simkd=True), {}, "other than the student itself"),
+        (["self", "self"], Teaching(), {}, "give no other teacher"),
+        ([], Teaching(), {}, "no teacher"),
+        (OTHER, Teaching(consistency=1.0), {}, "give 'self' as the teacher"),
+        (COARSE, Teaching(features={"blocks.0": 1.0}), {}, "other tokens .*patch_size 32 and 16"),
+        (OTHER, Teaching(features={"odd": 1.0}), {}, "no state 'odd'"),
+        (OTHER, Teaching(alpha=0.0), {"unlabelled": ["x.pdf"]}, "teach nothing"),
+    ],
+)
+def test_what_cannot_be_had_together_is_said(data, tmp_path, teacher, teaching, options, words):
+    with pytest.raises(DistillationError, match=words):
+        distil(model(teacher) if isinstance(teacher, dict) else teacher, data, tmp_path / "out", teaching, **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_teacher_that_is_none(data, tmp_path):
+    with pytest.raises(ModelError, match="not a model folder"):
+        distil(str(tmp_path), data, tmp_path / "out")
+
+
+# --- several processes ---
+
+
+def _distil_share(rank, corpus, output):
+    torch.set_num_threads(1)
+    still = replace(RECIPE, settings=TINY)
+    done = distil(model(), read_labelled(corpus), output, Teaching(features={"pages": 1.0}), still)
+    torch.save(done.student.state_dict(), output / f"rank{rank}.pt")
+
+
+def test_two_processes_end_with_one_student(corpus, tmp_path, in_two_processes):
+    in_two_processes(_distil_share, corpus, tmp_path)
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
+    assert_same_weights(first, second)
+    assert_same_weights(first, weights(tmp_path))
+
+
+# --- the command ---
+
+
+@pytest.fixture
+def kd(monkeypatch, capfd, corpus):
+    """`kd(...)` gives (exit code, standard output, standard error) of `kd distill CORPUS ...`."""
+
+    def run(*arguments):
+        quick = ["--epochs", 1, "--budget", 400, "--page-size", 64, "--device", "cpu", "--workers", 0]
+        monkeypatch.setattr(sys, "argv", ["kd", "distill", str(corpus), *map(str, [*quick, *arguments])])
+        capfd.readouterr()
+        try:
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
+        finally:
+            logging.captureWarnings(False)
+        out, err = capfd.readouterr()
+        assert "Traceback" not in out + err
+        return ended.value.code or 0, out, err
+
+    return run
+
+
+def test_the_command(kd, trained, corpus, tmp_path):
+    asked = ["--teacher", trained, "--output", tmp_path / "out", "--valid", corpus]
+    features = ["--feature", "pages=0.5", "--feature", "document=1", "--alpha", "0.7"]
+    code, out, err = kd(*asked, *features)
+    assert (code, err) == (0, "")
+    assert "soft_loss" in out
+    assert "| accuracy" in out
+    teaching = documents.read_teaching(tmp_path / "out")
+    assert teaching == Teaching(alpha=0.7, features={"pages": 0.5, "document": 1.0})
+    assert DocViT.from_pretrained(str(tmp_path / "out")).config.stem == "ink"
+    assert kd(*asked, "--resume")[0] == 0
+    code, _, err = kd(*asked, "--resume", "--alpha", "0.2")
+    assert code == 2
+    assert "--alpha was 0.7" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--teacher", "/nowhere"], "neither a model folder nor a hub model"),
+        (["--teacher", "self", "--feature", "pages"], "write STATE=WEIGHT"),
+        (["--teacher", "self", "--student", "odd"], "no variant 'odd'"),
+        (["--teacher", "self", "--alpha", "2"], "alpha must lie in 0..1"),
+        (["--teacher", "self", "--unlabelled", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_wrong_usage_ends_in_one_line(kd, tmp_path, arguments, words):
+    code, _, err = kd(*arguments, "--output", tmp_path / "out")
+    assert code == 2
+    assert words in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_that_the_teacher_does_not_know(kd, data, tmp_path):
+    model(classes=("bars", "forms", "text")).save_pretrained(str(tmp_path / "teacher"))
+    code, _, err = kd("--teacher", tmp_path / "teacher", "--output", tmp_path / "out")
+    assert code == 2
+    assert "blocks" in err

@@ -1,0 +1,76 @@
+"""What comes before a training: documents rendered once, what is broken left out or refused, batches of the rest."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, classed_pdf
+
+from docvit import prepare
+from docvit.data import UNLABELLED, Batches, DataError, DocumentDataset
+from docvit.model import DocViTConfig
+from docvit.prepare import Place, process_group, render, render_all, render_readable, training_batches, view_of
+
+CONFIG = DocViTConfig(**TINY, num_classes=3, mean=(0.9,), std=(0.25,))
+HERE = Place(torch.device("cpu"))
+
+
+@pytest.fixture
+def paths(tmp_path):
+    """Three documents, the last of them twice, and two broken ones."""
+    for i in range(3):
+        (tmp_path / f"{i}.pdf").write_bytes(classed_pdf("bars", 2, 5.0 * i))
+    (tmp_path / "bad.pdf").write_bytes(b"<html>")
+    return [str(tmp_path / f"{name}.pdf") for name in (0, 1, 2, 2, "bad", "gone")]
+
+
+def test_what_can_be_read_is_rendered_and_the_rest_is_named(paths, tmp_path, caplog):
+    files, errors = render(paths, CONFIG.rendering, HERE, cache=tmp_path / "cache", workers=0)
+    assert list(files) == paths[:3]
+    assert all(file.is_file() for file in files.values())
+    assert [type(error).__name__ for error in errors] == ["Unreadable", "NotFound"]
+    readable, problems = render_readable(paths, CONFIG.rendering, HERE, cache=tmp_path / "cache", workers=0)
+    assert readable == files
+    assert len(problems) == 2
+    assert "2 of 5 documents are left out" in caplog.text
+    assert all(line in caplog.text for line in problems)
+
+
+def test_labelled_documents_must_all_be_readable(paths, tmp_path):
+    with pytest.raises(DataError) as raised:
+        render_all(paths, CONFIG.rendering, HERE, cache=tmp_path / "cache", workers=0)
+    assert [problem.split(":")[0] for problem in raised.value.problems] == ["Unreadable", "NotFound"]
+    with pytest.raises(DataError, match="Unreadable"):
+        render_readable(paths[4:], CONFIG.rendering, HERE, cache=tmp_path / "cache", workers=0)
+    with pytest.raises(DataError, match="there are none"):
+        render_readable([], CONFIG.rendering, HERE, cache=tmp_path / "cache", workers=0)
+
+
+def test_documents_without_labels_make_batches_too(paths, tmp_path):
+    files = list(render_all(paths[:3], CONFIG.rendering, HERE, cache=tmp_path / "cache", workers=0).values())
+    view = view_of(CONFIG, max_pages=1, training=True)
+    assert (view.rendering, view.mean, view.std) == (CONFIG.rendering, CONFIG.mean, CONFIG.std)
+    batches = training_batches(files, None, view, HERE, budget=10**6, seed=4)
+    (batch,) = batches
+    assert batch.labels.tolist() == [UNLABELLED] * 3
+    assert sorted(batch.index.tolist()) == [0, 1, 2]
+    direct = Batches(DocumentDataset(files, [2, 0, 1], view, seed=4), budget=10**6, shuffle=True)
+    labelled = next(iter(direct))
+    assert torch.equal(labelled.sequence.patches, batch.sequence.patches)
+
+
+def test_weights_say_what_is_drawn(paths, tmp_path):
+    files = list(render_all(paths[:3], CONFIG.rendering, HERE, cache=tmp_path / "cache", workers=0).values())
+    weights = np.array([0.0, 1.0, 0.0])
+    batches = training_batches(files, None, view_of(CONFIG), HERE, budget=10**6, seed=0, weights=weights)
+    assert {i for batch in batches for i in batch.index.tolist()} == {1}
+
+
+def test_alone_a_process_is_the_first_of_one(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with process_group("cpu") as place:
+        assert place == (torch.device("cpu"), 0, 1)
+    with pytest.raises(ValueError, match="no device 'nonsense'"), process_group("nonsense"):
+        pass
+    assert prepare.loader_workers(torch.device("cpu")) == 0

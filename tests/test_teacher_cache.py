@@ -1,0 +1,93 @@
+"""What teachers have said: kept by batch, read back to the bit, refused where it is of others."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from conftest import TINY
+
+from docvit.model import DocViT, DocViTConfig
+from kd.distill import DistillationError
+from kd.teacher_cache import MANIFEST, TeacherCache, batch_key, fingerprint
+
+SETTINGS = {"teachers": ["ab"], "data": {"seed": 0, "view": {"max_pages": 4, "mean": (0.5,)}}}
+
+
+def told():
+    return {"0.logits": torch.randn(3, 5), "0.pages": torch.randn(7, 4).to(torch.bfloat16)}
+
+
+def test_what_is_written_is_read_back_to_the_bit(tmp_path):
+    cache, said = TeacherCache(tmp_path / "said", SETTINGS), told()
+    assert cache.read("0000-x") is None
+    cache.write("0000-x", said)
+    found = TeacherCache(tmp_path / "said", SETTINGS).read("0000-x")
+    assert found.keys() == said.keys()
+    assert all(torch.equal(found[name], said[name]) and found[name].dtype == said[name].dtype for name in said)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"teachers": ["cd"]}, "teachers 1 was 'ab', not 'cd'"),
+        ({"data": {"seed": 1, "view": {"max_pages": 4, "mean": (0.5,)}}}, "data seed was 0, not 1"),
+        ({"data": {"seed": 0, "view": {"max_pages": 3, "mean": (0.5,)}}}, "data view max_pages was 4, not 3"),
+    ],
+)
+def test_a_cache_of_other_teachers_or_views_is_refused_with_what_differs(tmp_path, changed, words):
+    TeacherCache(tmp_path, SETTINGS)
+    with pytest.raises(DistillationError, match=words):
+        TeacherCache(tmp_path, SETTINGS | changed)
+    assert json.loads((tmp_path / MANIFEST).read_text())["teachers"] == ["ab"]
+
+
+def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(DistillationError, match="not empty"):
+        TeacherCache(tmp_path, SETTINGS)
+    with pytest.raises(DistillationError, match="not a folder"):
+        TeacherCache(tmp_path / "notes.txt", SETTINGS)
+    (tmp_path / MANIFEST).write_text("{")
+    with pytest.raises(DistillationError, match="damaged"):
+        TeacherCache(tmp_path, SETTINGS)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_file_cut_short_counts_as_absent(tmp_path, caplog):
+    cache = TeacherCache(tmp_path, SETTINGS)
+    cache.write("k", told())
+    file = tmp_path / "k.safetensors"
+    file.write_bytes(file.read_bytes()[:40])
+    assert cache.read("k") is None
+    assert "damaged" in caplog.text
+
+
+def test_a_key_knows_epoch_order_and_content():
+    documents = [(0, "a"), (1, "b")]
+    keys = {
+        batch_key(0, documents),
+        batch_key(1, documents),
+        batch_key(0, documents[::-1]),
+        batch_key(0, [(0, "a"), (2, "b")]),
+        batch_key(0, [(0, "a"), (1, "c")]),
+        batch_key(0, documents[:1]),
+    }
+    assert len(keys) == 6
+    assert batch_key(1, documents) == batch_key(1, list(documents))
+
+
+def test_a_fingerprint_is_of_weights_and_settings():
+    config = DocViTConfig(**TINY, num_classes=3)
+    model = DocViT(config)
+    copy = DocViT(config)
+    copy.load_state_dict(model.state_dict())
+    assert fingerprint(copy) == fingerprint(model)
+    with torch.no_grad():
+        copy.head.bias[0] += 1e-6
+    assert fingerprint(copy) != fingerprint(model)
+    renamed = DocViT(DocViTConfig(**TINY, num_classes=3, classes=("a", "b", "c")))
+    renamed.load_state_dict(model.state_dict())
+    assert fingerprint(renamed) != fingerprint(model)
+    assert fingerprint(model.bfloat16()) != fingerprint(renamed)

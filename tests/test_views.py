@@ -1,0 +1,206 @@
+"""Teachers see what the student sees: the same pages, changed alike, with the same regions left out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import CLASSES, TINY, classed_pdf, pdf_bytes
+
+from docvit.augment import Augmentation
+from docvit.cache import PageCache
+from docvit.data import Batches, DocumentDataset, read_labelled
+from docvit.model import DocViTConfig
+from docvit.patches import pack
+from docvit.prepare import Place
+from docvit.recipes import Recipe, training_view
+from docvit.train import TrainSettings
+from kd.distill import DistillationError
+from kd.teacher_cache import TeacherCache
+from kd.views import TaughtBatches, TaughtDataset, same_regions, taught_batches
+
+CONFIG = DocViTConfig(**TINY, num_classes=3, classes=CLASSES)
+FINE = replace(CONFIG, patch_size=8, embed_dim=48)
+RECIPE = Recipe(budget=60, max_pages=2, patch_dropout=0.4, train=TrainSettings(seed=3))
+PLACE = Place(torch.device("cpu"))
+
+
+def image(sequence, page, patch_size):
+    """One page's pixels (H, W) from its patches, and where there are any."""
+    rows, cols = sequence.grids[page].tolist()
+    pixels, there = (torch.zeros(rows * patch_size, cols * patch_size) for _ in range(2))
+    for i in range(*sequence.page_bounds[page : page + 2].tolist()):
+        r, c = int(sequence.row[i]) * patch_size, int(sequence.col[i]) * patch_size
+        place = slice(r, r + patch_size), slice(c, c + patch_size)
+        pixels[place], there[place] = sequence.patches[i].view(patch_size, patch_size), 1
+    return pixels, there.bool()
+
+
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory, page_cache):
+    """Square documents of three pages, which fill grids of any patch size; rendered for each of both configurations."""
+    folder = tmp_path_factory.mktemp("squares")
+    drawing = b"0 g\n" + b"\n".join(
+        b"%d %d 37 23 re f" % (x, y) for x in range(20, 560, 60) for y in range(20, 560, 50)
+    )
+    paths = []
+    for i in range(4):
+        (folder / f"{i}.pdf").write_bytes(pdf_bytes([(600, 600)] * 3, contents=[drawing + b"\n%% %d" % i] * 3))
+        paths.append(str(folder / f"{i}.pdf"))
+    found = [PageCache(page_cache, config.rendering).prepare(paths, workers=0)[0] for config in (CONFIG, FINE)]
+    return [list(files.values()) for files in found]
+
+
+def dataset(squares, recipe=RECIPE, **options):
+    own, theirs = squares
+    fine = DocumentDataset(theirs, None, replace(training_view(FINE, recipe), patch_dropout=0.0), seed=3)
+    view = training_view(CONFIG, recipe)
+    return TaughtDataset(own, None, view, seed=3, **({"others": [None, fine]} | options))
+
+
+def test_another_patch_size_sees_the_same_pixels_and_the_same_regions(squares):
+    batch = next(iter(Batches(dataset(squares), budget=10**6)))
+    ours, (same, theirs) = batch.sequence, batch.views
+    assert same is None
+    assert torch.equal(ours.page_index, theirs.page_index)
+    assert torch.equal(ours.document_bounds, theirs.document_bounds)
+    left_out = 0
+    for page in range(ours.num_pages):
+        (a, seen), (b, seen_by_teacher) = image(ours, page, 16), image(theirs, page, 8)
+        assert not (seen_by_teacher & ~seen).any()
+        torch.testing.assert_close(b[seen_by_teacher], a[seen_by_teacher])
+        blank = a[seen & ~seen_by_teacher]  # of finer patches more are blank
+        assert len(blank) == 0 or blank.std() < 0.1
+        left_out += int((~seen).sum())
+    assert left_out > 0
+
+
+def test_without_dropout_nothing_is_left_out_for_the_teacher(squares):
+    recipe = replace(RECIPE, patch_dropout=0.0)
+    data = dataset(squares, recipe)
+    batch = next(iter(Batches(data, budget=10**6)))
+    alone = next(iter(Batches(data.others[1], budget=10**6))).sequence
+    assert torch.equal(batch.views[1].patches, alone.patches)
+
+
+def test_regions_overlap_whatever_the_grids():
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*sizes):
+        return pack([[torch.rand(1, h, w, generator=generator) for h, w in sizes]], 8, channels=1, drop_blank=False)
+
+    def thinned(sequence):
+        return sequence.select(torch.rand(sequence.num_patches, generator=generator) > 0.6)
+
+    ours, theirs = thinned(drawn((24, 40), (32, 16), (8, 8))), thinned(drawn((64, 32), (16, 16), (56, 24)))
+    found = same_regions(theirs, ours)
+    expected = []
+    for i in range(theirs.num_patches):
+        page = int(theirs.page_of_patch[i])
+        (rows, cols), (r, c) = theirs.grids[page].tolist(), (int(theirs.row[i]), int(theirs.col[i]))
+        there = False
+        for j in range(*ours.page_bounds[page : page + 2].tolist()):
+            (own_rows, own_cols), (y, x) = ours.grids[page].tolist(), (int(ours.row[j]), int(ours.col[j]))
+            down = r * own_rows < (y + 1) * rows and y * rows < (r + 1) * own_rows
+            across = c * own_cols < (x + 1) * cols and x * cols < (c + 1) * own_cols
+            there = there or (down and across)
+        expected.append(there)
+    assert torch.equal(found.patches, theirs.patches[torch.tensor(expected)])
+    assert 0 < found.num_patches < theirs.num_patches
+
+
+def test_a_second_draw_is_the_same_pages_changed_otherwise(squares):
+    view = training_view(CONFIG, RECIPE)
+    second = DocumentDataset(squares[0], None, view, seed=3, draw=1)
+    batch = next(iter(Batches(dataset(squares, others=[second]), budget=10**6)))
+    ours, theirs = batch.sequence, batch.views[0]
+    assert torch.equal(ours.page_index, theirs.page_index)
+    assert not torch.equal(image(ours, 0, 16)[1], image(theirs, 0, 16)[1])
+    still = replace(view, patch_dropout=0.0, augmentation=Augmentation(0, 0, 0, 0, 0, 0, 0))
+    one, two = (DocumentDataset(squares[0], None, still, seed=3, draw=draw)[2, 1][2] for draw in (0, 1))
+    assert one.indices == two.indices
+    assert all(torch.equal(a, b) for a, b in zip(one.pages, two.pages, strict=True))
+
+
+def test_what_the_cache_knows_is_not_loaded_for_the_teachers(squares, tmp_path):
+    cache = TeacherCache(tmp_path, {})
+    data = dataset(squares, cache=cache)
+    batches = Batches(data, budget=10**6)
+    first = next(iter(batches))
+    assert first.told is None
+    assert len(first.views) == 2
+    cache.write(first.key, {"0.logits": torch.ones(4, 3)})
+    again = next(iter(batches))
+    assert again.views == ()
+    assert torch.equal(again.to("cpu").told["0.logits"], torch.ones(4, 3))
+    batches.set_epoch(1)
+    assert next(iter(batches)).told is None
+
+
+def test_documents_with_other_pages_in_another_rendering_are_refused(squares, page_cache, tmp_path):
+    (tmp_path / "short.pdf").write_bytes(pdf_bytes([(600, 600)] * 2))
+    short, _ = PageCache(page_cache, FINE.rendering).prepare([str(tmp_path / "short.pdf")], workers=0)
+    other = DocumentDataset(list(short.values()), None, training_view(FINE, RECIPE))
+    with pytest.raises(DistillationError, match="2 pages in the teacher's rendering, 3 in the student's"):
+        TaughtDataset(squares[0][:1], None, training_view(CONFIG, RECIPE), others=[other])
+
+
+# --- labelled and unlabelled ---
+
+
+def prepared(corpus, page_cache, unlabelled=(), **options):
+    data = read_labelled(corpus)
+    files, _ = PageCache(page_cache, CONFIG.rendering).prepare(data.paths, workers=0)
+    return taught_batches(
+        data, files, CONFIG, [CONFIG, FINE], RECIPE, PLACE, unlabelled=unlabelled, workers=0, **options
+    )
+
+
+@pytest.fixture
+def further(tmp_path):
+    """Five documents without labels, one a copy, and two broken ones."""
+    for i in range(4):
+        (tmp_path / f"{i}.pdf").write_bytes(classed_pdf("bars", 2, 3.0 * i + 1))
+    (tmp_path / "copy.pdf").write_bytes((tmp_path / "0.pdf").read_bytes())
+    (tmp_path / "bad.pdf").write_bytes(b"<html>")
+    (tmp_path / "empty.pdf").touch()
+    return sorted(map(str, tmp_path.iterdir()))
+
+
+def test_broken_documents_without_labels_are_left_out_counted_and_listed(corpus, page_cache, further, caplog):
+    batches, left_out = prepared(corpus, page_cache, further)
+    assert len(batches.unlabelled.dataset) == 4
+    assert [line.split(":")[0] for line in left_out] == ["Unreadable", "Empty"]
+    assert "2 of 7 documents are left out" in caplog.text
+    assert all(line in caplog.text for line in left_out)
+
+
+def seen(batch):
+    other = batch.unlabelled
+    return batch.step, batch.index.tolist(), batch.key, other.index.tolist(), other.key, other.labels.tolist()
+
+
+def test_every_step_has_a_batch_without_labels_and_goes_on_where_it_stopped(corpus, page_cache, further):
+    batches, _ = prepared(corpus, page_cache, further)
+    whole = []
+    for epoch in range(3):
+        batches.set_epoch(epoch)
+        whole += [seen(batch) for batch in batches]
+    assert [step for step, *_ in whole] == list(range(3 * len(batches)))
+    assert {label for *_, labels in whole for label in labels} == {-1}
+    batches.set_epoch(1, skip=1)
+    assert [seen(batch) for batch in batches] == whole[len(batches) + 1 : 2 * len(batches)]
+    round_of = len(batches.unlabelled)
+    assert sorted(i for *_, other, _, _ in whole[:round_of] for i in other) == [0, 1, 2, 3]
+
+
+def test_without_further_documents_there_are_labelled_ones_alone(corpus, page_cache):
+    batches, left_out = prepared(corpus, page_cache)
+    assert isinstance(batches, TaughtBatches)
+    assert left_out == ()
+    assert all(batch.unlabelled is None for batch in batches)
+    (facts,) = batches.describe().values()
+    assert facts["documents"] == 12
+    assert facts["teachers' views"][0] is None
+    assert facts["teachers' views"][1]["rendering"]["multiple"] == 8
