@@ -25,13 +25,15 @@ class DocViTConfig:
     """Everything that is needed to build a DocViT and to feed it; `config.json` beside the weights.
 
     Attributes:
-        positions: name of the positional scheme (`docvit.positions.POSITIONS`).
+        positions: name of the positional scheme: `page-independent`, `continued`, `sincos`, `sincos2d+page`,
+            `spatial+page` or `rope` (`docvit.positions`).
         scopes: what each block sees: `page`, `document`, `page-then-document:K` (the last K blocks see the document)
             or `alternate:K` (every K-th block does).
         pooling: how page tokens become the document's feature: `mean` or `max`.
-        stem: how a patch becomes a token: `linear` (as in ViT) or `conv` (convolutions within the patch).
-        grid: rows and columns of the learned spatial table.
-        max_pages: length of the learned page table; longer documents interpolate it.
+        stem: how a patch becomes a token: `linear` (as in ViT), `conv` (convolutions within the patch) or `ink` (how
+            much ink there is and which way its edges run; `docvit.stems`).
+        grid: rows and columns of the learned spatial table; other grids interpolate it.
+        max_pages: pages that learned tables hold; longer documents interpolate them.
         num_registers: register tokens a page, after its class token (arXiv 2309.16588).
         init_values: initial value of LayerScale; None for none.
         drop_path: stochastic depth at the last block, growing linearly from 0, drawn for each document.
@@ -158,6 +160,13 @@ class Layout(NamedTuple):
         )
 
 
+class Rotation(NamedTuple):
+    """How far each token's queries and keys are turned; like the layout, computed once a batch."""
+
+    cos: Tensor  # (T + N * K, head_dim / 2)
+    sin: Tensor
+
+
 class Attention(nn.Module):
     """Multi-head self-attention over the segments it is handed; parameters named as in timm."""
 
@@ -167,18 +176,18 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, segments: Segments, angles: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, segments: Segments, rotation: Rotation | None = None) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # each (T, H, D / H)
-        if angles is not None:
-            q, k = rotate(q, angles), rotate(k, angles)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
         return self.proj(attend(q, k, v, segments).flatten(1))
 
 
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Rotates consecutive pairs of `x` (T, H, d) by `angles` (T, d / 2) (RoFormer, arXiv 2104.09864)."""
-    cos, sin = angles.cos()[:, None].to(x.dtype), angles.sin()[:, None].to(x.dtype)  # (T, 1, d / 2)
-    even, odd = x[..., 0::2], x[..., 1::2]
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """Rotates the pairs of channels (i, i + d / 2) of `x` (T, H, d) (RoFormer, arXiv 2104.09864)."""
+    cos, sin = (part[:, None].to(x.dtype) for part in rotation)  # (T, 1, d / 2)
+    one, other = x.chunk(2, -1)  # halves and not neighbours: memory is read in a row
+    return torch.cat([one * cos - other * sin, one * sin + other * cos], -1)
 
 
 class Block(nn.Module):
@@ -196,8 +205,8 @@ class Block(nn.Module):
         self.ls2 = LayerScale(dim, values) if values else nn.Identity()
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, layout: Layout, angles: Tensor | None = None) -> Tensor:
-        x = x + self._drop(self.ls1(self.attn(self.norm1(x), layout.segments[self.scope], angles)), layout)
+    def forward(self, x: Tensor, layout: Layout, rotation: Rotation | None = None) -> Tensor:
+        x = x + self._drop(self.ls1(self.attn(self.norm1(x), layout.segments[self.scope], rotation)), layout)
         return x + self._drop(self.ls2(self.mlp(self.norm2(x))), layout)
 
     def _drop(self, branch: Tensor, layout: Layout) -> Tensor:
@@ -278,31 +287,33 @@ class DocViT(nn.Module):
             drop_blank=drop_blank,
         )
 
-    def _embed(self, batch: PatchSequence, layout: Layout) -> tuple[Tensor, Tensor | None]:
-        """Tokens before the first block (T + N * K, D), in page order, and rotation angles if the scheme has them."""
-        x = self.patch_embed(batch.patches.to(self.cls_token.dtype))
+    def _embed(self, batch: PatchSequence, layout: Layout) -> tuple[Tensor, Rotation | None]:
+        """Tokens before the first block (T + N * K, D), in page order, and their rotation if the scheme has one."""
+        dtype = self.cls_token.dtype  # of the residual stream, also under autocast, where stems give less
+        x = self.patch_embed(batch.patches.to(dtype))
         at_patches, at_pages = self.positions.patches(batch), self.positions.pages(batch)
         if at_patches is not None:
-            x = x + at_patches
+            x = x + at_patches.to(dtype)
         prefix = self.cls_token if self.reg_token is None else torch.cat([self.cls_token, self.reg_token])
         prefix = prefix.expand(batch.num_pages, -1, -1)  # (N, K, D)
         if at_pages is not None:
             prefix = prefix + at_pages[:, None]
-        tokens = torch.cat([x, prefix.flatten(0, 1).to(x.dtype)]).index_select(0, layout.order)
+        tokens = torch.cat([x, prefix.flatten(0, 1).to(dtype)]).index_select(0, layout.order)
         angles = self.positions.angles(batch)
         if angles is None:
             return tokens, None
         of_patches, of_pages = angles
         of_prefix = of_pages.repeat_interleave(self.num_prefix_tokens, 0)
-        return tokens, torch.cat([of_patches, of_prefix]).index_select(0, layout.order)
+        angles_in_order = torch.cat([of_patches, of_prefix]).index_select(0, layout.order)
+        return tokens, Rotation(angles_in_order.cos(), angles_in_order.sin())
 
     def _run(self, batch: PatchSequence, states: dict[str, Tensor] | None = None) -> Features:
         layout = Layout.of(batch, self.num_prefix_tokens, parse_scopes(self.config.scopes, self.config.depth))
-        x, angles = self._embed(batch, layout)
+        x, rotation = self._embed(batch, layout)
         if states is not None:
             states["embed"] = x
         for i, block in enumerate(self.blocks):
-            x = block(x, layout, angles)
+            x = block(x, layout, rotation)
             if states is not None:
                 states[f"blocks.{i}"] = x
         pages = self.norm(x.index_select(0, layout.class_tokens))

@@ -1,4 +1,4 @@
-"""The variants by name, registered with timm: `timm.create_model("docvit_small_patch16")`."""
+"""The variants by name, registered with timm: `timm.create_model("docvit_small_patch16")`; and the baselines."""
 
 from __future__ import annotations
 
@@ -9,22 +9,53 @@ from timm.models import register_model
 
 from docvit.model import DocViT, DocViTConfig
 
+# What is usually done instead: every page a separate image, and only then a document. One model, other settings.
+BASELINES: dict[str, dict[str, Any]] = {
+    "pages-mean": {"positions": "page-independent", "scopes": "page", "pooling": "mean"},
+    "pages-max": {"positions": "page-independent", "scopes": "page", "pooling": "max"},
+    # the pages' tokens concatenated, and another transformer block over all of them
+    "pages-concat": {"positions": "page-independent", "scopes": "page-then-document:1", "pooling": "mean"},
+}
 
-def create_model(name: str, **settings: Any) -> DocViT:
+
+def create_model(name: str, *, baseline: str | None = None, **settings: Any) -> DocViT:
     """A freshly initialised DocViT.
 
     Args:
         name: `docvit_compact_patch32`, `docvit_{tiny,small,base}_patch16`.
+        baseline: a page-independent baseline (`BASELINES`): `pages-mean`, `pages-max` or `pages-concat`.
         settings: any field of `DocViTConfig`, such as num_classes, positions, scopes.
 
     Raises:
-        ValueError: no such variant or setting.
+        ValueError: no such variant, baseline or setting, or a setting that contradicts the baseline.
     """
+    if baseline is not None:
+        settings = with_baseline(baseline, settings)
     names = timm.list_models("docvit_*")
     if name not in names:
         raise ValueError(f"no variant {name!r}: choose one of {', '.join(names)}")
     model: DocViT = timm.create_model(name, **settings)
     return model
+
+
+def with_baseline(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """`settings` of a model, and those that the baseline called `name` consists of.
+
+    Raises:
+        ValueError: no such baseline, or settings that contradict it.
+    """
+    if name not in BASELINES:
+        raise ValueError(f"no baseline {name!r}: choose one of {', '.join(BASELINES)}")
+    own = BASELINES[name]
+    against = [f"{k} {settings[k]!r} (it has {v!r})" for k, v in own.items() if settings.get(k, v) != v]
+    if against:
+        raise ValueError(f"baseline {name!r} is contradicted by {', '.join(against)}: leave one of them out")
+    return {**settings, **own}
+
+
+def baseline_of(settings: dict[str, Any]) -> str | None:
+    """The name of the baseline that `settings` hold, if they hold one."""
+    return next((name for name, own in BASELINES.items() if own.items() <= settings.items()), None)
 
 
 def _build(settings: dict[str, Any], *, pretrained: bool, **variant: Any) -> DocViT:

@@ -84,7 +84,9 @@ def from_timm(model: str | nn.Module, *, pretrained: bool = False, **overrides: 
             `num_classes` gives a fresh head.
 
     The class token's position goes into the class token. The page embedding of the first page is zero; those of the
-    others begin small and random, so that training can tell pages apart.
+    others begin small and random, so that training can tell pages apart. Other `positions` than `spatial+page` and
+    `page-independent` have no place for timm's table: all other weights are taken, but the numbers are no longer timm's
+    until the model is trained.
 
     Raises:
         ModelError: no such name, weights that cannot be fetched, an architecture without a class token, or with parts
