@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import groupby
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,36 @@ except ImportError:  # torch < 2.10
     varlen_attn = None  # type: ignore[assignment]
 
 
+class Side(NamedTuple):
+    """The queries of all segments, or their keys.
+
+    Attributes:
+        bounds: (S + 1,) int32 cumulative boundaries, on the device.
+        max_length: tokens in the longest segment.
+        order: (T,) token order in which segments of like lengths are neighbours; None where they already are.
+        inverse: (T,) the order back.
+    """
+
+    bounds: Tensor
+    max_length: int
+    order: Tensor | None
+    inverse: Tensor | None
+
+    @classmethod
+    def of(cls, bounds: Tensor, sorting: Tensor, device: torch.device) -> Side:
+        """From boundaries and the order of the segments (S,), both on the CPU."""
+        lengths = bounds.diff()
+        longest = int(lengths.max()) if len(lengths) else 0
+        order = inverse = None
+        if not torch.equal(sorting, torch.arange(len(lengths))):
+            # token t of the sorted sequence: its segment's old beginning plus its offset inside the segment
+            shift = bounds[:-1][sorting] - F.pad(lengths[sorting].cumsum(0), (1, 0))[:-1]
+            order = torch.arange(int(bounds[-1])) + torch.repeat_interleave(shift, lengths[sorting])
+            inverse = torch.argsort(order).to(device)
+            order = order.to(device)
+        return cls(bounds.to(device, torch.int32), longest, order, inverse)
+
+
 @dataclass(frozen=True)
 class Segments:
     """Where the segments (pages or documents) of a packed sequence begin, in the forms the kernels want.
@@ -22,68 +53,69 @@ class Segments:
     Built once a batch: reading boundaries back inside every block would stall the device and break compiled graphs.
 
     Attributes:
-        bounds: (S + 1,) int32 cumulative boundaries, on the device.
-        max_length: tokens in the longest segment.
-        groups: (number of segments, length) for runs of equal length, shortest first.
-        order: (T,) token order that sorts segments by length; None where they already are.
-        inverse: (T,) the order back.
+        queries: the tokens that attend.
+        keys: the tokens that are attended to.
+        groups: (number of segments, queries, keys) for runs of equal lengths, fewest keys first.
+        places: (Q,) where the queries stand among the keys; None: every token attends.
     """
 
-    bounds: Tensor
-    max_length: int
-    groups: tuple[tuple[int, int], ...]
-    order: Tensor | None
-    inverse: Tensor | None
+    queries: Side
+    keys: Side
+    groups: tuple[tuple[int, int, int], ...]
+    places: Tensor | None = None
 
     @classmethod
-    def of(cls, bounds: Tensor, device: torch.device | str | None = None) -> Segments:
-        """From cumulative boundaries (S + 1,), best given on the CPU."""
+    def of(cls, bounds: Tensor, device: torch.device | str | None = None, *, places: Tensor | None = None) -> Segments:
+        """From cumulative boundaries (S + 1,) and, ascending, the places of the tokens that attend; best on the CPU."""
         device = bounds.device if device is None else torch.device(device)
         bounds = bounds.cpu().long()
-        lengths = bounds.diff()
-        by_length = torch.argsort(lengths, stable=True)
-        groups = tuple((len(list(run)), length) for length, run in groupby(lengths[by_length].tolist()))
-        order = inverse = None
-        if not torch.equal(by_length, torch.arange(len(lengths))):
-            # token t of the sorted sequence: its segment's old beginning plus its offset inside the segment
-            shift = bounds[:-1][by_length] - F.pad(lengths[by_length].cumsum(0), (1, 0))[:-1]
-            order = torch.arange(int(bounds[-1])) + torch.repeat_interleave(shift, lengths[by_length])
-            inverse = torch.argsort(order).to(device)
-            order = order.to(device)
-        longest = int(lengths.max()) if len(lengths) else 0
-        return cls(bounds.to(device, torch.int32), longest, groups, order, inverse)
+        of_queries = bounds if places is None else torch.searchsorted(places.cpu(), bounds)
+        lengths = list(zip(of_queries.diff().tolist(), bounds.diff().tolist(), strict=True))
+        ranked = sorted(range(len(lengths)), key=lambda i: lengths[i][::-1])
+        groups = tuple((len(list(run)), *pair) for pair, run in groupby(lengths[i] for i in ranked))
+        sorting = torch.tensor(ranked, dtype=torch.long)
+        keys = Side.of(bounds, sorting, device)
+        if places is None:
+            return cls(keys, keys, groups)
+        return cls(Side.of(of_queries, sorting, device), keys, groups, places.to(device))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bounds: Segments | Tensor) -> Tensor:
-    """Softmax attention of every token over the tokens of its own segment.
+    """Softmax attention of tokens over the tokens of their own segment.
 
     Args:
-        q, k, v: (T, H, D) tokens, heads, head width.
+        q: (Q, H, D) tokens that attend, heads, head width; Q is T unless the segments say otherwise (`places`).
+        k, v: (T, H, D)
         bounds: the segments, or their cumulative boundaries (S + 1,).
 
     Returns:
-        (T, H, D)
+        (Q, H, D)
 
     On CUDA in half precision this is `torch.nn.attention.varlen.varlen_attn`; elsewhere
-    `scaled_dot_product_attention`, once for each group of segments of equal length.
+    `scaled_dot_product_attention`, once for each group of segments of equal lengths.
     """
     segments = Segments.of(bounds, q.device) if isinstance(bounds, Tensor) else bounds
     if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and varlen_attn is not None:
-        cu, longest = segments.bounds, segments.max_length
-        out: Tensor = varlen_attn(q, k, v, cu, cu, longest, longest)  # type: ignore[assignment]
+        queries, keys = segments.queries, segments.keys
+        out: Tensor = varlen_attn(  # type: ignore[assignment]
+            q, k, v, queries.bounds, keys.bounds, queries.max_length, keys.max_length
+        )
         return out
     return _attend_grouped(q, k, v, segments)
 
 
 def _attend_grouped(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
-    if segments.order is not None:
-        q, k, v = (x.index_select(0, segments.order) for x in (q, k, v))
-    outputs, start = [], 0
-    for count, length in segments.groups:
-        stop = start + count * length
+    queries, keys = segments.queries, segments.keys
+    if keys.order is not None:
+        k, v = k.index_select(0, keys.order), v.index_select(0, keys.order)
+    if queries.order is not None:
+        q = q.index_select(0, queries.order)
+    of_queries, of_keys = ([count * pair[side] for count, *pair in segments.groups] for side in (0, 1))
+    parts = zip(segments.groups, q.split(of_queries), k.split(of_keys), v.split(of_keys), strict=True)
+    outputs = []
+    for (count, *_), *group in parts:
         # (count * length, H, D) -> (count, H, length, D)
-        group = (x[start:stop].unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v))
-        outputs.append(F.scaled_dot_product_attention(*group).transpose(1, 2).flatten(0, 1))
-        start = stop
+        heads = (x.unflatten(0, (count, len(x) // count)).transpose(1, 2) for x in group)
+        outputs.append(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(0, 1))
     out = torch.cat(outputs) if outputs else torch.zeros_like(q)
-    return out if segments.inverse is None else out.index_select(0, segments.inverse)
+    return out if queries.inverse is None else out.index_select(0, queries.inverse)

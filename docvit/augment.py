@@ -15,6 +15,9 @@ from torch import Tensor
 class Augmentation:
     """How far pages are changed. Drawn once a document, since its pages share a printer, with a little more per page.
 
+    How strongly is drawn too, between not at all and fully: were every page changed as far as can be, those that come
+    in use, which nobody changed, would be the exception.
+
     Attributes:
         shift: largest displacement, as a share of the page.
         scale: largest log-scale, up or down.
@@ -44,8 +47,10 @@ def augment(pages: Sequence[np.ndarray], settings: Augmentation, random: np.rand
     Works on ink (1 - brightness), so that what comes in from outside the page is white paper.
     """
 
+    strength = float(random.uniform(0, 1))
+
     def draw(limit: float, share: float = 1.0) -> float:
-        return float(random.uniform(-limit, limit)) * share
+        return float(random.uniform(-limit, limit)) * share * strength
 
     s = settings
     scale, stretch, rotate, shear = draw(s.scale), draw(s.stretch), draw(s.rotate), draw(s.shear)

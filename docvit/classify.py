@@ -111,7 +111,7 @@ class DocumentClassifier:
         max_pages: int | None = 64,
         workers: int = 2,
         timeout: float = 60.0,
-        budget: int = 8192,
+        budget: int = 2560,
     ) -> Iterator[Prediction]:
         """Classifies a stream of files, in order; a file that cannot be read yields its error and the rest goes on.
 
@@ -124,7 +124,8 @@ class DocumentClassifier:
             max_pages: of a longer document only so many are read, spread evenly, first and last always in.
             workers: rendering processes; 0 renders in this one, without `timeout`.
             timeout: seconds after which the rendering of a document is given up.
-            budget: patches after which a batch is complete.
+            budget: patches, blank ones too, after which a batch is complete. About half of them are kept; with many
+                more a processor's caches overflow.
 
         Raises:
             ValueError: there is no such strategy.

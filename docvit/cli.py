@@ -50,8 +50,8 @@ class RendererName(str, Enum):
     pdfium, poppler = "pdfium", "poppler"
 
 
-Model = Annotated[str | None, typer.Option("--model", help="Model folder or hub id [default: the model in the box].")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... [default: cuda if there is one]")]
+Model = Annotated[str | None, typer.Option("--model", help="Model folder or hub id (default: the model in the box).")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that render pages.")]
 Output = Annotated[Path, typer.Option(metavar="DIR", help="Where the model folder is written.")]
 Variant = Annotated[str, typer.Option("--model", metavar="NAME", help="Variant to train from scratch.")]
@@ -81,7 +81,7 @@ def classify(
         Path | None, typer.Option("--explain", metavar="DIR", help="Draw what the model looked at, a PNG a document.")
     ] = None,
     max_pages: MaxPages = 64,
-    renderer: Annotated[RendererName | None, typer.Option(help="Draw pages with this [default: the model's].")] = None,
+    renderer: Annotated[RendererName | None, typer.Option(help="Draw pages with this (default: the model's).")] = None,
     timeout: Timeout = 60.0,
     workers: Workers = 2,
     device: Device = None,

@@ -154,7 +154,7 @@ class View:
     Attributes:
         max_pages: pages of a document that are read; in training a random choice, else spread evenly.
         augmentation: changes to the pages; None outside training.
-        patch_dropout: share of patches left out at random in training.
+        patch_dropout: largest share of patches left out at random in training; how many is drawn for each document.
     """
 
     rendering: Rendering
@@ -210,7 +210,7 @@ class DocumentDataset(Dataset[tuple[int, int, PageStack]]):
 
     def tokens(self) -> np.ndarray:
         """About how many tokens each document brings to a batch, class tokens included."""
-        limit, keep = self.view.max_pages, 1 - self.view.patch_dropout
+        limit, keep = self.view.max_pages, 1 - self.view.patch_dropout / 2
         return np.array([min(limit, len(d.kept)) * (1 + keep * float(np.mean(d.kept))) for d in self.documents])
 
     def collate(self, samples: list[tuple[int, int, PageStack]]) -> Batch:
@@ -219,13 +219,15 @@ class DocumentDataset(Dataset[tuple[int, int, PageStack]]):
         sequence = pack(stacks, view.rendering.multiple, channels=channels, mean=view.mean, std=view.std)
         if view.patch_dropout:
             counts = sequence.page_bounds[sequence.document_bounds].diff().tolist()
-            drawn = [
-                np.random.default_rng((self.seed, epoch, place, 2 * self.draw + 1)).random(count)
-                for (place, epoch, _), count in zip(samples, counts, strict=True)
-            ]
-            sequence = sequence.select(torch.from_numpy(np.concatenate(drawn) >= view.patch_dropout))
+            keep = [self._thin(epoch, place, count) for (place, epoch, _), count in zip(samples, counts, strict=True)]
+            sequence = sequence.select(torch.from_numpy(np.concatenate(keep)))
         index = torch.tensor([place for place, _, _ in samples])
         return Batch(sequence, torch.tensor([self.labels[place] for place, _, _ in samples]), index)
+
+    def _thin(self, epoch: int, place: int, count: int) -> np.ndarray:
+        """(count,) which of a document's patches are kept: sometimes nearly all, as in use, sometimes few."""
+        random = np.random.default_rng((self.seed, epoch, place, 2 * self.draw + 1))
+        return random.random(count) >= self.view.patch_dropout * random.random()
 
 
 class TokenBudget(Sampler[list[Key]]):

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from timm.layers import DropPath, LayerScale, Mlp, trunc_normal_
 from torch import Tensor, nn
 
@@ -17,7 +18,8 @@ from docvit.positions import Positions, create_positions
 from docvit.stems import STEMS
 
 SCOPES = ("page", "document", "page-then-document:K", "alternate:K")
-POOLINGS = {"mean": "mean", "max": "max"}
+POOLINGS = ("mean", "max", "mean+std")
+LEAST_SPREAD = 1e-3  # the root's slope at 0 is infinite
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class DocViTConfig:
             `spatial+page` or `rope` (`docvit.positions`).
         scopes: what each block sees: `page`, `document`, `page-then-document:K` (the last K blocks see the document)
             or `alternate:K` (every K-th block does).
-        pooling: how page tokens become the document's feature: `mean` or `max`.
+        pooling: how page tokens become the document's feature: `mean`, `max`, or `mean+std`, which is twice as wide and
+            also says how much the pages differ (statistics pooling, Snyder et al., "X-Vectors", ICASSP 2018).
         stem: how a patch becomes a token: `linear` (as in ViT), `conv` (convolutions within the patch) or `ink` (how
             much ink there is and which way its edges run; `docvit.stems`).
         grid: rows and columns of the learned spatial table; other grids interpolate it.
@@ -140,7 +143,9 @@ class Layout(NamedTuple):
     document: Tensor  # (T + N * K,) document of every token
     document_of_page: Tensor  # (N,)
     page_counts: Tensor  # (B,) pages of each document
+    page_lengths: Tensor  # (N,) patches of each page
     segments: dict[str, Segments]
+    last: Segments  # of the last block: class tokens attend, to all
 
     @classmethod
     def of(cls, batch: PatchSequence, num_prefix: int, scopes: Sequence[str]) -> Layout:
@@ -156,7 +161,9 @@ class Layout(NamedTuple):
             document=document.to(device),
             document_of_page=batch.document_of_page.to(device),
             page_counts=batch.document_bounds.diff().to(device),
+            page_lengths=batch.page_bounds.diff().to(device),
             segments={scope: Segments.of(bounds[scope], device) for scope in sorted(set(scopes))},
+            last=Segments.of(bounds[scopes[-1]], device, places=begins[:-1]),
         )
 
 
@@ -165,6 +172,9 @@ class Rotation(NamedTuple):
 
     cos: Tensor  # (T + N * K, head_dim / 2)
     sin: Tensor
+
+    def at(self, places: Tensor | None) -> Rotation:
+        return self if places is None else Rotation(*(part.index_select(0, places) for part in self))
 
 
 class Attention(nn.Module):
@@ -177,10 +187,22 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, segments: Segments, rotation: Rotation | None = None) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # each (T, H, D / H)
+        """Tokens (T, D) to (T, D), or to (Q, D) where the segments say which tokens attend."""
+        q, k, v = self._all(x) if segments.places is None else self._some(x, segments.places)
         if rotation is not None:
-            q, k = rotate(q, rotation), rotate(k, rotation)
+            q, k = rotate(q, rotation.at(segments.places)), rotate(k, rotation)
         return self.proj(attend(q, k, v, segments).flatten(1))
+
+    def _all(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # each (T, H, D / H)
+
+    def _some(self, x: Tensor, places: Tensor) -> tuple[Tensor, ...]:
+        """Queries of the tokens at `places` alone, which the other products of `_all` would be wasted on."""
+        dim, weight, bias = x.shape[1], self.qkv.weight, self.qkv.bias
+        of_queries, of_others = slice(dim), slice(dim, None)
+        q = F.linear(x.index_select(0, places), weight[of_queries], None if bias is None else bias[of_queries])
+        kv = F.linear(x, weight[of_others], None if bias is None else bias[of_others])
+        return (q.unflatten(-1, (self.num_heads, -1)), *kv.unflatten(-1, (2, self.num_heads, -1)).unbind(1))
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
@@ -205,16 +227,39 @@ class Block(nn.Module):
         self.ls2 = LayerScale(dim, values) if values else nn.Identity()
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, layout: Layout, rotation: Rotation | None = None) -> Tensor:
-        x = x + self._drop(self.ls1(self.attn(self.norm1(x), layout.segments[self.scope], rotation)), layout)
-        return x + self._drop(self.ls2(self.mlp(self.norm2(x))), layout)
+    def forward(self, x: Tensor, layout: Layout, rotation: Rotation | None = None, *, last: bool = False) -> Tensor:
+        """Tokens (T + N * K, D) to the same, or where no block follows, `last`, to class tokens (N, D) alone.
 
-    def _drop(self, branch: Tensor, layout: Layout) -> Tensor:
+        Nobody reads the others then: they have keys and values, but neither queries nor an MLP.
+        """
+        segments = layout.last if last else layout.segments[self.scope]
+        attended = self.attn(self.norm1(x), segments, rotation)
+        if last:
+            x = x.index_select(0, layout.class_tokens)
+        document, documents = layout.document_of_page if last else layout.document, len(layout.page_counts)
+        x = x + self._drop(self.ls1(attended), document, documents)
+        return x + self._drop(self.ls2(self.mlp(self.norm2(x))), document, documents)
+
+    def _drop(self, branch: Tensor, document: Tensor, documents: int) -> Tensor:
         if not self.training or self.drop_path.drop_prob == 0.0:
             return branch
         # timm draws for each element of the first dimension: here those have to be documents, not tokens
-        keep = self.drop_path(branch.new_ones(len(layout.page_counts), 1))
-        return branch * keep[layout.document]
+        keep = self.drop_path(branch.new_ones(documents, 1))
+        return branch * keep[document]
+
+
+def _pool(pages: Tensor, counts: Tensor, how: str) -> Tensor:
+    """Page tokens (N, D) of documents of `counts` (B,) pages: (B, F)."""
+
+    def reduce(x: Tensor, by: str) -> Tensor:
+        # unsafe: no check of the lengths, which would wait for the device
+        return torch.segment_reduce(x, by, lengths=counts, unsafe=True)
+
+    if how != "mean+std":
+        return reduce(pages, how)
+    mean = reduce(pages, "mean")
+    variance = reduce(pages.square(), "mean") - mean.square()
+    return torch.cat([mean, variance.clamp(min=LEAST_SPREAD**2).sqrt()], 1)
 
 
 def _head(dim: int, num_classes: int) -> nn.Module:
@@ -237,7 +282,8 @@ class DocViT(nn.Module):
         self.config = config
         dim = config.embed_dim
         self.num_classes = config.num_classes
-        self.num_features = self.embed_dim = dim
+        self.embed_dim = dim
+        self.num_features = 2 * dim if config.pooling == "mean+std" else dim  # width of a document's feature
         self.patch_embed = STEMS[config.stem](config.in_chans, config.patch_size, dim)
         self.cls_token = nn.Parameter(torch.empty(1, dim))
         self.reg_token = nn.Parameter(torch.empty(config.num_registers, dim)) if config.num_registers else None
@@ -249,7 +295,7 @@ class DocViT(nn.Module):
         self.blocks = nn.ModuleList(Block(config, scope=s, drop_path=p) for s, p in zip(scopes, drops, strict=True))
         self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
         self.head_drop = nn.Dropout(config.drop_rate)
-        self.head = _head(dim, config.num_classes)
+        self.head = _head(self.num_features, config.num_classes)
         self._init_weights()
 
     def _init_weights(self) -> None:
@@ -290,14 +336,14 @@ class DocViT(nn.Module):
     def _embed(self, batch: PatchSequence, layout: Layout) -> tuple[Tensor, Rotation | None]:
         """Tokens before the first block (T + N * K, D), in page order, and their rotation if the scheme has one."""
         dtype = self.cls_token.dtype  # of the residual stream, also under autocast, where stems give less
-        x = self.patch_embed(batch.patches.to(dtype))
+        x, of_pages = self.patch_embed.embed(batch.patches.to(dtype), layout.page_lengths)
         at_patches, at_pages = self.positions.patches(batch), self.positions.pages(batch)
         if at_patches is not None:
             x = x + at_patches.to(dtype)
         prefix = self.cls_token if self.reg_token is None else torch.cat([self.cls_token, self.reg_token])
         prefix = prefix.expand(batch.num_pages, -1, -1)  # (N, K, D)
-        if at_pages is not None:
-            prefix = prefix + at_pages[:, None]
+        for added in (of_pages, at_pages):
+            prefix = prefix if added is None else prefix + added[:, None]
         tokens = torch.cat([x, prefix.flatten(0, 1).to(dtype)]).index_select(0, layout.order)
         angles = self.positions.angles(batch)
         if angles is None:
@@ -312,27 +358,37 @@ class DocViT(nn.Module):
         x, rotation = self._embed(batch, layout)
         if states is not None:
             states["embed"] = x
-        for i, block in enumerate(self.blocks):
+        *others, last = self.blocks
+        for i, block in enumerate(others):
             x = block(x, layout, rotation)
             if states is not None:
                 states[f"blocks.{i}"] = x
-        pages = self.norm(x.index_select(0, layout.class_tokens))
-        return Features(pages, layout.document_of_page, layout.page_counts)
+        if states is None:
+            x = last(x, layout, rotation, last=True)
+        else:
+            states[f"blocks.{len(others)}"] = x = last(x, layout, rotation)
+            x = x.index_select(0, layout.class_tokens)
+        return Features(self.norm(x), layout.document_of_page, layout.page_counts)
 
     def forward_features(self, batch: PatchSequence) -> Features:
         """Page tokens after the last block, normalised: `.pages` (N, D)."""
         return self._run(batch)
 
     def forward_head(self, x: Features, pre_logits: bool = False) -> Tensor:
-        """Pools page tokens to documents (B, D) and classifies them (B, num_classes); `pre_logits` stops between."""
-        how, counts = POOLINGS[self.config.pooling], x.page_counts
-        # unsafe: no check of the lengths, which would wait for the device
-        pooled = torch.segment_reduce(x.pages.float(), how, lengths=counts, unsafe=True).to(x.pages.dtype)
+        """Pools page tokens to documents (B, F) and classifies them (B, num_classes); `pre_logits` stops between.
+
+        F is `num_features`: D, or 2 D under `mean+std` pooling.
+        """
+        pooled = _pool(x.pages.float(), x.page_counts, self.config.pooling).to(x.pages.dtype)
         return pooled if pre_logits else self.head(self.head_drop(pooled))
 
     def forward_pages(self, x: Features) -> Tensor:
         """What each page token alone says (N, num_classes); under mean pooling their mean is `forward`'s."""
-        return self.head(x.pages)
+        return self.head(self.alone(x.pages))
+
+    def alone(self, pages: Tensor) -> Tensor:
+        """Features (N, F) of documents of which each has one of these page tokens (N, D): no page differs from it."""
+        return F.pad(pages, (0, self.num_features - self.embed_dim), value=LEAST_SPREAD)
 
     def forward(self, batch: PatchSequence) -> Tensor:
         return self.forward_head(self.forward_features(batch))
@@ -341,7 +397,7 @@ class DocViT(nn.Module):
         """Every state by name, for distillation and explanation.
 
         `embed`, `blocks.0` .. `blocks.{depth - 1}`: all tokens (T + N * K, D), page by page, a page's prefix tokens
-        before its patches; `pages`: normalised page tokens (N, D); `document`: (B, D); `logits`: (B, num_classes).
+        before its patches; `pages`: normalised page tokens (N, D); `document`: (B, F); `logits`: (B, num_classes).
         """
         states: dict[str, Tensor] = {}
         features = self._run(batch, states)
@@ -354,7 +410,7 @@ class DocViT(nn.Module):
         """A fresh head for `num_classes` classes (0: none, the pooled feature comes out)."""
         self.config = replace(self.config, num_classes=num_classes, classes=tuple(classes))
         self.num_classes = num_classes
-        self.head = _head(self.embed_dim, num_classes).to(self.norm.weight)
+        self.head = _head(self.num_features, num_classes).to(self.norm.weight)
 
     def save_pretrained(self, folder: str, *, dtype: torch.dtype | None = None) -> None:
         """Writes `config.json` and `model.safetensors` (weights as `dtype`, or as they are)."""

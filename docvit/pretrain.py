@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -26,13 +25,12 @@ from docvit.model import Block, DocViT, DocViTConfig, Layout, token_places
 from docvit.pages import PAGE_SUFFIXES, find_documents
 from docvit.patches import PatchSequence
 from docvit.positions import SpatialPage
-from docvit.prepare import process_group, render, training_batches, view_of
+from docvit.prepare import process_group, render_readable, training_batches, view_of
 from docvit.recipes import RECIPE, Recipe, agree_on_recipe, build_model
 from docvit.stems import InkStem
 from docvit.train import Record, TrainingError, TrainSettings, fit
 from docvit.weights import save_pretrained
 
-logger = logging.getLogger(__name__)
 DECODER_DEPTH = 2
 TARGETS = ("pixels", "ink")
 LOOP = TrainSettings(epochs=100, weight_decay=0.05)
@@ -226,13 +224,7 @@ def pretrain_documents(
     with process_group(device) as place:
         model = build_masked(recipe)
         config = model.encoder.config
-        rendered, errors = render(paths, config.rendering, place, cache=cache, workers=workers)
-        problems = [f"{type(e).__name__}: {e}" for e in errors]
-        if not rendered:
-            raise DataError("the documents", problems or ["there are none"])
-        if problems and place.rank == 0:
-            listed = "\n  ".join(problems)
-            logger.warning("%d of %d documents are left out:\n  %s", len(problems), len(set(paths)), listed)
+        rendered, _ = render_readable(paths, config.rendering, place, cache=cache, workers=workers)
         view = view_of(config, max_pages=recipe.max_pages, augmentation=recipe.augmentation, training=True)
         files = list(dict.fromkeys(rendered.values()))  # copies share one
         batches = training_batches(files, None, view, place, budget=recipe.budget, seed=recipe.train.seed)

@@ -48,7 +48,7 @@ class Recipe:
         settings: fields of `DocViTConfig` that differ from the variant's.
         max_pages: pages of a document seen in one epoch: the first, and others chosen at random.
         budget: tokens a batch, about.
-        patch_dropout: share of patches left out at random.
+        patch_dropout: largest share of patches left out at random; how many is drawn for each document.
         label_smoothing: of the cross-entropy.
         page_loss: weight of a second cross-entropy, on what each page's token says alone.
         ema: decay of the moving average that is kept as the model; 0 for none.
@@ -61,8 +61,8 @@ class Recipe:
     init: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     max_pages: int = 4
-    budget: int = 1200
-    patch_dropout: float = 0.5
+    budget: int = 1500
+    patch_dropout: float = 0.75
     label_smoothing: float = 0.1
     page_loss: float = 0.5
     ema: float = 0.998

@@ -80,7 +80,8 @@ class Cost:
     Attributes:
         tokens: patches, class tokens and registers.
         blocks: scope -> number of blocks that have it.
-        scores: scope -> side of the square score matrix of each segment; every head of such a block has one.
+        scores: scope -> side of the square score matrix of each segment; every head of such a block has one. In the
+            last block only class tokens attend, and it has only their rows.
         score_memory: bytes of all score matrices of the model, if they were kept; the fused kernels never write them.
         flops: of matrix products and convolutions, two a multiply-add.
         memory: bytes of activations that are kept for a backward pass, in float32, without parameters and indices.
@@ -111,22 +112,29 @@ def predict_cost(config: DocViTConfig, batch: PatchSequence, layout: str = "pack
     pages = counts + 1 + config.num_registers  # in tokens
     ends = torch.cat([torch.zeros(1, dtype=torch.long), pages.cumsum(0)])
     lengths = {"page": pages, "document": ends[batch.document_bounds].diff()}
-    blocks = Counter(parse_scopes(config.scopes, config.depth))
+    *others, last = parse_scopes(config.scopes, config.depth)
+    blocks = Counter([*others, last])
     scores = {scope: tuple(lengths[scope].tolist()) for scope in sorted(blocks)}
-    entries = sum(number * sum(side**2 for side in scores[scope]) for scope, number in blocks.items())
+    class_tokens = {"page": torch.ones_like(pages), "document": batch.document_bounds.diff()}
+    entries = sum(side**2 for scope in others for side in scores[scope])
+    entries += int((class_tokens[last] * lengths[last]).sum())
     tokens, patches, dim, ratio = int(pages.sum()), int(counts.sum()), config.embed_dim, config.mlp_ratio
-    stem_flops, stem_floats = STEM_COSTS[config.stem](config)
-    # query, key and value 3 D^2, output D^2, the two layers of the MLP 2 ratio D^2; scores and their use 2 D an entry
-    products = config.depth * tokens * (4 + 2 * ratio) * dim**2 + 2 * dim * entries
-    flops = 2 * products + patches * stem_flops + 2 * batch.num_documents * dim * config.num_classes
-    floats = sum(number * tokens * _kept_a_token(config, scores[scope]) for scope, number in blocks.items())
+    stem = STEM_COSTS[config.stem](config)
+    # key and value 2 D^2; query and output 2 D^2, the MLP's two layers 2 ratio D^2; scores and their use 2 D an entry
+    attending = len(others) * tokens + batch.num_pages
+    products = (config.depth * tokens * 2 + attending * (2 + 2 * ratio)) * dim**2 + 2 * dim * entries
+    width = 2 * dim if config.pooling == "mean+std" else dim
+    heads = 2 * batch.num_documents * width * config.num_classes
+    flops = 2 * products + patches * stem.flops + batch.num_pages * stem.page_flops + heads
+    floats = tokens * sum(_kept_a_token(config, scores[scope]) for scope in others)
+    floats += _kept_by_the_last(config, tokens, batch.num_pages, scores[last])
     return Cost(
         tokens=tokens,
         blocks=dict(sorted(blocks.items())),
         scores=scores,
         score_memory=FLOAT * config.num_heads * entries,
         flops=round(flops),
-        memory=round(FLOAT * (floats + patches * stem_floats)),
+        memory=round(FLOAT * (floats + patches * stem.floats + batch.num_pages * stem.page_floats)),
     )
 
 
@@ -137,34 +145,61 @@ def _kept_a_token(config: DocViTConfig, lengths: Sequence[int]) -> float:
     widths = 4 + 3 + 2 + 2 * config.mlp_ratio
     if config.init_values is not None:  # what LayerScale multiplies
         widths += 2
-    if config.positions == "rope" and list(lengths) == sorted(lengths):  # else put in order: copied in any case
+    if _turns_in_place(config, lengths):
         widths += 2  # query and key are turned, and what they were lies in memory with the value
     return widths * config.embed_dim + config.num_heads + 4  # the softmax's sums; the norms' means and deviations
 
 
-def _linear(config: DocViTConfig) -> tuple[float, float]:
+def _kept_by_the_last(config: DocViTConfig, tokens: int, pages: int, lengths: Sequence[int]) -> float:
+    """Numbers that the last block keeps: what keys and values take of all tokens, the rest of class tokens alone."""
+    widths = 2 + 2 + _turns_in_place(config, lengths)  # in and out of the first norm; key, value
+    # in and out of the queries' layer; attention's result, twice; in and out of the second norm and of the MLP's
+    # activation; in of the norm after the block
+    of_pages = 2 + 2 + 2 + 2 * config.mlp_ratio + 1
+    if config.init_values is not None:
+        of_pages += 2
+    floats = tokens * (widths * config.embed_dim + 2)
+    return floats + pages * (of_pages * config.embed_dim + config.num_heads + 4)
+
+
+def _turns_in_place(config: DocViTConfig, lengths: Sequence[int]) -> bool:
+    """Whether what is turned stays in memory; segments that have to be put in order are copied in any case."""
+    return config.positions == "rope" and list(lengths) == sorted(lengths)
+
+
+class StemCost(NamedTuple):
+    """FLOPs, and numbers kept for a backward pass, of one patch and of one page beside its patches."""
+
+    flops: float
+    floats: float
+    page_flops: float = 0
+    page_floats: float = 0
+
+
+def _linear(config: DocViTConfig) -> StemCost:
     pixels = config.in_chans * config.patch_size**2
-    return 2 * pixels * config.embed_dim, pixels
+    return StemCost(2 * pixels * config.embed_dim, pixels)
 
 
-def _conv(config: DocViTConfig) -> tuple[float, float]:
+def _conv(config: DocViTConfig) -> StemCost:
     halvings, dim = int(math.log2(config.patch_size)), config.embed_dim
     widths = [config.in_chans] + [max(16, dim // 2 ** (halvings - 1 - i)) for i in range(halvings)]
     areas = [(config.patch_size // 2**i) ** 2 for i in range(halvings + 1)]
     convs = sum(9 * widths[i] * widths[i + 1] * areas[i + 1] for i in range(halvings))
     outputs = sum(width * area for width, area in zip(widths[1:], areas[1:], strict=True))
-    return 2 * (convs + widths[-1] * dim), widths[0] * areas[0] + 2 * outputs
+    return StemCost(2 * (convs + widths[-1] * dim), widths[0] * areas[0] + 2 * outputs)
 
 
-def _ink(config: DocViTConfig) -> tuple[float, float]:
+def _ink(config: DocViTConfig) -> StemCost:
     cells, dim, orientations = (config.patch_size // 16) ** 2, config.embed_dim, 8
     features = cells * (1 + 2 * orientations)
-    edges = orientations * 2 * (1 + 1 / 4) * config.patch_size**2  # at full size and at half of it
-    return 2 * (edges + features * 2 * dim + 2 * dim * dim), 2 * features + 4 * dim
+    edges = orientations * 2 * (1 + 1 / 4 + 1 / 16) * config.patch_size**2  # at full size, a half and a quarter of it
+    statistics = 2 * (1 + 2 * 3 * orientations)
+    flops = 2 * (edges + features * 2 * dim + 2 * dim * dim)
+    return StemCost(flops, 2 * features + 4 * dim, 2 * statistics * dim, 2 * statistics)
 
 
-STEM_COSTS: dict[str, Callable[[DocViTConfig], tuple[float, float]]] = {"linear": _linear, "conv": _conv, "ink": _ink}
-"""For each stem: settings -> (FLOPs, numbers kept) of one patch."""
+STEM_COSTS: dict[str, Callable[[DocViTConfig], StemCost]] = {"linear": _linear, "conv": _conv, "ink": _ink}
 
 
 def measure_cost(model: DocViT, batch: PatchSequence) -> Measured:

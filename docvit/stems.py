@@ -12,7 +12,19 @@ from timm.layers import lecun_normal_
 from torch import Tensor, nn
 
 
-class LinearStem(nn.Module):
+class Stem(nn.Module):
+    """Base: patches (T, C * P * P) to tokens (T, D), and what else there is to say about a page."""
+
+    def embed(self, patches: Tensor, page_lengths: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Tokens of the patches (T, D), and what is added to each page's class token (N, D), or None.
+
+        Args:
+            page_lengths: (N,) patches of each page, on the patches' device.
+        """
+        return self(patches), None
+
+
+class LinearStem(Stem):
     """One linear map of the patch's pixels, as in ViT (timm's `patch_embed.proj`, flattened).
 
     (T, C * P * P) -> (T, D)
@@ -27,7 +39,7 @@ class LinearStem(nn.Module):
         return self.proj(patches)
 
 
-class ConvStem(nn.Module):
+class ConvStem(Stem):
     """Strided convolutions within the patch, halving its side down to one ("Early Convolutions", arXiv 2106.14881).
 
     Strokes and edges are found wherever in the patch they lie, which a linear map has to learn place by place. Since
@@ -58,19 +70,21 @@ class ConvStem(nn.Module):
         return self.proj(self.convs(images.contiguous(memory_format=torch.channels_last)).flatten(1))
 
 
-class InkStem(nn.Module):
+class InkStem(Stem):
     """How much ink there is, and which way its edges run, in cells of 16 px; then a small learned map.
 
-    Directional derivatives at two scales, rectified, averaged over cells and compressed by a square root: the first
-    layer of a scattering network (arXiv 1703.08961). Edges are divided by their norm over the patch, as in histograms
-    of oriented gradients (Dalal and Triggs, 2005), so that neither stroke weight nor contrast, which belong to a source
-    and not to a class, comes through. Nothing in it is learned, which helps when documents are few and sources fewer.
-    While training, the batch norm behind it lets the documents of a batch touch each other; afterwards nothing does.
+    Directional derivatives at three scales, rectified, averaged over cells and compressed by a square root: the first
+    layer of a scattering network (arXiv 1703.08961). For a patch's token those of the two finer scales are divided by
+    their norm over the patch, as in histograms of oriented gradients (Dalal and Triggs, 2005), so that neither stroke
+    weight nor contrast, which belong to a source and not to a class, comes through. A page's class token is told the
+    mean and the standard deviation over the page's inked cells: averages attention can take itself, spreads it can not.
+    Nothing but two linear maps and a small MLP is learned, which helps when documents are few and sources fewer.
+    While training, the batch norms let the documents of a batch touch each other; afterwards nothing does.
 
     (T, C * P * P) -> (T, D); P is a multiple of 16.
     """
 
-    orientations, cell = 8, 16
+    orientations, scales, cell = 8, 3, 16
 
     def __init__(self, in_chans: int, patch_size: int, dim: int) -> None:
         super().__init__()
@@ -82,32 +96,68 @@ class InkStem(nn.Module):
         features = (patch_size // self.cell) ** 2 * (1 + 2 * self.orientations)
         self.norm = nn.BatchNorm1d(features)
         self.proj = nn.Sequential(nn.Linear(features, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+        statistics = 2 * (1 + 2 * self.scales * self.orientations)
+        self.page_norm = nn.BatchNorm1d(statistics)
+        self.page_proj = nn.Linear(statistics, dim)
 
     def forward(self, patches: Tensor) -> Tensor:
+        return self.proj(_normalise(self.norm, self.describe(patches).to(patches.dtype)))
+
+    def embed(self, patches: Tensor, page_lengths: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad(), torch.autocast(patches.device.type, enabled=False):
-            features = self.describe(patches.float())
-        features = features.to(patches.dtype)
-        if self.training and len(features) < 2:  # one patch has no statistics of its own
-            n = self.norm
-            return self.proj(F.batch_norm(features, n.running_mean, n.running_var, n.weight, n.bias))
-        return self.proj(self.norm(features))
+            density, energies = self.measure(patches.float())
+            features, statistics = self._compare(density, energies), self._gather(density, energies, page_lengths)
+        tokens = self.proj(_normalise(self.norm, features.to(patches.dtype)))
+        return tokens, self.page_proj(_normalise(self.page_norm, statistics.to(patches.dtype)))
 
+    @torch.no_grad()
     def describe(self, patches: Tensor) -> Tensor:
-        """What is not learned: (T, C * P * P) -> (T, features), in float32."""
-        pixels = patches.unflatten(1, (self.in_chans, self.patch_size, self.patch_size))
-        ink = pixels.mean(1, keepdim=True)  # (T, 1, P, P)
-        density = F.avg_pool2d(ink, self.cell)
-        parts = [density, self._edges(ink, self.cell), self._edges(F.avg_pool2d(ink, 2), self.cell // 2)]
-        return torch.cat([part.flatten(1) for part in parts], 1)
+        """What a token is made of before anything is learned: (T, C * P * P) -> (T, features), in float32."""
+        with torch.autocast(patches.device.type, enabled=False):
+            return self._compare(*self.measure(patches.float()))
 
-    def _edges(self, ink: Tensor, cell: int) -> Tensor:
-        """(T, 1, S, S) -> (T, O, S / cell, S / cell)"""
+    def measure(self, patches: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Ink (T, 1, c, c), and at each scale the strength of edges in every direction (T, O, c, c); c = P / 16."""
+        pixels = patches.unflatten(1, (self.in_chans, self.patch_size, self.patch_size))
+        ink, cell = pixels.mean(1, keepdim=True), self.cell  # (T, 1, P, P)
+        density, energies = F.avg_pool2d(ink, cell), []
+        for _ in range(self.scales):
+            energies.append(F.avg_pool2d(self._edges(ink).abs(), cell).sqrt())
+            ink, cell = F.avg_pool2d(ink, 2), cell // 2
+        return density, energies
+
+    def _edges(self, ink: Tensor) -> Tensor:
+        """Directional derivatives: (T, 1, S, S) -> (T, O, S, S)"""
         padded = F.pad(ink, (1, 1, 1, 1), mode="replicate")[:, 0]
         across = padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]
         down = padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]
-        along = torch.einsum("oc,tcyx->toyx", self.directions.float(), torch.stack([across, down], 1))
-        energy = F.avg_pool2d(along.abs(), cell).sqrt()
-        return energy / (energy.square().sum((1, 2, 3), keepdim=True).sqrt() + 0.3)  # 0.3: about a faint hairline
+        return torch.einsum("oc,tcyx->toyx", self.directions.float(), torch.stack([across, down], 1))
+
+    @staticmethod
+    def _compare(density: Tensor, energies: list[Tensor]) -> Tensor:
+        """(T, features), edges against those of the whole patch."""
+        # 0.3: about a faint hairline
+        edges = [e / (e.square().sum((1, 2, 3), keepdim=True).sqrt() + 0.3) for e in energies[:2]]
+        return torch.cat([part.flatten(1) for part in (density, *edges)], 1)
+
+    @staticmethod
+    def _gather(density: Tensor, energies: list[Tensor], page_lengths: Tensor) -> Tensor:
+        """(N, statistics): mean and deviation over a page's inked cells, of edges as they are and within their cell."""
+        edges = [e / (e.square().sum(1, keepdim=True).sqrt() + 0.05) for e in energies]
+        cells = torch.cat([density, *energies, *edges], 1).flatten(2)  # (T, figures, cells)
+        inked = (cells[:, 1:].sum(1, keepdim=True) > 0.02).float()
+        sums = [(cells**power * inked).sum(2) for power in (0, 1, 2)]
+        count, total, squares = (
+            torch.segment_reduce(s, "sum", lengths=page_lengths, unsafe=True, initial=0.0) for s in sums
+        )
+        mean, square = total / count.clamp(min=1), squares / count.clamp(min=1)
+        return torch.cat([mean, (square - mean.square()).clamp(min=1e-6).sqrt()], 1)
 
 
-STEMS: dict[str, Callable[[int, int, int], nn.Module]] = {"linear": LinearStem, "conv": ConvStem, "ink": InkStem}
+def _normalise(norm: nn.BatchNorm1d, rows: Tensor) -> Tensor:
+    if norm.training and len(rows) < 2:  # one row has no statistics of its own
+        return F.batch_norm(rows, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    return norm(rows)
+
+
+STEMS: dict[str, Callable[[int, int, int], Stem]] = {"linear": LinearStem, "conv": ConvStem, "ink": InkStem}

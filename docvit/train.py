@@ -66,7 +66,7 @@ class TrainSettings:
         checkpoint_minutes: time between checkpoints within an epoch.
     """
 
-    epochs: int = 32
+    epochs: int = 24
     lr: float = 1e-3
     weight_decay: float = 0.1
     optimizer: str = "adamw"
@@ -306,7 +306,8 @@ class _Run:
         except CheckpointError as error:
             raise TrainingError(f"{error}; it cannot be resumed: train anew into another folder") from error
         except (RuntimeError, ValueError) as error:  # weights of other shapes or names
-            raise TrainingError(f"the run in {self.output} had another model: {error}") from error
+            first, *_ = str(error).splitlines()  # torch lists every single name
+            raise TrainingError(f"the run in {self.output} had another model: {first.rstrip(':')}") from error
         logger.info("resumed at epoch %d, batch %d", self.epoch + 1, self.batch)
 
     def _check(self, state: dict[str, Any]) -> None:

@@ -74,6 +74,7 @@ def docvit_compact_patch32(pretrained: bool = False, **settings: Any) -> DocViT:
         "depth": 3,
         "num_heads": 2,
         "stem": "ink",
+        "pooling": "mean+std",
         "drop_path": 0.1,
         "scopes": "page-then-document:2",
         "max_pages": 40,

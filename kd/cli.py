@@ -196,14 +196,14 @@ def cifar10(
         PresetName,
         typer.Option(help="The report as it stands, its networks trained as one would today, or a quick look."),
     ] = PresetName.report,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Repetitions [default: report 5, modern 3, smoke 1]")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Repetitions (default: report 5, modern 3, smoke 1)")] = None,
     only: Annotated[
         list[str] | None, typer.Option(metavar="TABLE", help="Just this table; may be given several times.")
     ] = None,
     images: Annotated[int | None, typer.Option(min=10, help="Train on this many images only, and say so.")] = None,
     width: Annotated[float | None, typer.Option(min=0.01, help="Factor on the teacher's channels, and say so.")] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch CIFAR-10 into --data first.")] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ... [default: cuda if there is one]")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ... (default: cuda if there is one)")] = None,
 ) -> None:
     """Repeat every table and curve of the CIFAR-10 report; interrupted, the same command goes on."""
     if download:

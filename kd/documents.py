@@ -232,9 +232,8 @@ def _pupil(student: DocViT, teachers: Sequence[DocViT], teaching: Teaching) -> P
         borrow_head(student, teachers[0])
     if not teaching.features:
         return Pupil(student)
-    teacher = teachers[0].config
-    pairs = [parse_pair(name, student.config, teacher) for name in teaching.features]
-    return Pupil(student, pairs, teacher.embed_dim)
+    pairs = [parse_pair(name, student.config, teachers[0].config) for name in teaching.features]
+    return Pupil(student, pairs, teachers[0])
 
 
 def _student(model: nn.Module) -> DocViT:

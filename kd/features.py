@@ -73,14 +73,20 @@ class Pupil(nn.Module):
     `projections` are in the order of `pairs`, each from the student's width to the teacher's.
     """
 
-    def __init__(self, student: DocViT, pairs: Sequence[Pair] = (), teacher_width: int = 0) -> None:
+    def __init__(self, student: DocViT, pairs: Sequence[Pair] = (), teacher: DocViT | None = None) -> None:
         super().__init__()
         self.student, self.pairs = student, tuple(pairs)
-        self.projections = nn.ModuleList(Projection(student.embed_dim, teacher_width) for _ in pairs)
+        self.projections = nn.ModuleList(
+            Projection(_width(student, pair.student), _width(teacher or student, pair.teacher)) for pair in pairs
+        )
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         return {f"student.{name}" for name in self.student.no_weight_decay()}
+
+
+def _width(model: DocViT, state: str) -> int:
+    return model.num_features if state == "document" else model.embed_dim
 
 
 class BorrowedHead(nn.Module):
@@ -118,7 +124,7 @@ def borrow_head(student: DocViT, teacher: DocViT) -> None:
     """
     if not isinstance(teacher.head, nn.Linear):
         raise DistillationError("the teacher has no linear classifier to take over")
-    student.head = BorrowedHead(teacher.head, student.embed_dim).to(student.norm.weight)
+    student.head = BorrowedHead(teacher.head, student.num_features).to(student.norm.weight)
 
 
 def plain(student: DocViT) -> DocViT:

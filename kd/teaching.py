@@ -76,7 +76,7 @@ class Teaching:
     def states(self, pairs: Sequence[Pair], *, pages: bool) -> tuple[str, ...]:
         """The states that teachers are asked for; `pages`: whether pages count by themselves."""
         if self.simkd:
-            return ("document", "pages") if pages else ("document",)
+            return ("document", "page_features") if pages else ("document",)
         asked = [pair.teacher for pair in pairs]
         if self.alpha or self.consistency:
             asked.append("logits")
@@ -190,7 +190,7 @@ class DocumentLesson:
 
     def _of_classifier(self, head: nn.Module, states: Mapping[str, Tensor], told: Mapping[str, Tensor]) -> list[Term]:
         assert isinstance(head, BorrowedHead)
-        shares = {"document": 1.0} | ({"pages": self.page_loss} if self.page_loss else {})
+        shares = {"document": 1.0} | ({"page_features": self.page_loss} if self.page_loss else {})
         return [
             (f"{name}_loss", share, feature_loss(head.projection(states[name]), told[f"0.{name}"], kind="euclidean"))
             for name, share in shares.items()
@@ -199,7 +199,8 @@ class DocumentLesson:
 
 def _states(model: DocViT, view: PatchSequence) -> dict[str, Tensor]:
     states = model.forward_intermediates(view)
-    return states | {"page_logits": model.head(states["pages"])}
+    alone = model.alone(states["pages"])
+    return states | {"page_features": alone, "page_logits": model.head(alone)}
 
 
 def _weighted_sum(terms: Sequence[Term], like: Tensor) -> Tensor:

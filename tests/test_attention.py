@@ -30,11 +30,11 @@ def qkv(tokens, heads=3, width=8, seed=0, dtype=torch.float32):
     return [torch.randn(tokens, heads, width, generator=generator, dtype=dtype) for _ in range(3)]
 
 
-def dense(q, k, v, lengths):
+def dense(q, k, v, lengths, places=slice(None)):
     """Softmax attention over all T tokens at once, with everything outside a token's own segment masked out."""
     segment = torch.cat([torch.full((n,), i) for i, n in enumerate(lengths)]).to(q.device)
     scores = torch.einsum("thd,shd->hts", q, k) / q.shape[-1] ** 0.5
-    scores = scores.masked_fill(segment[:, None] != segment[None, :], float("-inf"))
+    scores = scores.masked_fill(segment[places, None] != segment[None, :], float("-inf"))
     return torch.einsum("hts,shd->thd", scores.softmax(-1), v)
 
 
@@ -47,6 +47,33 @@ def test_equals_dense_masked_softmax_in_outputs_and_gradients(lengths):
     (out * weight).sum().backward()
     (expected * weight).sum().backward()
     for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.grad, b.grad, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "places"),
+    [
+        ([4, 4, 4], [0, 4, 8]),
+        ([7, 1, 3, 7, 1, 2], [0, 7, 8, 11, 18, 19]),  # one of each segment, as class tokens are of pages
+        ([5, 5, 2, 5], [0, 1, 4, 5, 10, 11, 12, 13]),  # as many keys, other numbers of queries
+        ([3, 0, 5, 0, 0, 1], [2, 3, 7]),
+        ([6, 2], [1]),
+        ([6, 2], []),
+        ([0], []),
+    ],
+    ids=str,
+)
+def test_where_few_tokens_attend_the_others_are_keys_all_the_same(lengths, places):
+    of_ours, of_theirs = ([x.requires_grad_() for x in qkv(sum(lengths))] for _ in range(2))
+    places = torch.tensor(places, dtype=torch.long)
+    segments = Segments.of(bounds_of(lengths), places=places)
+    out = attend(of_ours[0][places], *of_ours[1:], segments)
+    expected = dense(of_theirs[0][places], *of_theirs[1:], lengths, places)
+    torch.testing.assert_close(out, expected, atol=1e-6, rtol=1e-5)
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    (out * weight).sum().backward()
+    (expected * weight).sum().backward()
+    for a, b in zip(of_ours, of_theirs, strict=True):
         torch.testing.assert_close(a.grad, b.grad, atol=1e-6, rtol=1e-5)
 
 
@@ -82,14 +109,16 @@ def test_plain_bounds_and_segments_built_once_say_the_same():
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 def test_segments_describe_their_boundaries(lengths):
     segments = Segments.of(bounds_of(lengths))
-    assert segments.bounds.dtype == torch.int32
-    assert segments.bounds.tolist() == bounds_of(lengths).tolist()
-    assert segments.max_length == max(lengths)
-    assert [n for count, n in segments.groups for _ in range(count)] == sorted(lengths)
+    keys = segments.keys
+    assert segments.queries is keys
+    assert keys.bounds.dtype == torch.int32
+    assert keys.bounds.tolist() == bounds_of(lengths).tolist()
+    assert keys.max_length == max(lengths)
+    assert [pair for count, *pair in segments.groups for _ in range(count)] == [[n, n] for n in sorted(lengths)]
     assert len(segments.groups) == len(set(lengths))
-    assert (segments.order is None) == (lengths == sorted(lengths))
-    if segments.order is not None:
-        assert segments.order[segments.inverse].tolist() == list(range(sum(lengths)))
+    assert (keys.order is None) == (lengths == sorted(lengths))
+    if keys.order is not None:
+        assert keys.order[keys.inverse].tolist() == list(range(sum(lengths)))
 
 
 def test_segments_do_not_see_one_another():
@@ -130,6 +159,22 @@ def test_the_kernel_for_gpus_is_called_for_half_precision_alone(monkeypatch, dty
         assert bounds_q.tolist() == bounds_k.tolist() == [0, 5, 6, 9]
         assert bounds_q.dtype == torch.int32
         assert longest == [5, 5]
+
+
+def test_the_kernel_for_gpus_is_told_which_tokens_attend(monkeypatch):
+    lengths, places, calls = [5, 1, 3], torch.tensor([0, 4, 5, 8]), []
+
+    def kernel(q, k, v, *bounds):
+        calls.append((q.shape[0], k.shape[0], *bounds))
+        return q
+
+    monkeypatch.setattr(attention, "varlen_attn", kernel)
+    q, k, v = (x.as_subclass(OnCuda) for x in qkv(9, dtype=torch.bfloat16))
+    attend(q[places], k, v, Segments.of(bounds_of(lengths), "cpu", places=places))
+    ((queries, keys, of_queries, of_keys, *longest),) = calls
+    assert (queries, keys, *longest) == (4, 9, 2, 5)
+    assert (of_queries.tolist(), of_keys.tolist()) == ([0, 2, 3, 4], [0, 5, 6, 9])
+    assert of_queries.dtype == of_keys.dtype == torch.int32
 
 
 def test_without_the_kernel_half_precision_takes_the_other_path(monkeypatch):

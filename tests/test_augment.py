@@ -42,6 +42,15 @@ def centre(ink):
     return float((ink.sum(1) * rows).sum() / ink.sum()), float((ink.sum(0) * columns).sum() / ink.sum())
 
 
+def test_how_strongly_a_document_is_changed_is_drawn_too():
+    class Weak(Upper):
+        def uniform(self, low, high):
+            return low if low == 0 else high  # no strength, but all the rest
+
+    (result,) = changed([page()], random=Weak(), shift=0.1, scale=0.3, ink=1.0, contrast=0.5)
+    assert torch.allclose(result[0], torch.from_numpy(page()) / 255, atol=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(96, 64), (64, 96), (64, 64, 3)])
 def test_without_changes_the_page_stays(shape):
     original = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
@@ -99,7 +108,7 @@ def test_a_rotation_turns_and_keeps_shapes_also_on_a_page_that_is_not_square():
 def test_ink_weight_thickens_and_thins(seed_sign, heavier):
     class Draw(Upper):
         def uniform(self, low, high):
-            return seed_sign * high
+            return seed_sign * high if low < 0 else high
 
     (result,) = changed([page()], random=Draw(), ink=1.0)
     ink = float((1 - result).sum())

@@ -335,12 +335,14 @@ def test_the_first_page_and_random_others_in_training_evenly_spread_ones_outside
     assert dataset(documents, max_pages=2)[7, place][2].indices == [0, 2]
 
 
-def test_patch_dropout_leaves_out_its_share(documents):
+def test_patch_dropout_leaves_out_a_share_drawn_for_each_document(documents):
     whole = training(documents, patch_dropout=0.0, augmentation=None)
     thinned = training(documents, patch_dropout=0.4, augmentation=None)
     keys = [(epoch, place) for epoch in range(30) for place in range(len(whole))]
     counts = [d.collate([d[key] for key in keys]).sequence.num_patches for d in (whole, thinned)]
-    assert counts[1] / counts[0] == pytest.approx(0.6, abs=4 * (0.24 / counts[0]) ** 0.5)
+    assert counts[1] / counts[0] == pytest.approx(0.8, abs=0.03)  # a share between none and 0.4, drawn each time
+    shares = [thinned.collate([thinned[key]]).sequence.num_patches for key in keys if key[1] == 0]
+    assert max(shares) / min(shares) > 1.3
 
 
 def test_the_estimate_of_tokens_is_about_right(documents):

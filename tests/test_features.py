@@ -59,7 +59,7 @@ def test_states_that_cannot_be_alike():
 
 
 def test_a_pupil_learns_its_projections_and_decays_what_a_docvit_decays():
-    pupil = Pupil(DocViT(STUDENT), [Pair("pages", "pages")] * 2, 48)
+    pupil = Pupil(DocViT(STUDENT), [Pair("pages", "pages")] * 2, DocViT(TEACHER))
     assert [tuple(p.linear.weight.shape) for p in pupil.projections] == [(48, 32)] * 2
     spared, _ = param_groups_weight_decay(pupil, 0.1, pupil.no_weight_decay())
     student_spared, _ = param_groups_weight_decay(pupil.student, 0.1, pupil.student.no_weight_decay())

@@ -107,7 +107,7 @@ def test_positions_are_added_once_however_many_blocks_there_are(monkeypatch):
     monkeypatch.setattr(model.positions, "patches", lambda batch: calls.append(1) or original(batch))
     _, scores = observed(model, model.pack([[torch.randn(1, 32, 48)]]))
     assert len(calls) == attention_shapes(7, 64, 2).positions
-    assert scores == [(2, *attention_shapes(7, 64, 2).scores)] * 5
+    assert scores == [(2, *attention_shapes(7, 64, 2).scores)] * 4 + [(2, 1, 7)]  # at last the class token alone
 
 
 @pytest.mark.parametrize(
@@ -147,6 +147,7 @@ SETTINGS = [
     {"positions": "rope"},
     {"positions": "rope", "scopes": "page"},
     {"positions": "sincos"},
+    {"depth": 1},
 ]
 
 
@@ -156,7 +157,7 @@ def test_predicted_and_measured_costs_agree(settings):
     batch = model.pack(documents(model.config.in_chans))
     predicted, measured = predict_cost(model.config, batch), measure_cost(model, batch)
     assert predicted.flops == measured.flops
-    assert predicted.memory == pytest.approx(measured.memory, rel=0.03)
+    assert predicted.memory == pytest.approx(measured.memory, rel=0.05)
 
 
 def test_score_matrices_by_hand_and_as_they_are_computed():
@@ -167,7 +168,7 @@ def test_score_matrices_by_hand_and_as_they_are_computed():
     assert cost.scores == {"page": (8, 18, 1, 13, 13), "document": (27, 26)}
     assert cost.blocks == {"page": 2, "document": 1}
     assert cost.tokens == 53
-    entries = 2 * (8**2 + 18**2 + 1 + 13**2 + 13**2) + 27**2 + 26**2
+    entries = 2 * (8**2 + 18**2 + 1 + 13**2 + 13**2) + 3 * 27 + 2 * 26  # the last block: class tokens by tokens
     assert cost.score_memory == 4 * 2 * entries
     with sdpa_kernel(SDPBackend.MATH), Softmaxes() as softmaxes:
         model(batch)

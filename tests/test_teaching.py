@@ -89,7 +89,7 @@ def test_labels_alone_are_a_training_without_teachers_to_the_bit(student, teache
 
 def test_features_are_compared_through_projections(student, teacher):
     b, pairs = batch(), [Pair("pages", "pages"), Pair("blocks.1", "blocks.2")]
-    pupil = Pupil(student, pairs, 48)
+    pupil = Pupil(student, pairs, teacher)
     teaching = Teaching(alpha=0.0, features={"pages": 2.0, "blocks.-1": 0.5})
     parts = lesson(teaching, teacher, pairs=pairs)(pupil, b)
     ours, theirs = student.forward_intermediates(b.sequence), teacher.forward_intermediates(b.sequence)

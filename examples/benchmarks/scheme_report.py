@@ -1,0 +1,265 @@
+"""Every way to place a patch on one page: the results of three experiments as Markdown, JSON and plots.
+
+    python examples/benchmarks/scheme_report.py runs examples/benchmarks/results
+
+Reads page_order/results.json, cross_page/results.json and schemes/results.json below the first folder, as far as they
+are there, and writes positions.md, positions.json and the plots into the second. Verdicts come from the differences
+seed by seed (same fold, same batches) and their intervals, 95 % for all comparisons of a table together; within them,
+nothing is said to be better.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from scipy.stats import t as student_t
+
+Runs = Sequence[Mapping[str, Any]]
+Rows = dict[str, dict[str, dict[int, float]]]  # row -> column -> seed -> figure
+DEFAULT = "spatial+page"
+PREFIX = {"scopes": "scopes ", "strategies": "strategy "}  # some share their names
+TASKS = ("reversed", "first-last", "swapped")
+COMMANDS = {
+    "page_order": "python examples/page_order.py documents.csv --output runs/page_order",
+    "cross_page": "python examples/cross_page.py --output runs/cross_page",
+    "schemes": "python examples/benchmarks/schemes.py documents.csv --output runs/schemes",
+}
+
+
+def rows_of(runs: Runs, row: str, columns: Iterable[str], *, scale: float = 100.0) -> Rows:
+    """The figures of `runs`, by what stands under `row`, figure and seed; shares become per cent."""
+    found: Rows = {}
+    for run in runs:
+        for column in columns:
+            if column in run:
+                found.setdefault(run[row], {}).setdefault(column, {})[run["seed"]] = scale * run[column]
+    return found
+
+
+def show(sample: Mapping[int, float], digits: int = 1) -> str:
+    if not sample:
+        return ""
+    spread = f" ± {stdev(sample.values()):.{digits}f}" if len(sample) > 1 else ""
+    return f"{fmean(sample.values()):.{digits}f}{spread}"
+
+
+def table(rows: Rows, columns: Mapping[str, str], title: str, digits: Mapping[str, int] | None = None) -> list[str]:
+    """`columns`: figure -> heading."""
+    lines = [f"| {title} | {' | '.join(columns.values())} | runs |", "|---|" + "---|" * (len(columns) + 1)]
+    for name, figures in rows.items():
+        cells = [show(figures.get(column, {}), (digits or {}).get(column, 1)) for column in columns]
+        lines.append(f"| {name} | {' | '.join(cells)} | {max(len(f) for f in figures.values())} |")
+    return [*lines, ""]
+
+
+def compare(rows: Rows, one: str, other: str, column: str, *, among: int = 1) -> tuple[str, int]:
+    """A sentence on the difference of two rows, and 1, -1 or, within the spread, 0.
+
+    The interval holds for `among` such comparisons together (Bonferroni), since of many rows one is always ahead by
+    chance; and it is at least as wide as either row's spread.
+    """
+    a, b = rows.get(one, {}).get(column, {}), rows.get(other, {}).get(column, {})
+    gaps = [a[seed] - b[seed] for seed in a if seed in b]
+    if len(gaps) < 2:
+        return f"`{one}` against `{other}`: cannot tell, it takes two seeds or more", 0
+    mean = fmean(gaps)
+    half = float(student_t.ppf(1 - 0.025 / among, len(gaps) - 1)) * stdev(gaps) / len(gaps) ** 0.5
+    half = max(half, stdev(a.values()), stdev(b.values()))  # three gaps may agree by chance
+    sign = 0 if abs(mean) <= half else 1 if mean > 0 else -1
+    word = {1: "better than", -1: "worse than", 0: "not told apart from"}[sign]
+    return f"`{one}` is {word} `{other}` ({mean:+.1f} ± {half:.1f} points)", sign
+
+
+def reaching(rows: Rows, column: str, goal: float) -> str:
+    """Which rows reach `goal` in the mean."""
+    names = [f"`{n}`" for n, f in rows.items() if f.get(column) and fmean(f[column].values()) >= goal]
+    return ", ".join(names) or "none"
+
+
+def page_order(runs: Runs, plot: Path) -> list[str]:
+    rows = rows_of(runs, "scheme", [*TASKS, *(f"{task} of two" for task in TASKS)])
+    blind = [name for name in ("page-independent", "pages-concat") if name in rows]
+    counts = sorted({(run["fold"], *run["documents"]) for run in runs})
+    text = [
+        "## Are the pages in order? (real documents)",
+        "",
+        f"`{COMMANDS['page_order']}`",
+        "",
+        "Untouched documents and those whose pages were moved, half and half; accuracy in per cent (chance: 50) of one "
+        "model a scheme and seed for all three tasks. `of two`: how often the untouched one is told, given both. "
+        + "; ".join(f"fold {f}: {a} documents to learn from, {b} of other sources to judge" for f, a, b in counts)
+        + ".",
+        "",
+        *table(rows, {task: task for task in TASKS}, "alone"),
+        *table(rows, {f"{task} of two": task for task in TASKS}, "of two"),
+    ]
+    if blind:
+        worst = max(abs(v - 50) for name in blind for f in rows[name].values() for v in f.values())
+        text.append(f"- {_names(blind)}: at most {worst:.1f} points away from the 50 % that their construction gives.")
+    for task in TASKS:
+        text.append(f"- {task}: 90 % or more: {reaching(rows, task, 90)}; 97 % or more: {reaching(rows, task, 97)}.")
+        others = [name for name in rows if name != DEFAULT]
+        text += [f"  - {compare(rows, name, DEFAULT, task, among=len(TASKS) * len(others))[0]}" for name in others]
+    bars(rows, TASKS, plot, "accuracy, %", chance=50)
+    return [*text, "", f"![page order]({plot.name})", ""]
+
+
+def cross_page(runs: Runs, plot: Path) -> list[str]:
+    text = [
+        "## Made documents whose class lies between pages",
+        "",
+        f"`{COMMANDS['cross_page']}`",
+        "",
+        "Accuracy in per cent on new documents as long as those in training, and on longer ones. What each task asks, "
+        "and why some must stay at chance, stands at the top of the script.",
+        "",
+    ]
+    tasks: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for run in runs:
+        tasks[run["task"]].append(run)
+    same: Rows = {}
+    for task, some in tasks.items():
+        lengths = sorted((key for key in some[0] if key.isdecimal()), key=int)
+        rows, chance = rows_of(some, "scheme", lengths), 100 / {"two-pages": 3}.get(task, 4)
+        text += [f"### `{task}` (chance: {chance:.1f})", ""]
+        text += table(rows, {n: f"{n} pages" for n in lengths}, "")
+        at_chance = [n for n, f in rows.items() if abs(fmean(f[lengths[0]].values()) - chance) < 3]
+        text.append(f"- Within 3 points of chance: {_names(at_chance)}.")
+        text.append(f"- 99 % or more: {reaching(rows, lengths[0], 99)}.")
+        for n in lengths[1:]:
+            text.append(f"- 99 % or more on {n} pages: {reaching(rows, n, 99)}.")
+        text.append("")
+        for name, figures in rows.items():
+            same.setdefault(name, {})[task] = figures[lengths[0]]
+    bars(same, list(tasks), plot, "accuracy, %")
+    return [*text, f"![cross page]({plot.name})", ""]
+
+
+def classification(runs: Runs, plot: Path) -> list[str]:
+    figures = {"accuracy": "accuracy", "macro_f1": "macro-F1", "ece": "ECE", "mflops": "MFLOPs a document"}
+    figures |= {"ms_per_document": "ms a document"}
+    digits = {"ece": 3, "mflops": 0}
+    by_table: dict[str, Rows] = {}
+    for name in ("schemes", "scopes", "baselines"):
+        by_table[name] = scaled([run for run in runs if run["table"] == name], "name", figures)
+    strategies = [
+        {**judged, "name": way, "seed": run["seed"]} for run in runs for way, judged in run["strategies"].items()
+    ]
+    by_table["strategies"] = scaled(strategies, "name", [name for name in figures if name != "mflops"])
+    text = [
+        "## Classification: eight kinds of documents, sources left out",
+        "",
+        f"`{COMMANDS['schemes']}`",
+        "",
+        "Short runs, all alike: they set ways apart and are not the best that the model can do. Milliseconds are those "
+        "of one core, pages already rendered. The strategies judge the models of `spatial+page`.",
+        "",
+    ]
+    everything: Rows = {}
+    for name, rows in by_table.items():
+        if rows:
+            shown = {key: value for key, value in figures.items() if name != "strategies" or key != "mflops"}
+            text += [f"### {name.capitalize()}", "", *table(rows, shown, name, digits)]
+        everything |= {PREFIX.get(name, "") + row: found for row, found in rows.items()}
+    others = [name for name in everything if name not in (DEFAULT, "strategy document")]
+    told = [compare(everything, name, DEFAULT, "macro_f1", among=len(others)) for name in others]
+    better = [name for name, (_, sign) in zip(others, told, strict=True) if sign > 0]
+    verdict = f"{_names(better)} beyond the spread" if better else "nothing beyond the spread"
+    text += ["Against the default (`spatial+page`, its own way to classify a document), macro-F1:", ""]
+    text += [f"- {sentence}." for sentence, _ in told]
+    text += ["", f"**Better than the default: {verdict}** over {len({run['seed'] for run in runs})} seeds.", ""]
+    bars(everything, ["macro_f1"], plot, "macro-F1, %")
+    return [*text, f"![classification]({plot.name})", ""]
+
+
+def scaled(runs: Runs, row: str, figures: Iterable[str]) -> Rows:
+    """Shares as per cent, all else as it is."""
+    percent, plain = (rows_of(runs, row, names, scale=scale) for names, scale in _by_scale(figures))
+    return {name: {**percent[name], **plain.get(name, {})} for name in percent}
+
+
+def _by_scale(figures: Iterable[str]) -> list[tuple[list[str], float]]:
+    shares = ("accuracy", "macro_f1")
+    return [([n for n in figures if n in shares], 100.0), ([n for n in figures if n not in shares], 1.0)]
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names) or "none"
+
+
+def bars(rows: Rows, columns: Sequence[str], file: Path, label: str, *, chance: float | None = None) -> None:
+    """One group of bars a row, one colour a column; points are single runs."""
+    figure = Figure(figsize=(max(6.0, 0.75 * len(rows) + 1.5), 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes, width = figure.subplots(), 0.8 / len(columns)
+    for c, column in enumerate(columns):
+        places = [r + (c - (len(columns) - 1) / 2) * width for r in range(len(rows))]
+        samples = [list(figures.get(column, {}).values()) for figures in rows.values()]
+        heights = [fmean(sample) if sample else 0.0 for sample in samples]
+        axes.bar(places, heights, 0.9 * width, label=column, color=f"C{c}", alpha=0.75)
+        for place, sample in zip(places, samples, strict=True):
+            axes.plot([place] * len(sample), sample, ".", color="black", markersize=3)
+    if chance is not None:
+        axes.axhline(chance, color="grey", linewidth=1, linestyle="--")
+    axes.set_xticks(range(len(rows)), list(rows), rotation=35, ha="right")
+    axes.set_ylabel(label)
+    axes.set_ylim(0, 104)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(columns) > 1:
+        axes.legend(frameon=False, ncols=len(columns), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    figure.savefig(file, dpi=120)
+
+
+SECTIONS = {"page_order": page_order, "cross_page": cross_page, "schemes": classification}
+
+
+def gather(source: Path, target: Path) -> None:
+    """Writes positions.md, positions.json and positions-*.png from whatever is there."""
+    found = {}
+    for name in SECTIONS:
+        file = source / name / "results.json"
+        if file.exists() and (results := json.loads(file.read_text()))["runs"]:
+            found[name] = results
+    if not found:
+        raise SystemExit(f"{source} holds no results: run {'; '.join(COMMANDS.values())}")
+    target.mkdir(parents=True, exist_ok=True)
+    devices = {run["device"] for results in found.values() for run in results["runs"].values()}
+    text = [
+        "# Every way to place a patch, compared",
+        "",
+        "Means ± standard deviations over seeds, which are also over folds where documents are real. Each table stands "
+        f"under the command that gives it. Measured on: {', '.join(sorted(devices))}. Gathered by "
+        "`python examples/benchmarks/scheme_report.py runs examples/benchmarks/results`.",
+        "",
+    ]
+    for name, results in found.items():
+        text += SECTIONS[name](list(results["runs"].values()), target / f"positions-{name.replace('_', '-')}.png")
+    write(target / "positions.json", json.dumps({"commands": COMMANDS, **found}, indent=1))
+    write(target / "positions.md", "\n".join(text).rstrip())
+
+
+def write(file: Path, text: str) -> None:
+    partial = file.with_name(file.name + ".tmp")
+    partial.write_text(text + "\n")
+    os.replace(partial, file)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path)
+    arguments = parser.parse_args()
+    gather(arguments.source, arguments.target)
+
+
+if __name__ == "__main__":
+    main()

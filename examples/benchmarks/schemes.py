@@ -1,0 +1,132 @@
+"""Eight kinds of documents, sources left out: positional schemes, scopes, baselines and the seven strategies.
+
+    python examples/benchmarks/schemes.py DOCUMENTS.csv --output runs/schemes
+
+DOCUMENTS.csv has the columns path, label and source_repo. Seed S leaves out fold S of scikit-learn's
+StratifiedGroupKFold(5). All runs train the compact variant alike and shortly, about two minutes on one core: too short
+for its best accuracy, long enough to set the ways apart. The strategies judge the models of the scheme `spatial+page`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from runs import open_results, parser, run_all
+
+from docvit import DocumentClassifier
+from docvit.cache import CachedDocument, PageCache, default_cache
+from docvit.data import LabelledDocuments, read_labelled
+from docvit.metrics import report
+from docvit.pages import PageStack
+from docvit.positions import POSITIONS
+from docvit.recipes import Recipe, build_model, split_groups, train_documents
+from docvit.shapes import predict_cost
+from docvit.strategies import STRATEGIES
+from docvit.train import TrainSettings
+from docvit.variants import BASELINES, with_baseline
+
+DEFAULT = {"positions": "spatial+page", "scopes": "page-then-document:2"}
+TABLES: dict[str, dict[str, dict[str, Any]]] = {
+    "schemes": {name: {**DEFAULT, "positions": name} for name in POSITIONS},
+    "scopes": {scopes: {**DEFAULT, "scopes": scopes} for scopes in ("page", "alternate:2", "document")},
+    "baselines": {name: with_baseline(name, {}) for name in BASELINES},
+}
+FIGURES = ("accuracy", "macro_f1", "ece", "aurc")
+BATCH = 8  # documents judged at once
+
+
+def run(table: str, name: str, seed: int, data: LabelledDocuments, recipe: Recipe, folds: int) -> dict[str, Any]:
+    """Trains one model on all sources but those of fold `seed`, and judges it on those."""
+    training, held_out = split_groups(data, seed % folds, folds)
+    seeded = replace(
+        recipe, settings={**recipe.settings, **TABLES[table][name]}, train=replace(recipe.train, seed=seed)
+    )
+    with TemporaryDirectory() as folder:
+        model, history = train_documents(training, folder, seeded, workers=1)
+    classifier = DocumentClassifier(model, device="cpu")
+    documents = rendered(held_out, classifier)
+    figures = judge(classifier, documents, held_out)
+    strategies = {}
+    if table == "schemes" and name == DEFAULT["positions"]:
+        strategies = {way: judge(classifier, documents, held_out, strategy=way) for way in STRATEGIES}
+    seconds = sum(record["seconds"] for record in history)
+    about = {"table": table, "name": name, "seed": seed, "fold": seed % folds, "documents": len(held_out)}
+    return {**about, "seconds": seconds, **figures, "mflops": mflops(classifier, documents), "strategies": strategies}
+
+
+def rendered(data: LabelledDocuments, classifier: DocumentClassifier) -> list[PageStack]:
+    """All pages of all documents, from the cache of rendered pages."""
+    files, _ = PageCache(default_cache(), classifier.rendering).prepare(data.paths, workers=1)
+    documents = [CachedDocument.open(files[path]) for path in data.paths]
+    return [document.load(document.indices) for document in documents]
+
+
+def judge(
+    classifier: DocumentClassifier,
+    documents: Sequence[PageStack],
+    data: LabelledDocuments,
+    *,
+    strategy: str = "document",
+) -> dict[str, float]:
+    """Accuracy, macro-F1, calibration, and milliseconds a document of one core, pages already rendered."""
+    begun = time.process_time()
+    rows = [row for batch in batched(documents) for row in classifier.classify_pages(batch, strategy=strategy)]
+    milliseconds = 1000 * (time.process_time() - begun) / len(documents)
+    scores = np.array([[row.scores[name] for name in data.classes] for row in rows])
+    found = report(scores, data.labels, data.classes).as_dict()
+    return {**{name: found[name] for name in FIGURES}, "ms_per_document": milliseconds}
+
+
+def mflops(classifier: DocumentClassifier, documents: Sequence[PageStack]) -> float:
+    """Of a mean document's forward pass."""
+    config = classifier.model.config
+    return sum(predict_cost(config, classifier.model.pack([d])).flops for d in documents) / len(documents) / 1e6
+
+
+def batched(documents: Sequence[PageStack]) -> Iterator[list[PageStack]]:
+    for start in range(0, len(documents), BATCH):
+        yield list(documents[start : start + BATCH])
+
+
+def settings_of(data: LabelledDocuments, recipe: Recipe, folds: int) -> Mapping[str, Any]:
+    digest = hashlib.sha256("\n".join(Path(p).name for p in data.paths).encode()).hexdigest()
+    about = {"documents": len(data), "sources": len(set(data.groups or ())), "names": digest}
+    return {"experiment": "schemes", "data": about, "folds": folds, "recipe": asdict(recipe), "tables": TABLES}
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("data", type=Path)
+    options.add_argument("--group-by", default="source_repo")
+    options.add_argument("--folds", type=int, default=5)
+    options.add_argument("--epochs", type=int, default=10)
+    options.add_argument("--page-size", type=int, default=256)
+    arguments = options.parse_args()
+    data = read_labelled(arguments.data, group_column=arguments.group_by)
+    loop = TrainSettings(epochs=arguments.epochs, bf16=False)  # every batch has shapes of its own: no kernels for each
+    recipe = Recipe(settings={"page_size": arguments.page_size}, train=loop, budget=600, ema=0.99)
+    results = open_results(arguments.output, settings_of(data, recipe, arguments.folds))
+    model = build_model(recipe, data.classes)
+    PageCache(default_cache(), model.config.rendering).prepare(data.paths)  # once, and not in every process
+    tasks = {
+        f"{table} {name} seed {seed}": (table, name, seed, data, recipe, arguments.folds)
+        for seed in range(arguments.seeds)
+        for table, names in TABLES.items()
+        for name in names
+    }
+    run_all(results, tasks, run, arguments)
+
+
+if __name__ == "__main__":
+    main()

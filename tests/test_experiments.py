@@ -1,0 +1,201 @@
+"""The experiments at toy size: what is drawn is what is labelled, theory holds, nothing runs twice."""
+
+import importlib
+import json
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture(autouse=True)
+def in_the_examples(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES / "benchmarks")
+    monkeypatch.syspath_prepend(EXAMPLES)
+
+
+@pytest.fixture
+def page_order():
+    return importlib.import_module("page_order")
+
+
+@pytest.fixture
+def cross_page():
+    return importlib.import_module("cross_page")
+
+
+def made_page(page_order, random):
+    count = int(random.integers(2, 6))
+    cells = torch.from_numpy(random.permutation(16)[:count].copy())
+    patches = torch.from_numpy(random.standard_normal((count, 272), dtype=np.float32))
+    return page_order.Page(patches, cells // 4, cells % 4, torch.tensor([4, 4]))
+
+
+def run_main(module, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+    module.main()
+
+
+@pytest.mark.parametrize("count", [3, 4, 8])
+def test_pages_are_moved_as_the_task_says(page_order, count):
+    random, here = np.random.default_rng(0), list(range(count))
+    assert page_order.moved(count, "untouched", random) == here
+    assert page_order.moved(count, "reversed", random) == here[::-1]
+    assert page_order.moved(count, "first-last", random) == [*range(1, count), 0]
+    for _ in range(20):
+        swapped = page_order.moved(count, "swapped", random)
+        assert sorted(swapped) == here
+        assert sum(a != b for a, b in zip(swapped, here, strict=True)) == 2
+
+
+@pytest.mark.parametrize("scheme", ["page-independent", "pages-concat"])
+def test_page_independent_encoding_is_at_half_by_construction(page_order, scheme):
+    torch.manual_seed(0)
+    random, settings = np.random.default_rng(0), page_order.Settings()
+    documents = [[[made_page(page_order, random) for _ in range(3 + i)]] for i in range(7)]
+    model = page_order.OrderModel(page_order.build(scheme, settings), settings.position_std)
+    assert set(page_order.judge(model, documents, settings).values()) == {0.5}
+
+
+def test_training_batches_hold_every_order_and_where_pages_were(page_order):
+    random, settings = np.random.default_rng(0), replace(page_order.Settings(), views=1, patch_dropout=0.0)
+    pages = [made_page(page_order, random) for _ in range(11)]
+    (batch,) = page_order.Shuffled([[pages]], settings, seed=0)
+    assert batch.labels.tolist() == [0, 1, 2, 3]
+    assert batch.sequence.document_bounds.diff().tolist() == [8] * 4
+    assert batch.sequence.page_index.tolist() == list(range(8)) * 4
+    first = batch.sequence.document_bounds[:-1]
+    assert batch.index[first].tolist()[:3] == [0, 1, 2]  # first; last, when reversed; one between, when moved behind
+    assert torch.equal(batch.sequence.patches[: len(pages[0].row)], pages[0].patches)
+
+
+def test_page_order_from_files_to_report_and_not_again(page_order, make_pdf, tmp_path, monkeypatch):
+    scheme_report = importlib.import_module("scheme_report")
+    folder = make_pdf("pdf/0.pdf", [(612, 792)] * 3).parent
+    for i in range(1, 6):
+        make_pdf(f"pdf/{i}.pdf", [(612, 792 - i)] * (3 + i % 2))
+    make_pdf("pdf/short.pdf", [(612, 792)] * 2)
+    output = tmp_path / "runs" / "page_order"
+    arguments = [folder, "--output", output, "--jobs", 1, "--seeds", 2, "--epochs", 1]
+    arguments += ["--schemes", "page-independent", "spatial+page"]
+    run_main(page_order, monkeypatch, *arguments)
+    results = json.loads((output / "results.json").read_text())
+    assert len(results["runs"]) == 4
+    assert sum(results["runs"]["spatial+page seed 0"]["documents"]) == 6  # without the one of two pages
+    assert results["runs"]["page-independent seed 1"]["reversed"] == 0.5
+    with monkeypatch.context() as patch:
+        patch.setattr(page_order, "fit", None)  # whoever trains now, fails
+        run_main(page_order, monkeypatch, *arguments)
+    with pytest.raises(SystemExit, match="other settings: train epochs was 1, not 2"):
+        run_main(page_order, monkeypatch, *arguments, "--epochs", 2)
+    scheme_report.gather(tmp_path / "runs", tmp_path / "report")
+    text = (tmp_path / "report" / "positions.md").read_text()
+    assert "| page-independent | 50.0 ± 0.0 | 50.0 ± 0.0 | 50.0 ± 0.0 | 2 |" in text
+    assert (tmp_path / "report" / "positions-page-order.png").stat().st_size > 10_000
+
+
+def marks(cross_page, batch, pages):
+    """For each document, page -> cell of its mark, read off the pixels."""
+    mark = torch.randn(2, cross_page.PATCH**2, generator=torch.Generator().manual_seed(0))[0]
+    s = batch.sequence
+    found = [{} for _ in range(len(s))]
+    for t in ((s.patches - mark).square().mean(1) < 0.4).nonzero()[:, 0].tolist():
+        document, page = divmod(int(s.page_of_patch[t]), pages)
+        found[document][page] = int(s.row[t]) * cross_page.SIDE + int(s.col[t])
+    return found
+
+
+@pytest.mark.parametrize("pages", [4, 6])
+@pytest.mark.parametrize("task", ["which-page", "two-pages", "page-and-cell"])
+def test_made_documents_bear_their_class(cross_page, task, pages):
+    settings = replace(cross_page.Settings(), noise=0.1)
+    batch = cross_page.draw(task, 400, pages, settings, torch.Generator().manual_seed(0))
+    for label, found in zip(batch.labels.tolist(), marks(cross_page, batch, pages), strict=True):
+        if task == "two-pages":
+            assert len(found) == pages
+            assert [page for page in range(1, pages) if found[page] == found[0]] == [1 + label]
+        else:
+            ((page, cell),) = found.items()
+            assert label == (page if task == "which-page" else (page + cell) % 4)
+    counts = Counter(batch.labels.tolist())
+    assert min(counts.values()) > 0.7 * 400 / cross_page.TASKS[task]
+
+
+def test_made_documents_are_sets_to_the_baselines_and_not_to_the_default(cross_page):
+    settings = cross_page.Settings()
+    generator = torch.Generator().manual_seed(0)
+    cell = torch.randint(4, (1, 4), generator=generator)
+    marked = torch.tensor([[True, False, False, False]])
+    for scheme in (*cross_page.SETS, "spatial+page"):
+        torch.manual_seed(0)
+        model = cross_page.build("which-page", scheme, settings).eval()
+        order = [2, 0, 3, 1]
+        quiet = replace(settings, noise=0.0)
+        outputs = [
+            model(scrawl(cross_page, c, m, quiet)) for c, m in ((cell, marked), (cell[:, order], marked[:, order]))
+        ]
+        assert torch.allclose(*outputs, atol=1e-5) == (scheme != "spatial+page")
+
+
+def scrawl(cross_page, cell, marked, settings):
+    """Only the first scrawl of each page: the others are drawn anew with each order."""
+    sequence = cross_page.scrawl(cell, marked, settings, torch.Generator().manual_seed(1))
+    keep = torch.zeros(sequence.num_patches, dtype=torch.bool)
+    keep[:: cross_page.SCRAWLS] = True
+    return sequence.select(keep)
+
+
+def test_cross_page_runs_and_is_reported(cross_page, tmp_path, monkeypatch):
+    scheme_report = importlib.import_module("scheme_report")
+    arguments = ["--output", tmp_path / "runs" / "cross_page", "--jobs", 1, "--seeds", 1, "--steps", 2, "--tested", 20]
+    run_main(cross_page, monkeypatch, *arguments, "--schemes", "pages-mean", cross_page.ALONE, "spatial+page")
+    scheme_report.gather(tmp_path / "runs", tmp_path / "report")
+    text = (tmp_path / "report" / "positions.md").read_text()
+    assert all(f"### `{task}`" in text for task in cross_page.TASKS)
+
+
+def test_classification_compares_and_says_no_more_than_the_spread(corpus, tmp_path, monkeypatch):
+    schemes = importlib.import_module("schemes")
+    scheme_report = importlib.import_module("scheme_report")
+    table = corpus / "documents.csv"
+    rows = [f"{p.relative_to(corpus)},{p.parent.name},{p.stem[-1]}" for p in sorted(corpus.glob("*/*.pdf"))]
+    table = tmp_path / "documents.csv"
+    table.write_text("path,label,source\n" + "\n".join(f"{corpus}/{row}" for row in rows))
+    default = schemes.TABLES["schemes"]["spatial+page"]
+    tables = {
+        "schemes": {"spatial+page": default},
+        "scopes": {},
+        "baselines": {"pages-mean": schemes.BASELINES["pages-mean"]},
+    }
+    monkeypatch.setattr(schemes, "TABLES", tables)
+    arguments = [table, "--output", tmp_path / "runs" / "schemes", "--group-by", "source", "--folds", 2]
+    arguments += ["--seeds", 2, "--jobs", 1, "--epochs", 1, "--page-size", 64]
+    run_main(schemes, monkeypatch, *arguments)
+    results = json.loads((tmp_path / "runs" / "schemes" / "results.json").read_text())
+    run = results["runs"]["schemes spatial+page seed 0"]
+    assert set(run["strategies"]) == set(schemes.STRATEGIES)
+    assert run["strategies"]["document"]["accuracy"] == run["accuracy"]
+    assert run["mflops"] > results["runs"]["baselines pages-mean seed 0"]["mflops"]
+    scheme_report.gather(tmp_path / "runs", tmp_path / "report")
+    assert "Against the default (" in (tmp_path / "report" / "positions.md").read_text()
+
+
+def test_verdicts_know_the_spread():
+    scheme_report = importlib.import_module("scheme_report")
+    rows = {
+        "a": {"x": {0: 90.0, 1: 91.0, 2: 90.5}},
+        "b": {"x": {0: 80.0, 1: 81.5, 2: 80.0}},
+        "c": {"x": {0: 85.0, 1: 95.0, 2: 91.0}},
+    }
+    assert scheme_report.compare(rows, "a", "b", "x")[1] == 1
+    assert scheme_report.compare(rows, "b", "a", "x")[1] == -1
+    assert scheme_report.compare(rows, "a", "c", "x")[1] == 0
+    assert scheme_report.compare(rows, "a", "b", "x", among=500)[1] == 0  # the best of many is ahead by chance
+    assert "cannot tell" in scheme_report.compare(rows, "a", "d", "x")[0]
+    assert scheme_report.reaching(rows, "x", 90) == "`a`, `c`"

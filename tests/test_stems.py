@@ -1,0 +1,127 @@
+"""Stems: what they say of a patch depends on it alone, what they say of a page on its patches alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from reference import close
+
+from docvit.model import DocViT, DocViTConfig, Features
+from docvit.stems import STEMS, ConvStem, InkStem
+
+P = 32
+
+
+@pytest.fixture
+def stem():
+    torch.manual_seed(0)
+    stem = InkStem(1, P, 16)
+    for _ in range(20):  # statistics of its own
+        stem.embed(torch.randn(60, P * P), torch.tensor([20, 30, 10]))
+    return stem.eval()
+
+
+def pages(*lengths):
+    torch.manual_seed(1)
+    return torch.randn(sum(lengths), P * P), torch.tensor(lengths)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", STEMS)
+def test_a_token_is_the_same_with_and_without_its_page(name):
+    stem, (patches, lengths) = STEMS[name](1, P, 16).eval(), pages(4, 3)
+    tokens, of_pages = stem.embed(patches, lengths)
+    close(tokens, stem(patches))
+    assert tokens.shape == (7, 16)
+    assert of_pages is None or of_pages.shape == (2, 16)
+
+
+def statistics_of(patches):
+    """The page's figures cell by cell, in float64: ink, edges at three scales, edges within their cell."""
+    cells = []
+    for patch in patches.reshape(-1, P, P).double().numpy():
+        found, ink, side = [], patch, 16
+        for _ in range(3):
+            framed = np.pad(ink, 1, mode="edge")
+            across, down = framed[1:-1, 2:] - framed[1:-1, :-2], framed[2:, 1:-1] - framed[:-2, 1:-1]
+            angles = np.arange(8) * np.pi / 8
+            along = np.abs(np.cos(angles)[:, None, None] * across + np.sin(angles)[:, None, None] * down)
+            found.append(np.sqrt(along.reshape(8, P // 16, side, P // 16, side).mean((2, 4))))
+            ink, side = ink.reshape(len(ink) // 2, 2, len(ink) // 2, 2).mean((1, 3)), side // 2
+        within = [edges / (np.sqrt((edges**2).sum(0)) + 0.05) for edges in found]
+        density = patch.reshape(P // 16, 16, P // 16, 16).mean((1, 3))[None]
+        cells.append(np.concatenate([density, *found, *within]).reshape(49, -1).T)
+    inked = np.concatenate(cells)
+    inked = inked[inked[:, 1:].sum(1) > 0.02]
+    return np.concatenate([inked.mean(0), inked.std(0)])
+
+
+def gathered(stem, patches, lengths):
+    return stem._gather(*stem.measure(patches), lengths)
+
+
+@torch.no_grad()
+def test_a_page_is_told_mean_and_deviation_over_its_inked_cells(stem):
+    patches, lengths = pages(2, 3)
+    patches[1, :] = 0.7  # nothing on it
+    patches[3].view(P, P)[:16] = 0.0  # two of its four cells are empty
+    expected = np.stack([statistics_of(patches[:2]), statistics_of(patches[2:])])
+    close(gathered(stem, patches, lengths), torch.from_numpy(expected).float(), 1e-4)
+
+
+@torch.no_grad()
+def test_blank_patches_change_nothing_about_a_page_and_empty_pages_are_no_trouble(stem):
+    patches, lengths = pages(3, 2)
+    alone = [gathered(stem, part, torch.tensor([len(part)])) for part in patches.split([3, 2])]
+    close(gathered(stem, patches, lengths), torch.cat(alone))
+    blank = torch.full((2, P * P), 0.4)
+    close(gathered(stem, torch.cat([patches[:3], blank, patches[3:]]), torch.tensor([5, 2])), torch.cat(alone), 1e-5)
+    with_empty = gathered(stem, patches, torch.tensor([3, 0, 2]))
+    close(with_empty[[0, 2]], torch.cat(alone))
+    assert with_empty[1].isfinite().all()
+
+
+def test_ink_learns_from_single_patches_and_pages_too(stem):
+    patches, lengths = pages(1)
+    tokens, of_pages = stem.train().embed(patches, lengths)
+    (tokens.sum() + of_pages.sum()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in stem.parameters())
+
+
+@torch.no_grad()
+def test_mean_and_spread_of_page_tokens():
+    torch.manual_seed(0)
+    model = DocViT(DocViTConfig(embed_dim=8, depth=1, num_heads=2, num_classes=3, pooling="mean+std"))
+    tokens, counts = torch.randn(5, 8), torch.tensor([3, 1, 1])
+    features = Features(tokens, torch.tensor([0, 0, 0, 1, 2]), counts)
+    pooled = model.forward_head(features, pre_logits=True)
+    close(pooled[0], torch.cat([tokens[:3].mean(0), tokens[:3].std(0, unbiased=False)]))
+    close(model.forward_head(features)[1:], model.forward_pages(features)[3:])  # documents of one page
+    assert model.forward_head(features).shape == (3, 3)
+    model.reset_classifier(4)
+    assert model.forward_head(features).shape == (3, 4)
+
+
+def test_the_convolutional_stem_keeps_to_its_patch():
+    torch.manual_seed(0)
+    stem, patches = ConvStem(3, 8, 32), torch.randn(5, 3 * 64)
+    tokens = stem(patches)
+    assert tokens.shape == (5, 32)
+    close(torch.cat([stem(patch[None]) for patch in patches]), tokens)
+    close(stem(torch.cat([patches, patches[:2] + 5]))[:5], tokens)
+    assert stem(patches[:0]).shape == (0, 32)
+    with pytest.raises(ValueError, match="power of two"):
+        ConvStem(3, 12, 32)
+
+
+@torch.no_grad()
+def test_the_ink_stem_keeps_to_its_patch_once_trained():
+    torch.manual_seed(0)
+    stem = STEMS["ink"](3, 16, 32)
+    for _ in range(20):
+        stem(torch.randn(50, 3 * 256))  # statistics of a batch: while it trains, patches do see one another
+    stem.eval()
+    patches = torch.randn(5, 3 * 256)
+    close(torch.cat([stem(patch[None]) for patch in patches]), stem(patches))
+    assert stem(patches[:0]).shape == (0, 32)
