@@ -25,7 +25,7 @@ from docvit.metrics import report
 from docvit.pages import DocumentError, find_documents
 from docvit.pool import read_documents
 from docvit.positions import POSITIONS
-from docvit.pretrain import TARGETS, PretrainRecipe, find_unlabelled, pretrain_documents, read_pretrain_recipe
+from docvit.pretrain import TARGETS, PretrainRecipe, find_unlabelled, pretrain_documents
 from docvit.recipes import Recipe, read_recipe, split_groups, train_documents
 from docvit.rows import RowFormat, print_inspection, print_report, row_writer
 from docvit.shapes import inspect_document
@@ -305,7 +305,7 @@ def pretrain(
         train=replace(PretrainRecipe.train, epochs=epochs, lr=lr, seed=seed),
     )
     if resume:
-        check_resumed(context, options_of(recipe), options_of(read_pretrain_recipe(output)))
+        check_resumed(context, options_of(recipe), options_of(read_recipe(output, PretrainRecipe)))
     _, history = pretrain_documents(
         find_unlabelled(data), output, recipe, resume=resume, device=device, workers=workers
     )

@@ -7,10 +7,9 @@ away afterwards, says what the hidden ones look like.
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,9 +25,9 @@ from docvit.pages import PAGE_SUFFIXES, find_documents
 from docvit.patches import PatchSequence
 from docvit.positions import SpatialPage
 from docvit.prepare import process_group, render_readable, training_batches, view_of
-from docvit.recipes import RECIPE, Recipe, agree_on_recipe, build_model
+from docvit.recipes import Recipe, agree_on_recipe, build_model, write_recipe
 from docvit.stems import InkStem
-from docvit.train import Record, TrainingError, TrainSettings, fit
+from docvit.train import Record, TrainSettings, fit
 from docvit.weights import save_pretrained
 
 DECODER_DEPTH = 2
@@ -217,10 +216,7 @@ def pretrain_documents(
         ModelError, TrainingError, ValueError: as in `train_documents`.
     """
     folder = Path(output)
-    if resume:
-        recipe = read_pretrain_recipe(folder)
-    else:
-        agree_on_recipe(folder, Recipe(), resume=False)
+    recipe = agree_on_recipe(folder, recipe, resume=resume)
     with process_group(device) as place:
         model = build_masked(recipe)
         config = model.encoder.config
@@ -229,8 +225,7 @@ def pretrain_documents(
         files = list(dict.fromkeys(rendered.values()))  # copies share one
         batches = training_batches(files, None, view, place, budget=recipe.budget, seed=recipe.train.seed)
         if place.rank == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / RECIPE).write_text(json.dumps(asdict(recipe), indent=2) + "\n")
+            write_recipe(folder, recipe)
         history = fit(
             model,
             batches,
@@ -243,23 +238,6 @@ def pretrain_documents(
             description="pre-training",
         )
     return model.encoder.eval(), history
-
-
-def read_pretrain_recipe(folder: str | os.PathLike[str]) -> PretrainRecipe:
-    """The recipe of the pre-training in `folder`.
-
-    Raises:
-        TrainingError: the folder holds none.
-    """
-    file = Path(folder) / RECIPE
-    if not file.is_file():
-        raise TrainingError(f"{folder} holds no {RECIPE}: there is no run to resume; begin without --resume")
-    try:
-        values = json.loads(file.read_text())
-        nested = {"augmentation": Augmentation(**values["augmentation"]), "train": TrainSettings(**values["train"])}
-        return PretrainRecipe(**{**values, **nested})
-    except (ValueError, TypeError, KeyError) as error:
-        raise TrainingError(f"{file} is not of a pre-training, or damaged: {error}") from error
 
 
 def find_unlabelled(data: str | os.PathLike[str]) -> list[str]:

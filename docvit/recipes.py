@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -70,10 +70,8 @@ class Recipe:
     augmentation: Augmentation = field(default_factory=Augmentation)
     train: TrainSettings = field(default_factory=TrainSettings)
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Recipe:
-        nested = {"augmentation": Augmentation(**values["augmentation"]), "train": TrainSettings(**values["train"])}
-        return cls(**{**values, **nested})
+
+AnyRecipe = TypeVar("AnyRecipe")
 
 
 def build_model(recipe: Recipe, classes: tuple[str, ...]) -> DocViT:
@@ -221,29 +219,34 @@ def evaluate_batches(model: nn.Module, batches: Batches, classes: tuple[str, ...
     }
 
 
-def read_recipe(folder: str | os.PathLike[str]) -> Recipe:
+def read_recipe(folder: str | os.PathLike[str], kind: type[AnyRecipe] = Recipe) -> AnyRecipe:  # type: ignore[assignment]
     """The recipe of the run in `folder`.
 
+    Args:
+        kind: what it is to be: `Recipe`, or another dataclass with `augmentation` and `train`.
+
     Raises:
-        TrainingError: the folder holds no run.
+        TrainingError: the folder holds no run, or one of another kind.
     """
     file = Path(folder) / RECIPE
     if not file.is_file():
         raise TrainingError(f"{folder} holds no {RECIPE}: there is no run to resume; train without --resume first")
     try:
-        return Recipe.from_dict(json.loads(file.read_text()))
+        values = json.loads(file.read_text())
+        nested = {"augmentation": Augmentation(**values["augmentation"]), "train": TrainSettings(**values["train"])}
+        return kind(**{**values, **nested})
     except (ValueError, TypeError, KeyError) as error:
-        raise TrainingError(f"{file} is damaged: {error}") from error
+        raise TrainingError(f"{file} is damaged, or of another kind of run: {error}") from error
 
 
-def agree_on_recipe(folder: Path, recipe: Recipe, *, resume: bool) -> Recipe:
+def agree_on_recipe(folder: Path, recipe: AnyRecipe, *, resume: bool) -> AnyRecipe:
     """The recipe of a run in `folder`: the given one for a new run, the run's own where it is resumed.
 
     Raises:
         TrainingError: `folder` holds another run, none to resume, or is no folder.
     """
     if resume:
-        return read_recipe(folder)
+        return read_recipe(folder, type(recipe))
     if folder.exists() and not folder.is_dir():
         raise TrainingError(f"{folder} is not a folder: choose another output")
     if (folder / CHECKPOINT).exists() or (folder / WEIGHTS).exists():
@@ -251,7 +254,7 @@ def agree_on_recipe(folder: Path, recipe: Recipe, *, resume: bool) -> Recipe:
     return recipe
 
 
-def write_recipe(folder: Path, recipe: Recipe) -> None:
+def write_recipe(folder: Path, recipe: Any) -> None:
     """Writes `recipe.json`, creating the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RECIPE).write_text(json.dumps(asdict(recipe), indent=2) + "\n")

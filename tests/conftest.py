@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -143,17 +144,15 @@ def trained(corpus, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def docvit(monkeypatch, capfd) -> Callable[..., tuple[int, str, str]]:
-    """`docvit("classify", ...)` gives (exit code, standard output, standard error) of the command."""
+def command(monkeypatch, capfd) -> Callable[..., tuple[int, str, str]]:
+    """`command(main, "docvit", "classify", ...)` gives (exit code, standard output, standard error)."""
 
-    from docvit import cli
-
-    def run(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["docvit", *map(str, arguments)])
+    def run(main: Callable[[], None], *line) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [*map(str, line)])
         capfd.readouterr()
         try:
             with pytest.raises(SystemExit) as ended:
-                cli.main()
+                main()
         finally:
             logging.captureWarnings(False)
         out, err = capfd.readouterr()
@@ -161,6 +160,14 @@ def docvit(monkeypatch, capfd) -> Callable[..., tuple[int, str, str]]:
         return ended.value.code or 0, out, err
 
     return run
+
+
+@pytest.fixture
+def docvit(command) -> Callable[..., tuple[int, str, str]]:
+    """`docvit("classify", ...)` gives (exit code, standard output, standard error) of the command."""
+    from docvit import cli
+
+    return partial(command, cli.main, "docvit")
 
 
 def process(script: str, *arguments: object) -> subprocess.Popen[str]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
-import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -299,23 +298,10 @@ def test_two_processes_end_with_one_student(corpus, tmp_path, in_two_processes):
 
 
 @pytest.fixture
-def kd(monkeypatch, capfd, corpus):
+def kd(command, corpus):
     """`kd(...)` gives (exit code, standard output, standard error) of `kd distill CORPUS ...`."""
-
-    def run(*arguments):
-        quick = ["--epochs", 1, "--budget", 400, "--page-size", 64, "--device", "cpu", "--workers", 0]
-        monkeypatch.setattr(sys, "argv", ["kd", "distill", str(corpus), *map(str, [*quick, *arguments])])
-        capfd.readouterr()
-        try:
-            with pytest.raises(SystemExit) as ended:
-                cli.main()
-        finally:
-            logging.captureWarnings(False)
-        out, err = capfd.readouterr()
-        assert "Traceback" not in out + err
-        return ended.value.code or 0, out, err
-
-    return run
+    quick = ["--epochs", 1, "--budget", 400, "--page-size", 64, "--device", "cpu", "--workers", 0]
+    return partial(command, cli.main, "kd", "distill", corpus, *quick)
 
 
 def test_the_command(kd, trained, corpus, tmp_path):

@@ -8,7 +8,6 @@ import logging
 import os
 import shutil
 import signal
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +17,7 @@ from conftest import CLASSES, TINY
 from PIL import Image
 from safetensors.torch import load_file
 
-from docvit import cli, pretrain
+from docvit import pretrain
 from docvit.data import UNLABELLED, Batch, DataError, read_labelled
 from docvit.model import DocViT, DocViTConfig
 from docvit.positions import POSITIONS
@@ -30,10 +29,9 @@ from docvit.pretrain import (
     draw_mask,
     find_unlabelled,
     pretrain_documents,
-    read_pretrain_recipe,
     reconstruction_loss,
 )
-from docvit.recipes import Recipe, build_model, train_documents, write_recipe
+from docvit.recipes import Recipe, build_model, read_recipe, train_documents, write_recipe
 from docvit.stems import InkStem
 from docvit.train import CHECKPOINT, TrainingError, TrainSettings
 from docvit.weights import load_pretrained
@@ -254,7 +252,7 @@ def test_it_writes_a_model_folder(paths, tmp_path):
     assert (saved.num_classes, saved.config.classes) == (0, ())
     assert_same_weights(saved.state_dict(), encoder.state_dict())
     assert not encoder.training
-    assert read_pretrain_recipe(tmp_path) == recipe
+    assert read_recipe(tmp_path, PretrainRecipe) == recipe
 
 
 @pytest.mark.parametrize("step", [2, 8])
@@ -320,7 +318,7 @@ def test_another_run_is_neither_overwritten_nor_resumed(paths, pretrained, tmp_p
     with pytest.raises(TrainingError, match="already holds a run"):
         run(paths, pretrained)
     write_recipe(tmp_path / "train", Recipe())
-    with pytest.raises(TrainingError, match="not of a pre-training"):
+    with pytest.raises(TrainingError, match="of another kind of run"):
         run(paths, tmp_path / "train", resume=True)
     with pytest.raises(TrainingError, match="other data"):
         run(paths[:2], pretrained, resume=True)
@@ -391,19 +389,6 @@ def test_a_csv_needs_no_labels(corpus, tmp_path):
 # --- the command ---
 
 
-@pytest.fixture
-def docvit(monkeypatch, capfd):
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["docvit", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        logging.captureWarnings(False)
-        out, err = capfd.readouterr()
-        return ended.value.code or 0, out, err
-
-    return call
-
-
 def test_the_command_pretrains_and_train_goes_on_from_there(docvit, pretrained, corpus, tmp_path):
     common = ("--epochs", 1, "--budget", 60, "--device", "cpu", "--workers", 0)
     first, second = tmp_path / "first", tmp_path / "second"
@@ -411,7 +396,7 @@ def test_the_command_pretrains_and_train_goes_on_from_there(docvit, pretrained, 
     code, out, _ = docvit("pretrain", corpus, "--output", first, *options, *common)
     assert code == 0
     assert out.startswith(f"{first}: epoch 1")
-    recipe = read_pretrain_recipe(first)
+    recipe = read_recipe(first, PretrainRecipe)
     assert (recipe.mask, recipe.target, recipe.max_pages, recipe.train.epochs) == (0.6, "pixels", 2, 1)
     assert recipe.train.weight_decay == PretrainRecipe.train.weight_decay
     assert docvit("train", corpus, "--init", first, "--output", second, *common)[0] == 0
