@@ -6,12 +6,13 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from docvit.hardware import choose_device, has_fast_bf16
+from docvit.hardware import choose_device, cpu_streams, has_fast_bf16, in_streams
 from docvit.model import DocViT
 from docvit.pages import DocumentError, PageStack, Rendering, read_document
 from docvit.patches import PatchSequence
@@ -21,6 +22,7 @@ from docvit.weights import load_pretrained
 
 logger = logging.getLogger(__name__)
 Path = str | os.PathLike[str]
+Read = PageStack | DocumentError
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,8 @@ class DocumentClassifier:
     ) -> Iterator[Prediction]:
         """Classifies a stream of files, in order; a file that cannot be read yields its error and the rest goes on.
 
-        Pages are rendered in worker processes beside the model, a bounded number of documents ahead.
+        Pages are rendered in worker processes beside the model, a bounded number of documents ahead. On the CPU the
+        model runs on several batches at once, on a few cores each: small matrices leave many cores waiting.
 
         Args:
             paths: read lazily, so it may be endless.
@@ -132,22 +135,27 @@ class DocumentClassifier:
         """
         max_pages = get_strategy(strategy).max_pages or max_pages
         names = (os.fspath(path) for path in paths)
-        waiting: list[PageStack | DocumentError] = []
+        read = read_documents(names, self.rendering, max_pages=max_pages, workers=workers, timeout=timeout)
+        streams = cpu_streams() if self.device.type == "cpu" else 1
+        for rows in in_streams(partial(self._settle, strategy=strategy), self._batches(read, budget), streams):
+            yield from rows
+
+    def _batches(self, read: Iterator[Read], budget: int) -> Iterator[list[Read]]:
+        waiting: list[Read] = []
         patches, limit = 0, 1  # batches of 1, 2, 4, ... documents: the first rows come at once
-        for result in read_documents(names, self.rendering, max_pages=max_pages, workers=workers, timeout=timeout):
+        for result in read:
             waiting.append(result)
             if isinstance(result, PageStack):
                 patches += sum(page.shape[0] * page.shape[1] for page in result.pages) // self.rendering.multiple**2
             if patches >= budget or len(waiting) >= limit:
-                yield from self._settle(waiting, strategy)
+                yield waiting
                 waiting, patches, limit = [], 0, min(2 * limit, 32)
-        yield from self._settle(waiting, strategy)
+        yield waiting
 
-    def _settle(self, results: list[PageStack | DocumentError], strategy: str) -> Iterator[Prediction]:
+    def _settle(self, results: list[Read], *, strategy: str) -> list[Prediction]:
         stacks = [r for r in results if isinstance(r, PageStack)]
         predictions = iter(self.classify_pages(stacks, strategy=strategy))
-        for result in results:
-            yield next(predictions) if isinstance(result, PageStack) else Prediction(result.path, error=result)
+        return [next(predictions) if isinstance(r, PageStack) else Prediction(r.path, error=r) for r in results]
 
     def classify_pages(self, stacks: list[PageStack], *, strategy: str = "document") -> list[Prediction]:
         """Classifies documents whose pages are already read, all in one batch; `strategy` as for `predict`."""

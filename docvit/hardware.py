@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
 import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def default_device() -> str:
@@ -29,3 +37,32 @@ def has_fast_bf16(device: torch.device | str) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     # torch has no public question for this; where the private one is missing, float32 is always right
     return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
+def cpu_streams() -> int:
+    """How many batches to run side by side on the CPU: a thread each on a small machine, a quarter of a larger one."""
+    return min(4, torch.get_num_threads())
+
+
+def in_streams(function: Callable[[Item], Result], items: Iterable[Item], streams: int) -> Iterator[Result]:
+    """`map(function, items)` on `streams` threads that share the cores; in order, `streams` items ahead at most.
+
+    The first result is given before the second item is taken.
+    """
+    if streams <= 1:
+        yield from map(function, items)
+        return
+    cores = torch.get_num_threads()
+    waiting: deque[Future[Result]] = deque()
+    ahead = 0
+    try:
+        with ThreadPoolExecutor(streams, initializer=torch.set_num_threads, initargs=(cores // streams,)) as pool:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                while len(waiting) > ahead:
+                    yield waiting.popleft().result()
+                ahead = streams - 1
+            while waiting:
+                yield waiting.popleft().result()
+    finally:
+        torch.set_num_threads(cores)  # the number is also that of threads to come

@@ -1,0 +1,71 @@
+"""Batches side by side: in order, a few ahead, and the cores handed back."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+import torch
+
+from docvit.hardware import in_streams
+
+
+@pytest.fixture
+def cores():
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield 4
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("streams", [1, 2, 3])
+def test_results_keep_their_order_and_the_first_comes_before_the_second_item_is_taken(cores, streams):
+    taken = []
+
+    def items():
+        for i in range(7):
+            taken.append(i)
+            yield i
+
+    def slow_at_first(i):
+        time.sleep(0.05 if i == 1 else 0)
+        return 10 * i
+
+    results = in_streams(slow_at_first, items(), streams)
+    assert next(results) == 0
+    assert taken == [0]
+    for place, result in enumerate(results, 1):
+        assert result == 10 * place
+        assert len(taken) <= place + streams
+    assert taken == list(range(7))
+
+
+def test_streams_share_the_cores_run_together_and_hand_the_cores_back(cores):
+    meeting = threading.Barrier(2, timeout=10)
+
+    def meet(i):
+        if i:  # the first is alone
+            meeting.wait()
+        return torch.get_num_threads()
+
+    assert list(in_streams(meet, range(5), 2)) == [2] * 5
+    assert torch.get_num_threads() == cores
+
+
+def test_an_error_in_one_stream_is_the_callers(cores):
+    def fail(i):
+        if i == 2:
+            raise ValueError("two")
+        return i
+
+    with pytest.raises(ValueError, match="two"):
+        list(in_streams(fail, range(9), 2))
+    assert torch.get_num_threads() == cores
+
+
+def test_left_early_it_ends_quietly(cores):
+    results = in_streams(lambda i: i, iter(int, 1), 2)
+    assert [next(results) for _ in range(3)] == [0, 0, 0]
+    results.close()
+    assert torch.get_num_threads() == cores
