@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from docvit.classify import DocumentClassifier, Prediction
-from docvit.model import token_places
+from docvit.layout import token_places
 from docvit.pages import PageStack, read_document
 
 MAX_DRAWN = 24

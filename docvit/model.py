@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from timm.layers import DropPath, LayerScale, Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from docvit.attention import Segments, attend
+from docvit.layout import Layout, Rotation, rotate
 from docvit.pages import Rendering
 from docvit.patches import PatchSequence, pack
 from docvit.positions import Positions, create_positions
@@ -19,6 +20,7 @@ from docvit.stems import STEMS
 
 SCOPES = ("page", "document", "page-then-document:K", "alternate:K")
 POOLINGS = ("mean", "max", "mean+std")
+States = dict[str, Tensor]
 LEAST_SPREAD = 1e-3  # the root's slope at 0 is infinite
 
 
@@ -127,56 +129,6 @@ class Features(NamedTuple):
     page_counts: Tensor  # (B,)
 
 
-def token_places(batch: PatchSequence, num_prefix: int) -> Tensor:
-    """(T,) where each patch stands among all tokens, when every page's patches follow its prefix tokens (CPU)."""
-    return torch.arange(batch.num_patches) + num_prefix * (batch.page_of_patch + 1)
-
-
-class Layout(NamedTuple):
-    """Where every token of a batch sits; computed once a batch and shared by all blocks.
-
-    T + N * K tokens, ordered page by page: a page's K prefix tokens (class token, registers), then its patches.
-    """
-
-    order: Tensor  # (T + N * K,) index into [patches; prefixes] that gives page order
-    class_tokens: Tensor  # (N,) place of each page's class token
-    document: Tensor  # (T + N * K,) document of every token
-    document_of_page: Tensor  # (N,)
-    page_counts: Tensor  # (B,) pages of each document
-    page_lengths: Tensor  # (N,) patches of each page
-    segments: dict[str, Segments]
-    last: Segments  # of the last block: class tokens attend, to all
-
-    @classmethod
-    def of(cls, batch: PatchSequence, num_prefix: int, scopes: Sequence[str]) -> Layout:
-        device = batch.patches.device
-        begins = batch.page_bounds + num_prefix * torch.arange(batch.num_pages + 1)  # in tokens
-        prefix = begins[:-1, None] + torch.arange(num_prefix)  # (N, K)
-        places = torch.cat([token_places(batch, num_prefix), prefix.flatten()])
-        bounds = {"page": begins, "document": begins[batch.document_bounds]}
-        document = torch.repeat_interleave(torch.arange(batch.num_documents), bounds["document"].diff())
-        return cls(
-            order=torch.argsort(places).to(device),
-            class_tokens=begins[:-1].to(device),
-            document=document.to(device),
-            document_of_page=batch.document_of_page.to(device),
-            page_counts=batch.document_bounds.diff().to(device),
-            page_lengths=batch.page_bounds.diff().to(device),
-            segments={scope: Segments.of(bounds[scope], device) for scope in sorted(set(scopes))},
-            last=Segments.of(bounds[scopes[-1]], device, places=begins[:-1]),
-        )
-
-
-class Rotation(NamedTuple):
-    """How far each token's queries and keys are turned; like the layout, computed once a batch."""
-
-    cos: Tensor  # (T + N * K, head_dim / 2)
-    sin: Tensor
-
-    def at(self, places: Tensor | None) -> Rotation:
-        return self if places is None else Rotation(*(part.index_select(0, places) for part in self))
-
-
 class Attention(nn.Module):
     """Multi-head self-attention over the segments it is handed; parameters named as in timm."""
 
@@ -203,13 +155,6 @@ class Attention(nn.Module):
         q = F.linear(x.index_select(0, places), weight[of_queries], None if bias is None else bias[of_queries])
         kv = F.linear(x, weight[of_others], None if bias is None else bias[of_others])
         return (q.unflatten(-1, (self.num_heads, -1)), *kv.unflatten(-1, (2, self.num_heads, -1)).unbind(1))
-
-
-def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Rotates the pairs of channels (i, i + d / 2) of `x` (T, H, d) (RoFormer, arXiv 2104.09864)."""
-    cos, sin = (part[:, None].to(x.dtype) for part in rotation)  # (T, 1, d / 2)
-    one, other = x.chunk(2, -1)  # halves and not neighbours: memory is read in a row
-    return torch.cat([one * cos - other * sin, one * sin + other * cos], -1)
 
 
 class Block(nn.Module):
@@ -353,26 +298,25 @@ class DocViT(nn.Module):
         angles_in_order = torch.cat([of_patches, of_prefix]).index_select(0, layout.order)
         return tokens, Rotation(angles_in_order.cos(), angles_in_order.sin())
 
-    def _run(self, batch: PatchSequence, states: dict[str, Tensor] | None = None) -> Features:
+    def _run(self, batch: PatchSequence, wanted: Callable[[str], bool] = lambda _: False) -> tuple[Features, States]:
+        """Page tokens, and those states of all tokens that are wanted."""
         layout = Layout.of(batch, self.num_prefix_tokens, parse_scopes(self.config.scopes, self.config.depth))
         x, rotation = self._embed(batch, layout)
-        if states is not None:
-            states["embed"] = x
-        *others, last = self.blocks
-        for i, block in enumerate(others):
-            x = block(x, layout, rotation)
-            if states is not None:
-                states[f"blocks.{i}"] = x
-        if states is None:
-            x = last(x, layout, rotation, last=True)
-        else:
-            states[f"blocks.{len(others)}"] = x = last(x, layout, rotation)
+        states = {"embed": x} if wanted("embed") else {}
+        for i, block in enumerate(self.blocks):
+            name = f"blocks.{i}"
+            last = i == len(self.blocks) - 1 and not wanted(name)  # of the last block only class tokens are read
+            x = block(x, layout, rotation, last=last)
+            if wanted(name):
+                states[name] = x
+        if not last:
             x = x.index_select(0, layout.class_tokens)
-        return Features(self.norm(x), layout.document_of_page, layout.page_counts)
+        return Features(self.norm(x), layout.document_of_page, layout.page_counts), states
 
     def forward_features(self, batch: PatchSequence) -> Features:
         """Page tokens after the last block, normalised: `.pages` (N, D)."""
-        return self._run(batch)
+        features, _ = self._run(batch)
+        return features
 
     def forward_head(self, x: Features, pre_logits: bool = False) -> Tensor:
         """Pools page tokens to documents (B, F) and classifies them (B, num_classes); `pre_logits` stops between.
@@ -393,18 +337,20 @@ class DocViT(nn.Module):
     def forward(self, batch: PatchSequence) -> Tensor:
         return self.forward_head(self.forward_features(batch))
 
-    def forward_intermediates(self, batch: PatchSequence) -> dict[str, Tensor]:
-        """Every state by name, for distillation and explanation.
+    def forward_intermediates(self, batch: PatchSequence, names: Collection[str] | None = None) -> States:
+        """States by name, for distillation and explanation: all of them, or `names`.
 
         `embed`, `blocks.0` .. `blocks.{depth - 1}`: all tokens (T + N * K, D), page by page, a page's prefix tokens
         before its patches; `pages`: normalised page tokens (N, D); `document`: (B, F); `logits`: (B, num_classes).
         """
-        states: dict[str, Tensor] = {}
-        features = self._run(batch, states)
-        states["pages"] = features.pages
-        states["document"] = self.forward_head(features, pre_logits=True)
-        states["logits"] = self.head(self.head_drop(states["document"]))
-        return states
+
+        def wanted(name: str) -> bool:
+            return names is None or name in names
+
+        features, states = self._run(batch, wanted)
+        document = self.forward_head(features, pre_logits=True)
+        states |= {"pages": features.pages, "document": document, "logits": self.head(self.head_drop(document))}
+        return {name: state for name, state in states.items() if wanted(name)}
 
     def reset_classifier(self, num_classes: int, classes: Sequence[str] = ()) -> None:
         """A fresh head for `num_classes` classes (0: none, the pooled feature comes out)."""

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from docvit.augment import Augmentation
 from docvit.data import Batch, DataError
 from docvit.hardware import has_fast_bf16
-from docvit.model import Block, DocViT, DocViTConfig, Layout, token_places
+from docvit.layout import Layout, token_places
+from docvit.model import Block, DocViT, DocViTConfig
 from docvit.pages import PAGE_SUFFIXES, find_documents
 from docvit.patches import PatchSequence
 from docvit.positions import SpatialPage

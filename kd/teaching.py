@@ -102,7 +102,7 @@ class Guide:
             return batch.told
         told: dict[str, Tensor] = {}
         for number, (teacher, view) in enumerate(zip(self.teachers, batch.views, strict=True)):
-            found = _states(teacher.eval(), batch.sequence if view is None else view)
+            found = _states(teacher.eval(), batch.sequence if view is None else view, self.states)
             told |= {f"{number}.{state}": found[state] for state in self.states}
         if self.cache is not None:
             self.cache.write(batch.key, told)
@@ -139,7 +139,7 @@ class DocumentLesson:
 
     def _parts(self, pupil: Pupil, batch: TaughtBatch, labels: Tensor | None, weight: float) -> dict[str, Tensor]:
         told = self.guide(batch)
-        states = _states(pupil.student, batch.sequence)
+        states = _states(pupil.student, batch.sequence, [pair.student for pair in pupil.pairs])
         if self.teaching.simkd:
             terms = self._of_classifier(pupil.student.head, states, told)
         else:
@@ -197,8 +197,8 @@ class DocumentLesson:
         ]
 
 
-def _states(model: DocViT, view: PatchSequence) -> dict[str, Tensor]:
-    states = model.forward_intermediates(view)
+def _states(model: DocViT, view: PatchSequence, names: Sequence[str]) -> dict[str, Tensor]:
+    states = model.forward_intermediates(view, {"pages", "document", "logits", *names})
     alone = model.alone(states["pages"])
     return states | {"page_features": alone, "page_logits": model.head(alone)}
 

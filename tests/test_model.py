@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from reference import P, close, dense_logits, documents, is_blank, model_of, page
 
-from docvit.model import DocViT, DocViTConfig, Layout, Rotation, parse_scopes, rotate, token_places
+from docvit.layout import Layout, Rotation, rotate, token_places
+from docvit.model import DocViT, DocViTConfig, parse_scopes
 from docvit.patches import pack
 from docvit.positions import POSITIONS
 

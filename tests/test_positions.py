@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from reference import model_of, number_of, paper_sinusoid, rope_angles
 
-from docvit.model import Rotation, rotate
+from docvit.layout import Rotation, rotate
 from docvit.pages import PageStack
 from docvit.patches import pack
 from docvit.positions import (
