@@ -23,6 +23,7 @@ from docvit.weights import load_pretrained
 logger = logging.getLogger(__name__)
 Path = str | os.PathLike[str]
 Read = PageStack | DocumentError
+BUDGET = 2560
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class DocumentClassifier:
         max_pages: int | None = 64,
         workers: int = 2,
         timeout: float = 60.0,
-        budget: int = 2560,
+        budget: int = BUDGET,
     ) -> Iterator[Prediction]:
         """Classifies a stream of files, in order; a file that cannot be read yields its error and the rest goes on.
 
@@ -137,20 +138,9 @@ class DocumentClassifier:
         names = (os.fspath(path) for path in paths)
         read = read_documents(names, self.rendering, max_pages=max_pages, workers=workers, timeout=timeout)
         streams = cpu_streams() if self.device.type == "cpu" else 1
-        for rows in in_streams(partial(self._settle, strategy=strategy), self._batches(read, budget), streams):
+        batches = in_batches(read, self.rendering, budget)
+        for rows in in_streams(partial(self._settle, strategy=strategy), batches, streams):
             yield from rows
-
-    def _batches(self, read: Iterator[Read], budget: int) -> Iterator[list[Read]]:
-        waiting: list[Read] = []
-        patches, limit = 0, 1  # batches of 1, 2, 4, ... documents: the first rows come at once
-        for result in read:
-            waiting.append(result)
-            if isinstance(result, PageStack):
-                patches += sum(page.shape[0] * page.shape[1] for page in result.pages) // self.rendering.multiple**2
-            if patches >= budget or len(waiting) >= limit:
-                yield waiting
-                waiting, patches, limit = [], 0, min(2 * limit, 32)
-        yield waiting
 
     def _settle(self, results: list[Read], *, strategy: str) -> list[Prediction]:
         stacks = [r for r in results if isinstance(r, PageStack)]
@@ -193,3 +183,18 @@ class DocumentClassifier:
             page_relevance=evidence.tolist() if len(evidence) == len(stack.pages) else [],
             pages=[i + 1 for i in stack.indices],
         )
+
+
+def in_batches(read: Iterator[Read], rendering: Rendering, budget: int) -> Iterator[list[Read]]:
+    """Documents until they have `budget` patches: 1, 2, 4, ... of them at most, so that the first come at once."""
+    waiting: list[Read] = []
+    patches, limit = 0, 1
+    for result in read:
+        waiting.append(result)
+        if isinstance(result, PageStack):
+            patches += sum(page.shape[0] * page.shape[1] for page in result.pages) // rendering.multiple**2
+        if patches >= budget or len(waiting) >= limit:
+            yield waiting
+            waiting, patches, limit = [], 0, min(2 * limit, 32)
+    if waiting:
+        yield waiting

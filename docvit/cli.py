@@ -336,7 +336,8 @@ def check_resumed(context: typer.Context, mine: Mapping[str, Any], its: Mapping[
     explicit = [n for n in context.params if n in mine.keys() | its.keys() and _given(context, n)]
     differing = [n for n in explicit if mine.get(n) != its.get(n)]
     if differing:
-        told = ", ".join(f"--{n.replace('_', '-')} was {its.get(n)}" for n in differing)
+        option = {p.name: p.opts[0] for p in context.command.params}
+        told = ", ".join(f"{option[n]} was {its.get(n)}" for n in differing)
         fail(f"the run to resume has other settings: {told}")
 
 

@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from matplotlib.ticker import EngFormatter
 from safetensors.torch import save
 from tqdm import tqdm
 
-from docvit.classify import DocumentClassifier
+from docvit.classify import BUDGET, DocumentClassifier, in_batches
 from docvit.data import LabelledDocuments
 from docvit.metrics import Report, report
 from docvit.model import DocViT
@@ -41,7 +40,7 @@ class ModelFigures:
         agreement: share of documents to which it gives the first model's label.
         parameters: their number.
         flops_per_page: of a forward pass, by formula (`docvit.shapes`), mean over the pages.
-        documents_per_second: of forward passes over packed batches, the same documents in each for every model; neither
+        documents_per_second: of forward passes over packed batches, of as many patches for every model; neither
             rendering nor packing counts.
         bytes_on_disk: of the weights' file; for a model in memory, of what `save_pretrained` would write.
     """
@@ -155,7 +154,7 @@ def compare(
     data: LabelledDocuments,
     *,
     max_pages: int | None = 64,
-    batch_size: int = 8,
+    budget: int = BUDGET,
     workers: int = 2,
     timeout: float = 60.0,
     device: torch.device | str | None = None,
@@ -165,8 +164,7 @@ def compare(
     Args:
         models: by the name under which each is shown: a classifier, a model (put into eval mode and on the device), or
             what `DocumentClassifier.from_pretrained` takes: a folder, a hub id, or None for the model in the box.
-        batch_size: documents a batch.
-        max_pages, workers, timeout: as for `DocumentClassifier.predict`.
+        max_pages, budget, workers, timeout: as for `DocumentClassifier.predict`.
         device: of the models that are not classifiers yet.
 
     Raises:
@@ -181,7 +179,7 @@ def compare(
         alike = [t for t in trials.values() if t.classifier.rendering == rendering]
         documents = read_documents(data.paths, rendering, max_pages=max_pages, workers=workers, timeout=timeout)
         with tqdm(total=len(data), desc="comparing", unit="doc", disable=None) as bar:
-            while results := list(islice(documents, batch_size)):
+            for results in in_batches(documents, rendering, budget):
                 for trial in alike:
                     trial.take(results)
                 bar.update(len(results))

@@ -96,8 +96,8 @@ class Decoder(nn.Module):
         hidden = places[masked]
         visible = torch.ones(len(layout.order), dtype=torch.bool).index_fill(0, hidden, False).nonzero()[:, 0]
         places, hidden, visible = (index.to(kept.device) for index in (places, hidden, visible))
-        x = self.embed(kept)
-        x = self.mask_token.to(x.dtype).expand(len(layout.order), -1).index_copy(0, visible, x)
+        x = self.embed(kept).to(self.mask_token.dtype)  # of the residual stream, also under autocast
+        x = self.mask_token.expand(len(layout.order), -1).index_copy(0, visible, x)
         x = x.index_add(0, places, self.positions.patches(batch).to(x.dtype))
         x = x.index_add(0, layout.class_tokens, self.positions.pages(batch).to(x.dtype))
         for block in self.blocks:
@@ -202,7 +202,8 @@ def pretrain_documents(
 ) -> tuple[DocViT, list[Record]]:
     """Pre-trains on documents without labels and writes a model folder without a head, for `Recipe.init`.
 
-    `output` gets what `docvit.recipes.train_documents` writes; the checkpoint holds the decoder too. Documents that
+    `output` gets what `docvit.recipes.train_documents` writes, but the encoder as it is and no moving average; the
+    checkpoint holds the decoder too. Documents that
     cannot be read are left out and listed in the log; of several copies of a document one is taken.
 
     Args:

@@ -78,7 +78,8 @@ class InkStem(Stem):
     their norm over the patch, as in histograms of oriented gradients (Dalal and Triggs, 2005), so that neither stroke
     weight nor contrast, which belong to a source and not to a class, comes through. A page's class token is told the
     mean and the standard deviation over the page's inked cells: averages attention can take itself, spreads it can not.
-    Nothing but two linear maps and a small MLP is learned, which helps when documents are few and sources fewer.
+    Nothing but a small MLP, a linear map and the batch norms before them is learned, which helps when documents are few
+    and sources fewer.
     While training, the batch norms let the documents of a batch touch each other; afterwards nothing does.
 
     (T, C * P * P) -> (T, D); P is a multiple of 16.
@@ -156,7 +157,9 @@ class InkStem(Stem):
 
 def _normalise(norm: nn.BatchNorm1d, rows: Tensor) -> Tensor:
     if norm.training and len(rows) < 2:  # one row has no statistics of its own
-        return F.batch_norm(rows, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        # copies: the backward pass reads them, and another forward may have moved the statistics by then
+        mean, variance = cast(Tensor, norm.running_mean).clone(), cast(Tensor, norm.running_var).clone()
+        return F.batch_norm(rows, mean, variance, norm.weight, norm.bias)
     return norm(rows)
 
 

@@ -120,7 +120,7 @@ def _create_timm(name: str, *, pretrained: bool) -> nn.Module:
 def adapt(model: DocViT, **overrides: Any) -> DocViT:
     """A copy of `model` under other settings, with every weight that still fits; tables are resampled, corners kept.
 
-    A head of another number of classes, or other class names, begins afresh.
+    A head of another number of classes, other class names or another width of feature begins afresh.
     """
     if overrides.get("num_classes", model.config.num_classes) != model.config.num_classes:
         overrides = {"classes": (), **overrides}  # the old names are of other classes
@@ -128,6 +128,7 @@ def adapt(model: DocViT, **overrides: Any) -> DocViT:
     result = DocViT(config)
     own = result.state_dict()
     same_head = config.num_classes == model.config.num_classes and config.classes in (model.config.classes, ())
+    same_head = same_head and result.num_features == model.num_features
     for name, value in model.state_dict().items():
         if name not in own or (name.startswith("head.") and not same_head):
             continue

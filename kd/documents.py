@@ -130,7 +130,7 @@ def distill_documents(
         )
         facts = {"teachers": [fingerprint(model) for model in teachers] or [SELF], "data": batches.describe()}
         if teacher_cache is not None:
-            guide.cache = _open_cache(teacher_cache, facts, guide, recipe)
+            guide.cache = _open_cache(teacher_cache, facts, guide, recipe, place)
             batches.use_cache(guide.cache)
         _agree(folder, {"teaching": asdict(teaching), **facts}, place, resume=resume)
         if place.rank == 0:
@@ -241,9 +241,12 @@ def _student(model: nn.Module) -> DocViT:
     return plain(model.student) if isinstance(model, Pupil) else cast(DocViT, model)
 
 
-def _open_cache(folder: str | os.PathLike[str], facts: Mapping[str, Any], guide: Guide, recipe: Recipe) -> TeacherCache:
+def _open_cache(
+    folder: str | os.PathLike[str], facts: Mapping[str, Any], guide: Guide, recipe: Recipe, place: Place
+) -> TeacherCache:
     drawing = {"budget": recipe.budget, "balanced": recipe.balanced}
-    return TeacherCache(folder, {**facts, "states": guide.states, **drawing})
+    precision = {"bf16": recipe.train.bf16 and has_fast_bf16(place.device)}
+    return TeacherCache(folder, {**facts, "states": guide.states, **drawing, **precision})
 
 
 def read_teaching(folder: str | os.PathLike[str]) -> Teaching:

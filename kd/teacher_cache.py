@@ -40,9 +40,11 @@ class TeacherCache:
         file = self.folder / MANIFEST
         if self.folder.exists() and not self.folder.is_dir():
             raise DistillationError(f"{self.folder} is not a folder: choose another one for the teacher's outputs")
+        # a manifest half written is another process's, or what an interruption left
+        others = self.folder.is_dir() and any(f.suffix != ".tmp" for f in self.folder.iterdir())
         if file.is_file():
             _check(file, asked)
-        elif self.folder.is_dir() and any(self.folder.iterdir()):
+        elif others:
             raise DistillationError(f"{self.folder} is not empty and holds no {MANIFEST}: choose another folder")
         else:
             self.folder.mkdir(parents=True, exist_ok=True)

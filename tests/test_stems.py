@@ -125,3 +125,20 @@ def test_the_ink_stem_keeps_to_its_patch_once_trained():
     patches = torch.randn(5, 3 * 256)
     close(torch.cat([stem(patch[None]) for patch in patches]), stem(patches))
     assert stem(patches[:0]).shape == (0, 32)
+
+
+def test_a_single_page_and_another_batch_in_one_step_give_the_gradients_of_two(stem):
+    stem.train()
+    batches = [pages(1), pages(3, 2)]
+    kept = {name: buffer.clone() for name, buffer in stem.named_buffers()}
+
+    def gradients(*steps):
+        stem.load_state_dict({**stem.state_dict(), **{k: v for k, v in kept.items() if k in stem.state_dict()}})
+        stem.zero_grad()
+        for step in steps:
+            sum(part.square().sum() for batch in step for part in stem.embed(*batch)).backward()
+        return [p.grad.clone() for p in stem.parameters()]
+
+    together, apart = gradients(batches), gradients(batches[:1], batches[1:])
+    for one, other in zip(together, apart, strict=True):
+        close(one, other, 1e-3)

@@ -10,7 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
+import sys
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -62,7 +66,7 @@ def main() -> None:
     rendering = Rendering(size=256, mode="L")
     features = np.array([describe(path, rendering) for path in tqdm(data.paths, desc="describing", unit="doc")])
     labels = np.array(data.labels)
-    results: dict[str, dict[str, dict[str, float]]] = {}
+    results: dict[str, Any] = {}
     for how, folds in FOLDS.items():
         for name, build in MODELS.items():
             predicted = np.zeros_like(labels)
@@ -73,6 +77,9 @@ def main() -> None:
                 "accuracy": float(accuracy_score(labels, predicted)),
                 "macro_f1": macro,
             }
+    results["command"] = " ".join(["python", "examples/benchmarks/hog_baseline.py", "documents.csv", *sys.argv[2:]])
+    results["versions"] = {name: version(name) for name in ("scikit-learn", "numpy", "pillow")}
+    results["machine"] = platform.platform()
     print(json.dumps(results, indent=1))
     if arguments.output:
         arguments.output.write_text(json.dumps(results, indent=1) + "\n")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from multiprocessing import get_context
@@ -100,7 +101,7 @@ def main() -> None:
     machine = {"device": "cpu", "cores": cores, "platform": platform.platform()}
     results = {"recipe": asdict(recipe), "folds": arguments.folds, "seeds": arguments.seeds, "summary": summary}
     results |= {"runs": runs, "versions": versions, "machine": machine}
-    results["command"] = f"python examples/benchmarks/leave_source_out.py documents.csv --epochs {arguments.epochs}"
+    results["command"] = " ".join(["python", "examples/benchmarks/leave_source_out.py", "documents.csv", *sys.argv[2:]])
     draw_confusion(runs, data.classes, arguments.output / "confusion.png")
     (arguments.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
 

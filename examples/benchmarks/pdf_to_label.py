@@ -15,6 +15,7 @@ import json
 import platform
 import random
 import statistics
+import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -78,7 +79,7 @@ def main() -> None:
         "pages_per_second": {name: {"median": medians[name], "runs": values} for name, values in runs.items()},
         "ratio": {name: medians[name] / medians["peer"] for name in runs if name != "peer"},
         "bf16": classifiers["document"].bf16,
-        "command": f"python examples/benchmarks/pdf_to_label.py FOLDER --limit {arguments.limit}",
+        "command": " ".join(["python", "examples/benchmarks/pdf_to_label.py", "FOLDER", *sys.argv[2:]]),
         "versions": {name: version(name) for name in ("torch", "timm", "transformers", "pypdfium2", "pdf2image")},
         "machine": {"platform": platform.platform(), "cores": torch.get_num_threads()},
     }
