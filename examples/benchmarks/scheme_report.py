@@ -62,7 +62,7 @@ def table(rows: Rows, columns: Mapping[str, str], title: str, digits: Mapping[st
 
 
 def compare(rows: Rows, one: str, other: str, column: str, *, among: int = 1) -> tuple[str, int]:
-    """A sentence on the difference of two rows, and 1, -1 or, within the spread, 0.
+    """A sentence on the difference of two rows, and 1, -1 or, within the spread, 0; no sentence on less than two seeds.
 
     The interval holds for `among` such comparisons together (Bonferroni), since of many rows one is always ahead by
     chance; and it is at least as wide as either row's spread.
@@ -70,13 +70,20 @@ def compare(rows: Rows, one: str, other: str, column: str, *, among: int = 1) ->
     a, b = rows.get(one, {}).get(column, {}), rows.get(other, {}).get(column, {})
     gaps = [a[seed] - b[seed] for seed in a if seed in b]
     if len(gaps) < 2:
-        return f"`{one}` against `{other}`: cannot tell, it takes two seeds or more", 0
+        return "", 0
     mean = fmean(gaps)
     half = float(student_t.ppf(1 - 0.025 / among, len(gaps) - 1)) * stdev(gaps) / len(gaps) ** 0.5
     half = max(half, stdev(a.values()), stdev(b.values()))  # three gaps may agree by chance
     sign = 0 if abs(mean) <= half else 1 if mean > 0 else -1
     word = {1: "better than", -1: "worse than", 0: "not told apart from"}[sign]
     return f"`{one}` is {word} `{other}` ({mean:+.1f} ± {half:.1f} points)", sign
+
+
+def told(names: Sequence[str], sentences: Sequence[str]) -> list[str]:
+    """The sentences, and one on all rows of which too few seeds are there."""
+    untold = [name for name, sentence in zip(names, sentences, strict=True) if not sentence]
+    waiting = [f"cannot tell yet, for want of seeds: {_names(untold)}"] if untold else []
+    return [*filter(None, sentences), *waiting]
 
 
 def reaching(rows: Rows, column: str, goal: float) -> str:
@@ -108,7 +115,8 @@ def page_order(runs: Runs, plot: Path) -> list[str]:
     for task in TASKS:
         text.append(f"- {task}: 90 % or more: {reaching(rows, task, 90)}; 97 % or more: {reaching(rows, task, 97)}.")
         others = [name for name in rows if name != DEFAULT]
-        text += [f"  - {compare(rows, name, DEFAULT, task, among=len(TASKS) * len(others))[0]}" for name in others]
+        sentences = [compare(rows, name, DEFAULT, task, among=len(TASKS) * len(others))[0] for name in others]
+        text += [f"  - {sentence}" for sentence in told(others, sentences)]
     bars(rows, TASKS, plot, "accuracy, %", chance=50)
     return [*text, "", f"![page order]({plot.name})", ""]
 
@@ -171,11 +179,11 @@ def classification(runs: Runs, plot: Path) -> list[str]:
             text += [f"### {name.capitalize()}", "", *table(rows, shown, name, digits)]
         everything |= {PREFIX.get(name, "") + row: found for row, found in rows.items()}
     others = [name for name in everything if name not in (DEFAULT, "strategy document")]
-    told = [compare(everything, name, DEFAULT, "macro_f1", among=len(others)) for name in others]
-    better = [name for name, (_, sign) in zip(others, told, strict=True) if sign > 0]
+    compared = [compare(everything, name, DEFAULT, "macro_f1", among=len(others)) for name in others]
+    better = [name for name, (_, sign) in zip(others, compared, strict=True) if sign > 0]
     verdict = f"{_names(better)} beyond the spread" if better else "nothing beyond the spread"
     text += ["Against the default (`spatial+page`, its own way to classify a document), macro-F1:", ""]
-    text += [f"- {sentence}." for sentence, _ in told]
+    text += [f"- {sentence}." for sentence in told(others, [sentence for sentence, _ in compared])]
     text += ["", f"**Better than the default: {verdict}** over {len({run['seed'] for run in runs})} seeds.", ""]
     bars(everything, ["macro_f1"], plot, "macro-F1, %")
     return [*text, f"![classification]({plot.name})", ""]
