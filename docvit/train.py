@@ -66,7 +66,7 @@ class TrainSettings:
         checkpoint_minutes: time between checkpoints within an epoch.
     """
 
-    epochs: int = 24
+    epochs: int = 16
     lr: float = 1e-3
     weight_decay: float = 0.1
     optimizer: str = "adamw"

@@ -67,13 +67,14 @@ def _build(settings: dict[str, Any], *, pretrained: bool, **variant: Any) -> Doc
 
 @register_model
 def docvit_compact_patch32(pretrained: bool = False, **settings: Any) -> DocViT:
-    """Three narrow blocks on grey pages, the ink stem: for few documents and sources; the model in the box."""
+    """Three narrow blocks on grey pages, the ink stem, fixed positions: for few documents and sources; in the box."""
     pages = {"patch_size": 32, "in_chans": 1, "page_size": 256, "grid": (8, 8), "mean": (0.9,), "std": (0.25,)}
     shape = {
         "embed_dim": 128,
         "depth": 3,
         "num_heads": 2,
         "stem": "ink",
+        "positions": "sincos2d+page",
         "pooling": "mean+std",
         "drop_path": 0.1,
         "scopes": "page-then-document:2",
