@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from enum import Enum
 from pathlib import Path
@@ -63,6 +63,13 @@ LearningRate = Annotated[float, typer.Option("--lr", min=0.0, help="Peak learnin
 Budget = Annotated[int, typer.Option(min=1, help="Tokens a batch, about.")]
 PagesSeen = Annotated[int, typer.Option("--max-pages", min=1, help="Pages of a document seen in one epoch.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
+EMA = Annotated[float, typer.Option(min=0, max=1, help="Decay of the moving average; 0 for none.")]
+GroupBy = Annotated[
+    str | None, typer.Option(metavar="COLUMN", help="CSV column naming each document's source: balances them.")
+]
+Fold = Annotated[
+    str | None, typer.Option(metavar="K/N", help="Leave out the K-th of N folds of whole sources; evaluate there.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --output, under its own settings.")]
 MaxPages = Annotated[
     int, typer.Option(min=1, help="Pages read of a long document, spread evenly, first and last always in.")
@@ -224,15 +231,11 @@ def train(
     lr: LearningRate = TrainSettings.lr,
     budget: Budget = Recipe.budget,
     max_pages: PagesSeen = Recipe.max_pages,
-    ema: Annotated[float, typer.Option(min=0, max=1, help="Decay of the moving average; 0 for none.")] = Recipe.ema,
+    ema: EMA = Recipe.ema,
     seed: Seed = 0,
     valid: Annotated[Path | None, typer.Option(help="Evaluate on these after every epoch.")] = None,
-    group_by: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="CSV column naming each document's source: balances them.")
-    ] = None,
-    fold: Annotated[
-        str | None, typer.Option(metavar="K/N", help="Leave out the K-th of N folds of whole sources; evaluate there.")
-    ] = None,
+    group_by: GroupBy = None,
+    fold: Fold = None,
     resume: Resume = False,
     workers: Workers = 2,
     device: Device = None,
@@ -251,14 +254,7 @@ def train(
     )
     if resume:
         check_resumed(context, options_of(recipe), options_of(read_recipe(output)))
-    if fold is not None and valid is not None:
-        fail("--fold and --valid both say what to evaluate on: give one of them")
-    labelled = read_labelled(data, group_column=group_by)
-    held_out: LabelledDocuments | None = None
-    if fold is not None:
-        labelled, held_out = split_groups(labelled, *parse_fold(fold))
-    elif valid is not None:
-        held_out = read_labelled(valid, classes=labelled.classes)
+    labelled, held_out = read_parts(data, valid, fold, group_by=group_by)
     _, history = train_documents(
         labelled, output, recipe, valid=held_out, resume=resume, device=device, workers=workers
     )
@@ -318,7 +314,19 @@ def print_last(output: Path, history: list[Record]) -> None:
     print(f"{output}: {last}")
 
 
-def parse_fold(fold: str) -> tuple[int, int]:
+def read_parts(
+    data: Path, valid: Path | None, fold: str | None, *, group_by: str | None, classes: Sequence[str] = ()
+) -> tuple[LabelledDocuments, LabelledDocuments | None]:
+    """Documents to train on, and those to evaluate on, if any: `valid`, or the K-th of N folds of `data`."""
+    if fold is not None and valid is not None:
+        fail("--fold and --valid both say what to evaluate on: give one of them")
+    labelled = read_labelled(data, classes=classes, group_column=group_by)
+    if fold is not None:
+        return split_groups(labelled, *_parse_fold(fold))
+    return labelled, read_labelled(valid, classes=labelled.classes) if valid is not None else None
+
+
+def _parse_fold(fold: str) -> tuple[int, int]:
     """K/N as (K - 1, N)."""
     number, _, count = fold.partition("/")
     if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count) and int(count) >= 2):

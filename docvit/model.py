@@ -293,10 +293,10 @@ class DocViT(nn.Module):
         angles = self.positions.angles(batch)
         if angles is None:
             return tokens, None
-        of_patches, of_pages = angles
-        of_prefix = of_pages.repeat_interleave(self.num_prefix_tokens, 0)
-        angles_in_order = torch.cat([of_patches, of_prefix]).index_select(0, layout.order)
-        return tokens, Rotation(angles_in_order.cos(), angles_in_order.sin())
+        patch_angles, page_angles = angles
+        prefix_angles = page_angles.repeat_interleave(self.num_prefix_tokens, 0)
+        turned = torch.cat([patch_angles, prefix_angles]).index_select(0, layout.order)
+        return tokens, Rotation(turned.cos(), turned.sin())
 
     def _run(self, batch: PatchSequence, wanted: Callable[[str], bool] = lambda _: False) -> tuple[Features, States]:
         """Page tokens, and those states of all tokens that are wanted."""

@@ -10,8 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from docvit.cli import (
+    EMA,
     Budget,
     Device,
+    Fold,
+    GroupBy,
     LearningRate,
     Output,
     PageSize,
@@ -23,13 +26,12 @@ from docvit.cli import (
     Workers,
     check_resumed,
     options_of,
-    parse_fold,
     print_last,
+    read_parts,
 )
 from docvit.console import fail, run
-from docvit.data import LabelledDocuments, read_labelled
 from docvit.pretrain import find_unlabelled
-from docvit.recipes import Recipe, read_recipe, split_groups
+from docvit.recipes import Recipe, read_recipe
 from docvit.train import TrainSettings
 from docvit.weights import load_pretrained
 from kd.benchmarks import bench_cifar10
@@ -93,7 +95,7 @@ def distill(
         Path | None, typer.Option(metavar="DIR|CSV", help="Further documents, to learn what the teacher says of them.")
     ] = None,
     fine_tune: Annotated[int, typer.Option(min=0, help="Epochs on labels alone afterwards.")] = Teaching.fine_tune,
-    ema: Annotated[float, typer.Option(min=0, max=1, help="Decay of the moving average; 0 for none.")] = Recipe.ema,
+    ema: EMA = Recipe.ema,
     positions: PositionsOption = None,
     scopes: Scopes = None,
     page_size: PageSize = None,
@@ -105,12 +107,8 @@ def distill(
     valid: Annotated[
         Path | None, typer.Option(help="Evaluate on these after every epoch, and compare with the teacher in the end.")
     ] = None,
-    group_by: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="CSV column naming each document's source: balances them.")
-    ] = None,
-    fold: Annotated[
-        str | None, typer.Option(metavar="K/N", help="Leave out the K-th of N folds of whole sources; evaluate there.")
-    ] = None,
+    group_by: GroupBy = None,
+    fold: Fold = None,
     teacher_cache: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep what the teachers say, for further students.")
     ] = None,
@@ -143,16 +141,9 @@ def distill(
     )
     if resume:
         check_resumed(context, _options(recipe, teaching), _options(read_recipe(output), read_teaching(output)))
-    if fold is not None and valid is not None:
-        fail("--fold and --valid both say what to evaluate on: give one of them")
     teachers = [name if name == SELF else load_pretrained(name) for name in teacher]
     classes = next((model.config.classes for model in teachers if not isinstance(model, str)), ())
-    labelled = read_labelled(data, classes=classes, group_column=group_by)
-    held_out: LabelledDocuments | None = None
-    if fold is not None:
-        labelled, held_out = split_groups(labelled, *parse_fold(fold))
-    elif valid is not None:
-        held_out = read_labelled(valid, classes=labelled.classes)
+    labelled, held_out = read_parts(data, valid, fold, group_by=group_by, classes=classes)
     done = distill_documents(
         recipe,
         teachers,
