@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import TypeVar
 
 import torch
@@ -45,23 +46,24 @@ def cpu_streams() -> int:
 
 
 def in_streams(function: Callable[[Item], Result], items: Iterable[Item], streams: int) -> Iterator[Result]:
-    """`map(function, items)` on `streams` threads that share the cores; in order, `streams` items ahead at most.
+    """`map(function, items)` on `streams` threads that share the cores; in order, 3 * `streams` items ahead at most.
 
-    The first result is given before the second item is taken.
+    The first item has all cores to itself, and its result is given before the second is taken.
     """
     if streams <= 1:
         yield from map(function, items)
         return
+    items = iter(items)
+    for first in islice(items, 1):
+        yield function(first)
     cores = torch.get_num_threads()
     waiting: deque[Future[Result]] = deque()
-    ahead = 0
     try:
         with ThreadPoolExecutor(streams, initializer=torch.set_num_threads, initargs=(cores // streams,)) as pool:
             for item in items:
                 waiting.append(pool.submit(function, item))
-                while len(waiting) > ahead:
+                if len(waiting) >= 3 * streams:  # while a long item holds one stream, the others have work
                     yield waiting.popleft().result()
-                ahead = streams - 1
             while waiting:
                 yield waiting.popleft().result()
     finally:

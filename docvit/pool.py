@@ -27,7 +27,7 @@ def read_documents(
     workers: int = 2,
     timeout: float | None = 60.0,
     memory_limit: int | None = 2 << 30,
-    ahead: int = 4,
+    ahead: int = 8,
 ) -> Iterator[PageStack | DocumentError]:
     """Read documents with `read_document`, one result a path, in the order of the paths.
 
