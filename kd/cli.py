@@ -191,7 +191,7 @@ def cifar10(
     only: Annotated[
         list[str] | None, typer.Option(metavar="TABLE", help="Just this table; may be given several times.")
     ] = None,
-    images: Annotated[int | None, typer.Option(min=10, help="Train on this many images only, and say so.")] = None,
+    images: Annotated[int | None, typer.Option(min=10, help="Train and test on so many only, and say so.")] = None,
     width: Annotated[float | None, typer.Option(min=0.01, help="Factor on the teacher's channels, and say so.")] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch CIFAR-10 into --data first.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... (default: cuda if there is one)")] = None,
@@ -205,7 +205,7 @@ def cifar10(
 
 
 def _adjust(preset: Preset, images: int | None, width: float | None) -> Preset:
-    preset = preset if images is None else replace(preset, train_images=images)
+    preset = preset if images is None else preset.limited(images)
     return preset if width is None else replace(preset, teacher_width=width)
 
 

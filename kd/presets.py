@@ -11,6 +11,8 @@ from kd.cifar10 import Augment
 from kd.cnns import Init
 from kd.lessons import HARD_TARGETS, Targets
 
+TRAIN_IMAGES, TEST_IMAGES = 50_000, 10_000  # of CIFAR-10
+
 # What the report leaves open, chosen once: Adam at its usual rate, and batches that use up 50,000 images exactly.
 PLAIN = TrainSettings(
     lr=1e-3, weight_decay=0.0, optimizer="adam", schedule="constant", warmup=0.0, clip=None, checkpoint_minutes=2.0
@@ -70,6 +72,20 @@ class Preset:
 
     def stage(self, name: str) -> Stage:
         return next(stage for stage in self.stages if stage.name == name)
+
+    def limited(self, images: int) -> Preset:
+        """Trained on so many images, in batches so much smaller that an epoch has its usual number of steps.
+
+        Adam moves as far in a step whatever the batch: with fewer steps networks would be judged before they learn.
+        """
+        share = images / (self.train_images or TRAIN_IMAGES)
+        return replace(
+            self,
+            train_images=images,
+            test_images=min(images, self.test_images or TEST_IMAGES),
+            batch_size=max(1, round(share * self.batch_size)),
+            measured_images=max(1, round(share * self.measured_images)),
+        )
 
 
 def _report_stages(teacher_epochs: int, epochs: int) -> tuple[Stage, ...]:

@@ -101,8 +101,19 @@ def test_the_command_from_files_to_report_and_again(tmp_path, monkeypatch, capsy
     assert command(monkeypatch, *arguments, "--preset", "smoke") == 0
     assert (output / "results.json").read_bytes() == before
     assert command(monkeypatch, *arguments, "--preset", "smoke", "--images", "50") == 2
-    assert "other settings: preset train_images was 60, not 50" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "other settings: " in error
+    assert "preset train_images was 60, not 50" in error
     assert (output / "results.json").read_bytes() == before
+
+
+def test_fewer_images_come_in_as_many_steps():
+    report = PRESETS["report"].limited(5000)
+    assert (report.train_images, report.test_images, report.batch_size, report.measured_images) == (5000, 5000, 50, 500)
+    assert PRESETS["modern"].limited(20_000).test_images == 10_000
+    smoke = PRESETS["smoke"]
+    assert smoke.limited(2000) == smoke
+    assert smoke.limited(10).batch_size == 1
 
 
 @pytest.mark.usefixtures("without_plots")
