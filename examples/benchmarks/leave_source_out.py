@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import statistics
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
@@ -45,6 +46,14 @@ def run_fold(data: LabelledDocuments, recipe: Recipe, fold: int, folds: int, fol
         predicted = scores(DocumentClassifier.from_pretrained(folder), held_out)
         result.write_text(json.dumps({"scores": predicted.tolist(), "labels": list(held_out.labels)}))
     return json.loads(result.read_text())
+
+
+def accuracy(fold: dict[str, list]) -> float:
+    return float((np.argmax(fold["scores"], 1) == np.array(fold["labels"])).mean())
+
+
+def spread(values: list[float]) -> dict[str, float | None]:
+    return {"mean": statistics.mean(values), "std": statistics.stdev(values) if len(values) > 1 else None}
 
 
 def draw_confusion(runs: list[dict], classes: tuple[str, ...], file: Path) -> None:
@@ -92,11 +101,10 @@ def main() -> None:
             folds = list(pool.map(run_fold, *zip(*tasks, strict=True)))
         labels = [label for fold in folds for label in fold["labels"]]
         runs.append(report(np.concatenate([fold["scores"] for fold in folds]), labels, data.classes).as_dict())
+        runs[-1]["accuracy_by_fold"] = [accuracy(fold) for fold in folds]
         print(f"seed {seed}: " + "  ".join(f"{k} {runs[-1][k]:.3f}" for k in ("accuracy", "macro_f1", "ece", "aurc")))
     names = ("accuracy", "macro_f1", "ece", "aurc")
-    summary = {
-        n: {"mean": float(np.mean([r[n] for r in runs])), "std": float(np.std([r[n] for r in runs]))} for n in names
-    }
+    summary = {name: spread([run[name] for run in runs]) for name in names}
     versions = {"torch": torch.__version__, "timm": timm.__version__}
     machine = {"device": "cpu", "cores": cores, "platform": platform.platform()}
     results = {"recipe": asdict(recipe), "folds": arguments.folds, "seeds": arguments.seeds, "summary": summary}
