@@ -13,7 +13,7 @@ nor the numbers say anything.
 Page-independent encoding with pooling is at 50 % by construction: its output does not depend on the order of its input,
 so that it says the same of a document before and after its pages are moved.
 
-The ink stem's description of a page holds nothing learned. It is computed once, from the page as it is and from changed
+What the ink stem measures on a page holds nothing learned. It is measured once, on the page as it is and on changed
 copies, and all models train on that: a run takes about a minute and a half on one core.
 """
 
@@ -53,7 +53,7 @@ class Settings:
 
     Attributes:
         max_pages: pages of a document that are seen, its first and last always among them.
-        views: how many times each page is described: as it is, and changed.
+        views: how many times each page is measured: as it is, and changed.
         documents: documents a batch, each in all orders.
         patch_dropout: share of patches left out at random in training.
         place_loss: weight of a second loss: page tokens tell whether their page was first, last or between before pages
@@ -83,76 +83,83 @@ class Settings:
     train: TrainSettings = field(default_factory=lambda: TrainSettings(epochs=14, bf16=False))
 
 
-class DescribedStem(Stem):
-    """A small map of patches that the ink stem has described already: (T, features) -> (T, D)."""
+class MeasuredStem(InkStem):
+    """The ink stem, given what it measures (`measurements`) instead of pixels: (T, figures) -> (T, D)."""
 
-    def __init__(self, in_chans: int, patch_size: int, dim: int) -> None:
-        super().__init__()
-        features = InkStem(in_chans, patch_size, dim).norm.num_features
-        self.norm = nn.BatchNorm1d(features)
-        self.proj = nn.Sequential(nn.Linear(features, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
-
-    def forward(self, patches: Tensor) -> Tensor:
-        return self.proj(self.norm(patches))
+    def measure(self, patches: Tensor) -> tuple[Tensor, list[Tensor]]:
+        cells = self.patch_size // self.cell
+        density, *energies = patches.unflatten(1, (-1, cells, cells)).split([1] + [self.orientations] * self.scales, 1)
+        return density, energies
 
 
-STEMS["described-ink"] = DescribedStem
+STEMS["measured-ink"] = MeasuredStem
 
 
 class Page(NamedTuple):
-    """The patches of a page that say something, described."""
+    """The patches of a page that say something, measured."""
 
-    patches: Tensor  # (T, features)
+    patches: Tensor  # (T, figures)
     row: Tensor  # (T,)
     col: Tensor  # (T,)
     grid: Tensor  # (2,)
 
 
 Views = list[list[Page]]  # a document: views x pages; the first view is the pages as they are
-Described = tuple[Tensor, Tensor, Tensor, Tensor, list[int]]  # one view: patches, rows, columns, grids, patches a page
+Measured = tuple[Tensor, Tensor, Tensor, Tensor, list[int]]  # one view: patches, rows, columns, grids, patches a page
 
 
 def build(scheme: str, settings: Settings, **more: Any) -> DocViT:
-    given = {"num_classes": len(ORDERS), "max_pages": settings.max_pages, "stem": "described-ink", **settings.model}
+    given = {"num_classes": len(ORDERS), "max_pages": settings.max_pages, "stem": "measured-ink", **settings.model}
     if scheme == "pages-concat":
         del given["scopes"]  # it brings its own
     return create_model("docvit_compact_patch32", **{**given, **configuration(scheme), **more})
 
 
-def describe(data: LabelledDocuments, settings: Settings) -> dict[int, list[Described]]:
+def measure(data: LabelledDocuments, settings: Settings) -> dict[int, list[Measured]]:
     """By place in the data set, without the documents that are too short."""
     model = build("page-independent", settings, stem="ink")
     files, errors = PageCache(default_cache(), model.config.rendering).prepare(data.paths)
     for error in errors:
         tqdm.write(f"left out: {type(error).__name__}: {error}")
-    described = {}
-    for place, path in enumerate(tqdm(data.paths, desc="describing", unit="doc", disable=None)):
+    measured = {}
+    for place, path in enumerate(tqdm(data.paths, desc="measuring", unit="doc", disable=None)):
         document = CachedDocument.open(files[path]) if path in files else None
         if document is not None and len(document.indices) >= settings.min_pages:
             pages = document.load(document.indices).pages
-            described[place] = [_view(pages, model, settings, place, view) for view in range(settings.views)]
-    return described
+            measured[place] = [_view(pages, model, settings, place, view) for view in range(settings.views)]
+    return measured
 
 
 @torch.inference_mode()
-def _view(pages: Sequence[Any], model: DocViT, settings: Settings, place: int, view: int) -> Described:
+def _view(pages: Sequence[Any], model: DocViT, settings: Settings, place: int, view: int) -> Measured:
     if view:
         mean, std = model.config.mean[0], model.config.std[0]
         changed = augment(pages, settings.augmentation, np.random.default_rng((view, place)))
         pages = [(page - mean) / std for page in changed]
     batch = model.pack([pages])
-    stem = model.patch_embed
+    return (
+        measurements(model.patch_embed, batch.patches).half(),
+        batch.row,
+        batch.col,
+        batch.grids,
+        batch.page_bounds.diff().tolist(),
+    )
+
+
+def measurements(stem: nn.Module, patches: Tensor) -> Tensor:
+    """All that the ink stem measures: (T, C * P * P) -> (T, figures)"""
     assert isinstance(stem, InkStem)
-    return stem.describe(batch.patches).half(), batch.row, batch.col, batch.grids, batch.page_bounds.diff().tolist()
+    density, energies = stem.measure(patches)
+    return torch.cat([density, *energies], 1).flatten(1)
 
 
-def load(described: Path) -> dict[int, Views]:
-    """What `describe` gave, page by page."""
+def load(measured: Path) -> dict[int, Views]:
+    """What `measure` gave, page by page."""
 
     def split(patches: Tensor, row: Tensor, col: Tensor, grids: Tensor, counts: list[int]) -> list[Page]:
         return [Page(*page) for page in zip(*(x.split(counts) for x in (patches, row, col)), grids, strict=True)]
 
-    return {place: [split(*view) for view in views] for place, views in torch.load(described).items()}
+    return {place: [split(*view) for view in views] for place, views in torch.load(measured).items()}
 
 
 def moved(count: int, task: str, random: np.random.Generator) -> list[int]:
@@ -273,10 +280,10 @@ def judge(model: OrderModel, documents: Sequence[Views], settings: Settings) -> 
 
 
 def run(
-    scheme: str, seed: int, data: LabelledDocuments, described: Path, settings: Settings
+    scheme: str, seed: int, data: LabelledDocuments, measured: Path, settings: Settings
 ) -> dict[str, float | int | str | list[int]]:
     """Trains one model on all sources but those of fold `seed`, and judges it on those."""
-    documents = load(described)
+    documents = load(measured)
     fold = seed % settings.folds
     parts = places_of_fold(data, fold, settings)
     training, held_out = ([documents[p] for p in part if p in documents] for part in parts)
@@ -324,13 +331,13 @@ def main() -> None:
     digest = hashlib.sha256("\n".join(Path(p).name for p in data.paths).encode()).hexdigest()
     about = {"documents": len(data), "sources": len(set(data.groups or ())), "names": digest}
     results = open_results(arguments.output, {"experiment": "page order", "data": about, **asdict(settings)})
-    described = arguments.output / "described.pt"
-    if not described.exists():
-        partial = described.with_suffix(".tmp")
-        torch.save(describe(data, settings), partial)
-        partial.replace(described)
+    measured = arguments.output / "measured.pt"
+    if not measured.exists():
+        partial = measured.with_suffix(".tmp")
+        torch.save(measure(data, settings), partial)
+        partial.replace(measured)
     tasks = {
-        f"{scheme} seed {seed}": (scheme, seed, data, described, settings)
+        f"{scheme} seed {seed}": (scheme, seed, data, measured, settings)
         for seed in range(arguments.seeds)
         for scheme in arguments.schemes
     }
