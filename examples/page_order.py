@@ -38,7 +38,7 @@ from docvit.cache import CachedDocument, PageCache, default_cache
 from docvit.data import Batch, LabelledDocuments, read_labelled
 from docvit.pages import find_documents, spread
 from docvit.recipes import split_groups
-from docvit.stems import STEMS, InkStem, Stem
+from docvit.stems import STEMS, InkStem
 from docvit.train import TrainSettings, fit, make_ema
 
 UNTOUCHED, TASKS = "untouched", ("reversed", "first-last", "swapped")

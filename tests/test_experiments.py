@@ -33,7 +33,7 @@ def cross_page():
 def made_page(page_order, random):
     count = int(random.integers(2, 6))
     cells = torch.from_numpy(random.permutation(16)[:count].copy())
-    patches = torch.from_numpy(random.standard_normal((count, 272), dtype=np.float32))
+    patches = torch.from_numpy(random.random((count, 400), dtype=np.float32))
     return page_order.Page(patches, cells // 4, cells % 4, torch.tensor([4, 4]))
 
 
