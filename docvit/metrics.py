@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,9 @@ class Report:
 
 def report(probabilities: np.ndarray, labels: Sequence[int], classes: Sequence[str]) -> Report:
     """From probabilities (documents, classes) and true labels (documents,)."""
+    # here, since whoever only classifies need not wait for it
+    from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
+
     truth, predicted = np.asarray(labels), probabilities.argmax(1)
     every = list(range(len(classes)))
     # macro-F1 over the classes that occur, so that a fold without a class is not punished for it

@@ -13,7 +13,6 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor, nn
 
 from docvit.augment import Augmentation
@@ -268,6 +267,8 @@ def split_groups(data: LabelledDocuments, fold: int, folds: int) -> tuple[Labell
     """
     if data.groups is None or len(set(data.groups)) < folds:
         raise DataError("the data", [f"{folds} folds need as many groups: name the CSV's column with --group-by"])
+    from sklearn.model_selection import StratifiedGroupKFold  # here, since few commands need to wait for it
+
     splits = list(StratifiedGroupKFold(folds).split(np.zeros(len(data)), data.labels, data.groups))
     train, held_out = splits[fold]
     return data.subset(train.tolist()), data.subset(held_out.tolist())
