@@ -72,7 +72,8 @@ def explain(
     """Explains one document's label.
 
     Evidence is gradient times activation of the patch tokens that enter the last block, where it is positive
-    (Grad-CAM, arXiv 1610.02391, on tokens).
+    (Grad-CAM, arXiv 1610.02391, on tokens). The gradient is that of the label's logit: that of its probability would
+    vanish, and show rounding noise, where the model is sure.
 
     Raises:
         DocumentError: the file cannot be read.
@@ -88,7 +89,7 @@ def explain(
     with torch.enable_grad():
         states = model.forward_intermediates(batch)
         tokens = states[f"blocks.{len(model.blocks) - 2}" if len(model.blocks) > 1 else "embed"]
-        target = states["logits"].log_softmax(1)[0, classifier.classes.index(prediction.label or "")]
+        target = states["logits"][0, classifier.classes.index(prediction.label or "")]
         (gradient,) = torch.autograd.grad(target, tokens)
     evidence = (gradient * tokens).sum(1).detach().cpu()[token_places(batch, model.num_prefix_tokens)].clamp(min=0)
     evidence = evidence / evidence.max().clamp(min=1e-12) if len(evidence) else evidence
