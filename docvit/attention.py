@@ -91,11 +91,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bounds: Segments | Tensor) -> Tensor
     Returns:
         (Q, H, D)
 
-    On CUDA in half precision this is `torch.nn.attention.varlen.varlen_attn`; elsewhere
+    On CUDA in half precision this is `torch.nn.attention.varlen.varlen_attn`, where PyTorch has it and D is a multiple
+    of 8 (flash attention's own condition); elsewhere
     `scaled_dot_product_attention`, once for each group of segments of equal lengths.
     """
     segments = Segments.of(bounds, q.device) if isinstance(bounds, Tensor) else bounds
-    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and varlen_attn is not None:
+    half = q.dtype in (torch.bfloat16, torch.float16)
+    if q.is_cuda and half and q.shape[-1] % 8 == 0 and varlen_attn is not None:
         queries, keys = segments.queries, segments.keys
         out: Tensor = varlen_attn(  # type: ignore[assignment]
             q, k, v, queries.bounds, keys.bounds, queries.max_length, keys.max_length

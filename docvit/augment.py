@@ -24,7 +24,8 @@ class Augmentation:
         stretch: largest change of the log aspect ratio.
         rotate: largest rotation in radians (a crooked scan).
         shear: largest shear.
-        ink: largest change of stroke weight: 1 replaces every pixel by its darkest or lightest neighbour.
+        ink: largest change of stroke weight: 1 gives every pixel the ink of its darkest neighbour, or takes six tenths
+            of the way to the lightest.
         contrast: largest share by which the ink is made paler.
         invert: probability that a page appears white on black.
         noise: largest standard deviation of pixel noise, of 1.

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from tqdm import tqdm
 
+from docvit.files import write_tensors
 from docvit.pages import DocumentError, PageStack, Rendering
 from docvit.patches import pack
 from docvit.pool import read_documents
@@ -74,9 +74,7 @@ class PageCache:
         }
         tensors = {str(i): torch.from_numpy(page) for i, page in zip(stack.indices, stack.pages, strict=True)}
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}.tmp")
-        save_file(tensors, partial, metadata={"docvit": json.dumps(metadata)})
-        os.replace(partial, file)
+        write_tensors(file, tensors, {"docvit": json.dumps(metadata)})
 
 
 def _content_hash(path: Path) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+
+from docvit.files import write_tensors
 
 _TENSOR = "__tensor__"
 
@@ -20,12 +20,14 @@ class CheckpointError(Exception):
 
 
 def save_checkpoint(file: Path, state: dict[str, Any]) -> None:
-    """Writes nested dicts and lists of tensors and plain values; the file is replaced in one step."""
+    """Writes nested dicts and lists of tensors and plain values; the file is replaced in one step.
+
+    Raises:
+        OSError: the disk is full, or closed to us.
+    """
     tensors: dict[str, Tensor] = {}
     skeleton = _extract(state, tensors)
-    partial = file.with_name(file.name + ".tmp")
-    save_file(tensors, partial, metadata={"state": json.dumps(skeleton)})
-    os.replace(partial, file)
+    write_tensors(file, tensors, {"state": json.dumps(skeleton)})
 
 
 def load_checkpoint(file: Path) -> dict[str, Any]:

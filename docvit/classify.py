@@ -37,8 +37,8 @@ class Prediction:
         num_pages: pages of the document.
         pages_read: pages that were read (see `max_pages`).
         page_relevance: for each page read, its share of the evidence for `label`: the probability that its class token
-            alone gives the label, normalised over the pages. Sums to 1. Empty under the strategy `grid`, whose pages
-            have no class token of their own.
+            alone gives the label, normalised over the pages. Sums to 1. Empty under the strategy `grid` for more
+            than one page, since they have no class tokens of their own.
         pages: the 1-based numbers of the pages read; under a strategy, of those that it uses.
         error: why the file could not be read.
     """

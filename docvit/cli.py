@@ -61,7 +61,7 @@ Scopes = Annotated[str | None, typer.Option(help="What blocks see: page, documen
 PageSize = Annotated[int | None, typer.Option(min=16, help="Longer side of a page in px.")]
 LearningRate = Annotated[float, typer.Option("--lr", min=0.0, help="Peak learning rate.")]
 Budget = Annotated[int, typer.Option(min=1, help="Tokens a batch, about.")]
-PagesSeen = Annotated[int, typer.Option("--max-pages", min=1, help="Pages of a document seen in one epoch.")]
+PagesSeen = Annotated[int, typer.Option("--max-pages", min=1, max=64, help="Pages of a document seen in one epoch.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
 EMA = Annotated[float, typer.Option(min=0, max=1, help="Decay of the moving average; 0 for none.")]
 GroupBy = Annotated[
@@ -99,8 +99,6 @@ def classify(
     """
     classifier = DocumentClassifier.from_pretrained(model, device=device, renderer=renderer.value if renderer else None)
     found = find_documents(paths)
-    if not found:
-        fail(f"no documents in {', '.join(paths)}")
     predictions = classifier.predict(found, max_pages=max_pages, workers=workers, timeout=timeout)
     failed = 0
     writer = row_writer(format, found)

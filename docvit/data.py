@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -121,8 +123,10 @@ def _read_csv(path: Path, group_column: str | None) -> tuple[list[Row], list[str
                     problems.append(f"line {line}: no such file: {location}")
                 elif lines.setdefault(resolved, line) != line:
                     problems.append(f"line {line}: {location} stands on line {lines[resolved]} already")
+                elif group_column and not row[group_column]:
+                    problems.append(f"line {line}: empty {group_column}")  # one large group of strangers otherwise
                 else:
-                    rows.append((resolved, label, (row[group_column] or "") if group_column else ""))
+                    rows.append((resolved, label, row[group_column] if group_column else ""))
             return rows, problems
     except (UnicodeDecodeError, csv.Error) as error:
         return [], [f"not a CSV: {error}"]
@@ -339,6 +343,13 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         return iter(self.loader)
+
+    def fingerprint(self) -> str:
+        """Of the documents' contents, labels and weights: a run may only be resumed on the same."""
+        names = [document.file.stem for document in self.dataset.documents]
+        weights = self.sampler.weights
+        drawn = None if weights is None else weights.round(12).tolist()
+        return hashlib.sha256(json.dumps([names, self.dataset.labels, drawn]).encode()).hexdigest()
 
 
 def _ignore_interrupts(_: int) -> None:

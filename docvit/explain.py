@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import warnings
@@ -79,6 +80,8 @@ def explain(
         DocumentError: the file cannot be read.
     """
     model = classifier.model
+    if not any(weight.requires_grad for weight in model.parameters()):  # frozen: there would be no gradient to ask for
+        model = copy.deepcopy(model).requires_grad_(True)
     stack = (
         document
         if isinstance(document, PageStack)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from docvit.files import replaced
 
 SCALARS = ("epoch", "lr", "seconds")  # not worth a curve
 
@@ -19,12 +20,10 @@ def write_history(history: Sequence[dict[str, float]], folder: Path) -> None:
     if not history:
         return
     names = list(dict.fromkeys(name for record in history for name in record))
-    partial = folder / "metrics.csv.tmp"
-    with partial.open("w", newline="") as file:
+    with replaced(folder / "metrics.csv") as partial, partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows({k: f"{v:.6g}" for k, v in record.items()} for record in history)
-    os.replace(partial, folder / "metrics.csv")
     _draw(history, [name for name in names if name not in SCALARS], folder / "curves.png")
 
 
@@ -42,6 +41,5 @@ def _draw(history: Sequence[dict[str, float]], names: Sequence[str], file: Path)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
-    partial = file.with_suffix(".tmp.png")
-    figure.savefig(partial, dpi=120)
-    os.replace(partial, file)
+    with replaced(file) as partial:
+        figure.savefig(partial, dpi=120, format="png")

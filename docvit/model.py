@@ -75,6 +75,10 @@ class DocViTConfig:
     def __post_init__(self) -> None:
         for name in ("grid", "mean", "std", "classes"):  # JSON has lists only
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        least = {"embed_dim": 1, "depth": 1, "num_heads": 1, "patch_size": 1, "max_pages": 1, "num_registers": 0}
+        for name, number in least.items():
+            if getattr(self, name) < number:
+                raise ValueError(f"{name} must be at least {number}, not {getattr(self, name)}")
         if self.embed_dim % self.num_heads:
             raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
         if self.in_chans not in (1, 3):
@@ -342,7 +346,14 @@ class DocViT(nn.Module):
 
         `embed`, `blocks.0` .. `blocks.{depth - 1}`: all tokens (T + N * K, D), page by page, a page's prefix tokens
         before its patches; `pages`: normalised page tokens (N, D); `document`: (B, F); `logits`: (B, num_classes).
+
+        Raises:
+            ValueError: no state is called so.
         """
+        known = ["embed", *(f"blocks.{i}" for i in range(len(self.blocks))), "pages", "document", "logits"]
+        unknown = [name for name in names or () if name not in known]
+        if unknown:
+            raise ValueError(f"no state {', '.join(map(repr, unknown))}: choose from {', '.join(known)}")
 
         def wanted(name: str) -> bool:
             return names is None or name in names

@@ -185,20 +185,21 @@ def _below(path: str) -> list[str]:
         entries = _entries(path)
     except OSError:
         return [path]
-    folders = [entry.path for entry in entries if entry.is_dir()]
-    files = [entry.path for entry in entries if _suffix(entry.name) in SUFFIXES and not entry.is_dir()]
+    folders = [entry.path for entry in entries if os.path.isdir(entry)]
+    files = [entry.path for entry in entries if _suffix(entry.name) in SUFFIXES and not os.path.isdir(entry)]
     if files and not folders and all(_suffix(file) in PAGE_SUFFIXES for file in files):
         return [path]
     found: list[str] = []
     for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            found += _below(entry.path)
-        elif _suffix(entry.name) in SUFFIXES and not entry.is_dir():
+        if os.path.isdir(entry):
+            found += [] if entry.is_symlink() else _below(entry.path)
+        elif _suffix(entry.name) in SUFFIXES:
             found.append(entry.path)
     return found
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
+    """What is not hidden. Ask os.path what an entry is: its own methods raise for a link that leads in a circle."""
     with os.scandir(folder) as entries:
         return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: _natural(e.name))
 
@@ -274,7 +275,7 @@ class _FolderPages:
         if _suffix(path) in SUFFIXES:
             raise Unsupported(path, "this is a folder with a file's name: name the files in it, or rename it")
         try:
-            self._files = [e.path for e in _entries(path) if _suffix(e.name) in PAGE_SUFFIXES and e.is_file()]
+            self._files = [e.path for e in _entries(path) if _suffix(e.name) in PAGE_SUFFIXES and os.path.isfile(e)]
         except OSError as error:
             raise Unreadable(path, f"the folder cannot be opened ({error.strerror}): check its permissions") from None
         self.num_pages = len(self._files)

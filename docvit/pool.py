@@ -67,6 +67,8 @@ def _read(path: str, rendering: Rendering, max_pages: int | None) -> PageStack |
         return error
     except MemoryError:
         return TooLarge(path, "reading it needs more memory than allowed: reduce it")
+    except Exception as error:  # whatever a renderer lets through must not cost the other documents
+        return Unreadable(path, f"the renderer failed on it ({error}): save it again from another program")
 
 
 def _outcome(path: str, future: Future[PageStack | DocumentError], timeout: float | None) -> PageStack | DocumentError:

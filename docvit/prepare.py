@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +45,8 @@ def process_group(device: torch.device | str | None = None) -> Iterator[Place]:
     place = choose_device(f"cuda:{os.environ['LOCAL_RANK']}" if on_gpu else device)
     if on_gpu:
         torch.cuda.set_device(place)
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    # the first process draws all pages before the others go on, which may take longer than the usual ten minutes
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=timedelta(days=1))
     try:
         yield Place(place, dist.get_rank(), dist.get_world_size())
     finally:

@@ -45,7 +45,8 @@ class Recipe:
         model: name of a variant; ignored where `init` brings a model.
         init: `timm:NAME` (pretrained weights) or a model folder to start from; None for random weights.
         settings: fields of `DocViTConfig` that differ from the variant's.
-        max_pages: pages of a document seen in one epoch: the first, and others chosen at random.
+        max_pages: pages of a document seen in one epoch: the first, and others chosen at random (of 64 that are spread
+            evenly over a longer document).
         budget: tokens a batch, about.
         patch_dropout: largest share of patches left out at random; how many is drawn for each document.
         label_smoothing: of the cross-entropy.

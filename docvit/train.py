@@ -129,7 +129,8 @@ def fit(
         ema: a moving average of the model's weights, updated after every step; it is what `evaluate` and `save` get.
         evaluate: called after every epoch, its figures are logged.
         save: called after every epoch to write the model in a form that others load.
-        resume: go on from the checkpoint in `output`; the result is the one that an uninterrupted run gives.
+        resume: go on from the checkpoint in `output`; the result is the one that an uninterrupted run gives. (With
+            several processes only if the model draws nothing at random: the first one's generator is all that is kept.)
         every_epoch: write files after every epoch; else once `checkpoint_minutes` have passed, and at the end: for
             epochs of seconds.
 
@@ -150,7 +151,7 @@ def fit(
             if evaluate is not None:
                 shown = ema.module if ema is not None else model
                 was = shown.training
-                run.history[-1].update(evaluate(shown.eval()))
+                run.history[-1].update({name: float(value) for name, value in evaluate(shown.eval()).items()})
                 shown.train(was)
             stopping = _agreed(stop.is_set())  # Ctrl-C during the evaluation
             run.finish_epoch(save, every_epoch=every_epoch or stopping)
@@ -287,6 +288,7 @@ class _Run:
             counters = {"epoch": self.epoch, "batch": self.batch, "step": self.step, "seconds": self.seconds}
             values = {**counters, "batches": len(self.batches), "sums": self.sums, "history": self.history}
             values["settings"] = asdict(self.settings)
+            values["data"] = self._data()
             rng = {"cpu": torch.get_rng_state()}
             if self.device.type == "cuda":
                 rng["cuda"] = torch.cuda.get_rng_state(self.device)
@@ -320,6 +322,12 @@ class _Run:
         if values["batches"] != len(self.batches):
             counts = f"{values['batches']} batches an epoch, and here are {len(self.batches)}"
             raise TrainingError(f"the run in {self.output} had other data: {counts}")
+        if values.get("data", self._data()) != self._data():
+            raise TrainingError(f"the run in {self.output} had other data: other documents, labels, groups or folds")
+
+    def _data(self) -> str | None:
+        fingerprint = getattr(self.batches, "fingerprint", None)  # batches need not have one
+        return None if fingerprint is None else fingerprint()
 
     def _load(self, state: dict[str, Any]) -> None:
         values = state["values"]

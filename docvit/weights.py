@@ -13,11 +13,12 @@ import timm
 import torch
 import torch.nn.functional as F
 from huggingface_hub import snapshot_download
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from timm.layers import PatchEmbed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from docvit.files import replaced, write_tensors
 from docvit.model import DocViT, DocViTConfig
 from docvit.positions import interpolate_1d, interpolate_2d
 
@@ -33,14 +34,10 @@ def save_pretrained(model: DocViT, folder: str | os.PathLike[str], *, dtype: tor
     """Writes `config.json` and `model.safetensors` into `folder`, creating it; each file is replaced in one step."""
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    state = {
-        name: value.detach().to("cpu", dtype if value.is_floating_point() else None).contiguous()
-        for name, value in model.state_dict().items()
-    }
-    save_file(state, path / f"{WEIGHTS}.tmp", metadata={"format": "pt"})
-    os.replace(path / f"{WEIGHTS}.tmp", path / WEIGHTS)
-    (path / f"{CONFIG}.tmp").write_text(json.dumps(model.config.as_dict(), indent=2) + "\n")
-    os.replace(path / f"{CONFIG}.tmp", path / CONFIG)
+    state = {n: v.to(dtype) if dtype and v.is_floating_point() else v for n, v in model.state_dict().items()}
+    write_tensors(path / WEIGHTS, state, {"format": "pt"})
+    with replaced(path / CONFIG) as partial:
+        partial.write_text(json.dumps(model.config.as_dict(), indent=2) + "\n")
 
 
 def load_pretrained(folder: str | os.PathLike[str] | None = None) -> DocViT:
@@ -75,7 +72,7 @@ def _from_hub(name: str) -> Path:
 
 
 def from_timm(model: str | nn.Module, *, pretrained: bool = False, **overrides: Any) -> DocViT:
-    """A timm vision transformer as a DocViT: the same numbers for a one-page document.
+    """A timm vision transformer as a DocViT: the same numbers for a one-page document without blank patches left out.
 
     Args:
         model: a name such as `vit_small_patch16_224`, or an instance.

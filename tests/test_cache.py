@@ -118,12 +118,11 @@ def test_a_damaged_entry_is_rendered_anew(cache, pdf, damage):
 
 
 def test_a_writer_that_is_killed_leaves_no_entry(cache, pdf, monkeypatch):
-    def killed(tensors, file, **options):
-        file.write_bytes(b"half of")
+    def killed(partial, file):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(room, "save_file", killed)
+        patch.setattr(os, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
             prepare(cache, pdf)
     assert not list(cache.folder.rglob("*.safetensors"))

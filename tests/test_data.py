@@ -99,6 +99,12 @@ def test_every_class_folder_without_documents_is_named(tmp_path):
     ]
 
 
+def test_a_document_without_its_group_is_said(tmp_path):
+    file = table(tmp_path, "path,label,source\na.pdf,x,s\nb.pdf,x,\n", "a.pdf", "b.pdf")
+    with pytest.raises(DataError, match="line 3: empty source"):
+        read_labelled(file, group_column="source")
+
+
 def test_a_csv_of_a_spreadsheet_with_its_byte_order_mark(tmp_path):
     text = 'label,path,source\nb,"deep/one, two.pdf",x\na,zwei.pdf,y\n'
     file = table(tmp_path, text, "deep/one, two.pdf", "zwei.pdf", encoding="utf-8-sig")

@@ -106,3 +106,12 @@ def test_blank_pages_a_single_block_and_colour(tmp_path, mode):
 def test_a_file_that_cannot_be_read(classifier, tmp_path):
     with pytest.raises(NotFound):
         explain(classifier, tmp_path / "gone.pdf")
+
+
+def test_a_frozen_model_is_explained_too_and_stays_frozen(trained, pdf):
+    frozen = DocumentClassifier.from_pretrained(trained, device="cpu")
+    expected = explain(frozen, pdf)
+    frozen.model.requires_grad_(False)
+    for ours, theirs in zip(explain(frozen, pdf).relevance, expected.relevance, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert not any(weight.requires_grad for weight in frozen.model.parameters())

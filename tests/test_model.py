@@ -213,6 +213,19 @@ def test_a_fresh_head():
     assert model(batch).shape == (5, model.num_classes) == (5, 3)
 
 
+@pytest.mark.parametrize("settings", [{"num_heads": 0}, {"depth": 0}, {"max_pages": 0}, {"num_registers": -1}], ids=str)
+def test_settings_below_their_least_are_refused(settings):
+    (name,) = settings
+    with pytest.raises(ValueError, match=f"{name} must be at least"):
+        model_of(**settings)
+
+
+def test_a_state_that_there_is_not_is_refused():
+    model = model_of()
+    with pytest.raises(ValueError, match=r"no state 'blok\.1': choose from embed"):
+        model.forward_intermediates(model.pack(documents()), ["blok.1"])
+
+
 def test_the_names_that_should_not_decay_exist():
     model = model_of(num_registers=1)
     names = {name for name, _ in model.named_parameters()}

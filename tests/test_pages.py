@@ -437,6 +437,18 @@ def test_what_paths_stand_for(tmp_path, make_pdf):
     assert names == [f"c/{name}" for name in below] + ["void", "gone.pdf", "c/notes.txt"]
 
 
+def test_links_that_lead_nowhere_or_in_a_circle_stop_nothing(tmp_path, make_pdf):
+    make_pdf("c/a.pdf")
+    for name in ("loop", "loop.pdf"):
+        (tmp_path / "c" / name).symlink_to(name)
+    (tmp_path / "c" / "up").symlink_to(tmp_path)
+    (tmp_path / "c" / "gone.png").symlink_to("nowhere")
+    assert [os.path.basename(p) for p in find_documents([tmp_path / "c"])] == ["a.pdf", "gone.png", "loop.pdf"]
+    image_file(tmp_path / "scan" / "p1.png")
+    (tmp_path / "scan" / "p2.png").symlink_to("p2.png")
+    assert read_document(tmp_path / "scan").num_pages == 1
+
+
 def test_worker_processes_need_no_torch():
     for module in (pages, sys.modules["docvit.renderers"]):
         assert not hasattr(module, "torch")

@@ -68,6 +68,19 @@ def test_a_bad_document_costs_only_itself(monkeypatch):
     assert "1 seconds" in results[1].message
 
 
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=forked)])
+def test_an_error_that_nobody_foresaw_costs_one_document(monkeypatch, workers):
+    def surprise(path, *args, **options):
+        if path == "b":
+            raise OSError("a truncated image")
+        return PageStack(path, [], [], 1)
+
+    monkeypatch.setattr(pool, "read_document", surprise)
+    results = list(read_documents(["a", "b", "c"], workers=workers))
+    assert [type(result) for result in results] == [PageStack, Unreadable, PageStack]
+    assert "a truncated image" in results[1].message
+
+
 @forked
 def test_a_nested_form_bomb_is_stopped(tmp_path, make_pdf):
     from conftest import assemble

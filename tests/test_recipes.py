@@ -199,6 +199,9 @@ def test_another_run_is_neither_overwritten_nor_resumed_on_other_data(trained, d
         train(_two_classes(data), trained, resume=True)
     with pytest.raises(TrainingError, match="other data"):
         train(data.subset(range(0, 12, 3)), trained, resume=True)
+    grouped = LabelledDocuments(data.paths, data.labels, data.classes, data.paths[:1] * 2 + data.paths[2:])
+    with pytest.raises(TrainingError, match="groups"):
+        train(grouped, trained, resume=True)
     assert {p.name: p.read_bytes() for p in trained.iterdir()} == before
     for folder in (tmp_path, tmp_path / "gone"):
         with pytest.raises(TrainingError, match="no run to resume"):

@@ -1,0 +1,34 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors.torch import save
+from torch import Tensor
+
+
+@contextmanager
+def replaced(file: Path) -> Iterator[Path]:
+    """A path to write to, which then takes the place of `file` in one step; after an error `file` is as it was."""
+    partial = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    try:
+        yield partial
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """A safetensors file of tensors on any device, with the permissions that any other new file gets.
+
+    Raises:
+        OSError: the disk is full, or closed to us. (`safetensors.save_file` has an error of its own for that, and
+            writes files that nobody else may read.)
+    """
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with replaced(file) as partial:
+        partial.write_bytes(save(on_cpu, None if metadata is None else dict(metadata)))
