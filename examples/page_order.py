@@ -36,6 +36,7 @@ from docvit import DocViT, PatchSequence, create_model
 from docvit.augment import Augmentation, augment
 from docvit.cache import CachedDocument, PageCache, default_cache
 from docvit.data import Batch, LabelledDocuments, read_labelled
+from docvit.files import replaced
 from docvit.pages import find_documents, spread
 from docvit.recipes import split_groups
 from docvit.stems import STEMS, InkStem
@@ -333,9 +334,8 @@ def main() -> None:
     results = open_results(arguments.output, {"experiment": "page order", "data": about, **asdict(settings)})
     measured = arguments.output / "measured.pt"
     if not measured.exists():
-        partial = measured.with_suffix(".tmp")
-        torch.save(measure(data, settings), partial)
-        partial.replace(measured)
+        with replaced(measured) as partial:
+            torch.save(measure(data, settings), partial)
     tasks = {
         f"{scheme} seed {seed}": (scheme, seed, data, measured, settings)
         for seed in range(arguments.seeds)

@@ -41,7 +41,7 @@ def _finished(tasks: Mapping[str, tuple[Any, ...]], run: Task, jobs: int) -> Ite
     if jobs <= 1 or len(tasks) <= 1:
         yield from ((name, _signed(run, *arguments)) for name, arguments in tasks.items())
         return
-    with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
         futures = {pool.submit(_signed, run, *arguments): name for name, arguments in tasks.items()}
         try:
             yield from ((futures[future], future.result()) for future in as_completed(futures))
@@ -51,8 +51,13 @@ def _finished(tasks: Mapping[str, tuple[Any, ...]], run: Task, jobs: int) -> Ite
 
 
 def _signed(run: Task, *arguments: Any) -> dict[str, Any]:
-    """With where and on what it ran."""
-    return {**run(*arguments), "versions": versions(), "device": describe_device(torch.device("cpu"))}
+    """With where and on what it ran: one core, also where no other run is beside it."""
+    cores = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return {**run(*arguments), "versions": versions(), "device": describe_device(torch.device("cpu"))}
+    finally:
+        torch.set_num_threads(cores)
 
 
 def wanted(name: str, only: Iterable[str] | None) -> bool:

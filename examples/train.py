@@ -1,7 +1,8 @@
-"""Train a small DocViT on a folder of your own: run `python examples/train.py [DATA] [OUTPUT]`.
+"""Train a small DocViT on a folder of your own: run `python examples/train.py [DATA [OUTPUT]]`.
 
-DATA holds one sub folder a class, or is a CSV with `path,label`. Without arguments a toy is trained for two epochs on
-the documents beside this script, far too few to learn from: it only shows the steps.
+DATA holds one sub folder a class, or is a CSV with `path,label`; OUTPUT gets the model, runs/model by default. Without
+arguments a toy is trained for two epochs on the documents beside this script, far too few to learn from: it only shows
+the steps, and is not kept.
 """
 
 import csv
@@ -27,7 +28,7 @@ def toy_data(folder: Path) -> Path:
 with tempfile.TemporaryDirectory() as scratch:
     toy = len(sys.argv) < 2
     data = read_labelled(toy_data(Path(scratch)) if toy else sys.argv[1])
-    output = Path(sys.argv[2] if len(sys.argv) > 2 else scratch) / "model"
+    output = Path(scratch) / "model" if toy else Path(sys.argv[2] if len(sys.argv) > 2 else "runs/model")
     settings = {"depth": 2, "page_size": 128, "scopes": "document"} if toy else {}
     recipe = Recipe(settings=settings, train=TrainSettings(epochs=2 if toy else 20))
     _, history = train_documents(data, output, recipe)

@@ -8,15 +8,15 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from docvit.hardware import default_device, has_fast_bf16
+from docvit.files import write_tensors
+from docvit.hardware import choose_device, has_fast_bf16
 from docvit.train import CHECKPOINT, Record
 from kd.cifar10 import Batches
 from kd.cifar10_files import CIFAR10
@@ -44,7 +44,7 @@ def bench_cifar10(
     only: Sequence[str] = (),
     compile: bool | None = None,
 ) -> Results:
-    """Run what the tables of `preset` need and is not yet in `output`, then write the report.
+    """Run what the tables of `preset` need and is not yet in `output`; after every run the report is written anew.
 
     `output` gets results.json, report.md, PNG curves, and under runs/ what an interrupted run continues from and the
     teachers' weights. More seeds or tables may be asked for later.
@@ -56,8 +56,9 @@ def bench_cifar10(
 
     Raises:
         BenchmarkError: `output` holds something else, no table is called so, or the data have too few images.
+        ValueError: this machine has no such device.
     """
-    place = torch.device(device or default_device())
+    place = choose_device(device)
     data = _limit(data, preset)
     tables = _choose(TABLES[preset.name], only)
     results = Results(output, settings_of(preset, data, place))
@@ -66,10 +67,9 @@ def bench_cifar10(
     )
     runs = [(stage, seed) for seed in range(seeds or preset.seeds) for stage in _needed(preset, tables)]
     due = [(stage, seed) for stage, seed in runs if _name(stage, seed) not in results.runs]
-    try:
-        for stage, seed in tqdm(due, initial=len(runs) - len(due), total=len(runs), desc="runs", disable=None):
-            bench.run(stage, seed)
-    finally:
+    write_report(results, preset, tables)
+    for stage, seed in tqdm(due, initial=len(runs) - len(due), total=len(runs), desc="runs", disable=None):
+        bench.run(stage, seed)
         write_report(results, preset, tables)
     return results
 
@@ -93,7 +93,7 @@ class _Bench:
 
         def evaluate(_: nn.Module) -> Record:
             if stage.name == "teacher" and batches.epoch + 1 == self.preset.teaching_epoch:
-                _save_weights(sweep[next(iter(stage.targets))], folder / "teacher.safetensors")
+                write_tensors(folder / "teacher.safetensors", sweep[next(iter(stage.targets))].state_dict())
             return figures()
 
         history = teach(
@@ -247,9 +247,3 @@ def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
-
-
-def _save_weights(network: nn.Module, file: Path) -> None:
-    partial = file.with_suffix(".tmp")
-    save_file({name: value.contiguous() for name, value in network.state_dict().items()}, partial)
-    os.replace(partial, file)

@@ -46,10 +46,11 @@ class Batch:
 class Batches:
     """Batches of one epoch, made on the device from uint8 images that stay there.
 
-    The order depends on (seed, epoch) alone and the view of a sample on (seed, epoch, sample) alone: on no device, no
-    batch size, and nothing drawn before, so a run that resumes in the middle of an epoch sees the same batches, and
-    `batches[step]` is any of them. `set_epoch` moves on; without it every pass is alike. Several `Batches` share the
-    memory of images that already lie on the device in channels_last. These are the `Batches` that `docvit.train` wants.
+    The order depends on (seed, epoch, number of images) alone, and the view of a sample on those, its place and
+    `augment`: on no device, no batch size, and nothing drawn before, so a run that resumes in the middle of an epoch
+    sees the same batches, and `batches[step]` is any of them. `set_epoch` moves on; without it every pass is alike.
+    Several `Batches` share the memory of images that already lie on the device in channels_last. These are the
+    `Batches` that `docvit.train` wants.
 
     images (N, 3, 32, 32) uint8, labels (N,). With `drop_last` all batches have one shape. Raises `ValueError` for other
     images or a batch size that leaves no batch.
@@ -66,7 +67,6 @@ class Batches:
         seed: int = 0,
         shuffle: bool = False,
         drop_last: bool = False,
-        dtype: torch.dtype = torch.float32,
     ) -> None:
         if images.dtype != torch.uint8 or images.shape[1:] != (3, 32, 32) or labels.shape != images.shape[:1]:
             shapes = f"{images.dtype} {tuple(images.shape)} and {tuple(labels.shape)}"
@@ -77,7 +77,7 @@ class Batches:
         self.images = rearrange(images.to(self.device), "n c h w -> n h w c").contiguous()
         self.labels = labels.to(self.device)
         self.batch_size, self.drop_last, self.shuffle = batch_size, drop_last, shuffle
-        self.augment, self.seed, self.dtype = augment, seed, dtype
+        self.augment, self.seed = augment, seed
         self._mean = torch.tensor(MEAN, device=self.device)
         self._std = torch.tensor(STD, device=self.device)
         self.set_epoch(0)
@@ -106,7 +106,7 @@ class Batches:
                 self._normalise(_shift_and_flip(self.images, index, views, self.augment)), views, self.augment
             )
         # the memory is already (B, 32, 32, 3): seen as (B, 3, 32, 32) it is channels_last
-        return Batch(rearrange(images.to(self.dtype), "b h w c -> b c h w"), self.labels[index], index)
+        return Batch(rearrange(images, "b h w c -> b c h w"), self.labels[index], index)
 
     def __iter__(self) -> Iterator[Batch]:
         first, self._skip = self._skip, 0

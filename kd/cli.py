@@ -195,12 +195,15 @@ def cifar10(
     width: Annotated[float | None, typer.Option(min=0.01, help="Factor on the teacher's channels, and say so.")] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch CIFAR-10 into --data first.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... (default: cuda if there is one)")] = None,
+    compile: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="Compile the networks (default: on CUDA)")
+    ] = None,
 ) -> None:
     """Repeat every table and curve of the CIFAR-10 report; interrupted, the same command goes on."""
     if download:
         download_cifar10(data)
     chosen = _adjust(PRESETS[preset.value], images, width)
-    bench_cifar10(load(data), output, chosen, seeds=seeds, device=device, only=only or ())
+    bench_cifar10(load(data), output, chosen, seeds=seeds, device=device, only=only or (), compile=compile)
     print(output / "report.md")
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from docvit.hardware import default_device, has_fast_bf16
+from docvit.hardware import choose_device, has_fast_bf16
 from docvit.train import CHECKPOINT, Batches, Record, TrainSettings, fit
 from kd.ema import EMATeacher
 from kd.lessons import HARD_TARGETS, Frozen, Lesson, Targets
@@ -85,7 +85,8 @@ def distill(
             and statistics stay as they are.
         data: batches with `.labels` and `.to(device)`.
         alpha, temperature, soft, label_smoothing: see `Targets`.
-        fine_tune: epochs on hard targets alone afterwards, at a constant tenth of the learning rate.
+        fine_tune: epochs on hard targets alone afterwards, at a constant tenth of the learning rate; where there is a
+            moving average they go on from it and average anew.
         ema: a moving average of the student, or the decay of one; it is what `evaluate` and `save` get.
         settings: of the loop; bfloat16 only where the device is fast at it.
         evaluate: figures of a network, asked after every epoch, and of teacher and student at the end; see `measure`.
@@ -95,11 +96,12 @@ def distill(
         compile: run teacher and student through `torch.compile`.
 
     Raises:
-        DistillationError: teacher and student differ in their classes, labels lie outside of them, or the run to
-            resume had other settings.
+        DistillationError: teacher and student differ in their classes, labels lie outside of them, `output` holds
+            another run, or the run to resume had other settings.
+        ValueError: this machine has no such device.
         docvit.train.TrainingError: as `fit`.
     """
-    place = torch.device(device or default_device())
+    place = choose_device(device)
     settings = settings or TrainSettings()
     settings = replace(settings, bf16=settings.bf16 and has_fast_bf16(place))
     targets = Targets(alpha=alpha, temperature=temperature, soft=soft, label_smoothing=label_smoothing)
@@ -141,6 +143,8 @@ def distill(
     # 3. Hard targets are the labels, soft targets the teacher's probabilities; 4. one loss weighs both.
     history = stage(guide, targets, settings)
     # 5. On request, the labels have the last word.
+    if fine_tune and average is not None:
+        average.copy_to(student)  # the steps are counted from 1 again, so the average begins with what it is given
     last_word = replace(settings, epochs=max(1, fine_tune), lr=settings.lr / 10, schedule="constant", warmup=0.0)
     labels_alone = replace(HARD_TARGETS, label_smoothing=label_smoothing)
     fine_tuning = stage(None, labels_alone, last_word, begun=settings.epochs) if fine_tune else []
@@ -304,6 +308,7 @@ def _agree(folder: Path, asked: dict[str, Any], *, resume: bool) -> None:
         if differing:
             raise DistillationError(f"the run in {folder} had other settings: {', '.join(differing)}")
     elif not resume:
+        if file.exists() or (folder / CHECKPOINT).exists():
+            raise DistillationError(f"{folder} already holds a run: resume it, or choose another output")
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / FINE_TUNING / CHECKPOINT).unlink(missing_ok=True)  # an earlier run's, not to be resumed by this one
         file.write_text(json.dumps(asked, indent=2) + "\n")

@@ -51,6 +51,10 @@ class EMATeacher(ModelEmaV3):
             raise ValueError(f"step is the number of gradient steps done, 1 or more, not {step!r}")
         super().update(_unwrap(model), step)
 
+    def copy_to(self, model: nn.Module) -> None:
+        """Give `model` the averaged weights."""
+        _unwrap(model).load_state_dict(self.module.state_dict())
+
     def apply_update_(self, model: nn.Module, decay: float) -> None:
         # timm's own walks the state dict, where a tied weight stands twice and would be averaged twice
         averages, values = [], []

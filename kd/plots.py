@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from docvit.files import replaced
 from kd.presets import Preset
 from kd.results import Results
 from kd.tables import FIGURES, Line
@@ -55,9 +55,8 @@ def _draw(lines: Sequence[Line], curves: Sequence[list[list[dict[str, Any]]]], f
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8, title="solid test, dashed training", title_fontsize=8)
-    partial = file.with_suffix(".tmp.png")
-    figure.savefig(partial, dpi=200)
-    os.replace(partial, file)
+    with replaced(file) as partial:
+        figure.savefig(partial, dpi=200, format="png")
 
 
 def _band(axes: Axes, values: NDArray[np.float64], colour: str, style: str, label: str | None) -> None:

@@ -74,7 +74,7 @@ class Preset:
         return next(stage for stage in self.stages if stage.name == name)
 
     def limited(self, images: int) -> Preset:
-        """Trained on so many images, in batches so much smaller that an epoch has its usual number of steps.
+        """Trained on so many images, in batches so much smaller that an epoch has about its usual number of steps.
 
         Adam moves as far in a step whatever the batch: with fewer steps networks would be judged before they learn.
         """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from statistics import fmean, stdev
@@ -10,13 +9,12 @@ from typing import Any
 
 from scipy.stats import t as student_t
 
+from docvit.files import replaced
 from kd.lessons import Targets
 from kd.plots import draw_figures
 from kd.presets import Preset
 from kd.results import Results
 from kd.tables import Claim, Figure, Sample, Table
-
-FEW = "one run cannot tell"
 
 
 def write_report(results: Results, preset: Preset, tables: Sequence[Table]) -> None:
@@ -29,10 +27,8 @@ def write_report(results: Results, preset: Preset, tables: Sequence[Table]) -> N
     told = [f"- {run}: {warning}" for run in results.runs for warning in results.runs[run]["warnings"]]
     if told:
         parts.append("\n".join(["## Warnings", "", *told, ""]))
-    file = results.folder / "report.md"
-    partial = file.with_suffix(".tmp")
-    partial.write_text("\n".join(parts))
-    os.replace(partial, file)
+    with replaced(results.folder / "report.md") as partial:
+        partial.write_text("\n".join(parts))
 
 
 def _header(results: Results, preset: Preset) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from docvit.files import replaced
 from docvit.hardware import has_fast_bf16
 from kd.cifar10_files import CIFAR10
 from kd.presets import Preset
@@ -66,9 +67,8 @@ class Results:
         return dict(runs)
 
     def _write(self) -> None:
-        partial = self.file.with_name(RESULTS + ".tmp")
-        partial.write_text(json.dumps({"settings": self.settings, "runs": self.runs}, indent=1) + "\n")
-        os.replace(partial, self.file)
+        with replaced(self.file) as partial:
+            partial.write_text(json.dumps({"settings": self.settings, "runs": self.runs}, indent=1) + "\n")
 
 
 def settings_of(preset: Preset, data: CIFAR10, device: torch.device) -> dict[str, Any]:

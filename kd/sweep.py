@@ -68,19 +68,21 @@ def measure(
     batches: Iterable[Any],
     *,
     inputs_of: InputsOf = images_of,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     bf16: bool | None = None,
 ) -> Record:
     """`loss` (cross-entropy) and `accuracy` (0..1) over all batches, those of a `Sweep` by name (`alpha 0.5/loss`).
 
-    In bfloat16 where the device is fast at it, unless told. For `distill`: `evaluate=partial(measure, batches=test)`.
+    On the device of the model's weights, and in bfloat16 where that is fast at it, unless told. For `distill`:
+    `evaluate=partial(measure, batches=test)`.
     """
-    bf16 = has_fast_bf16(device) if bf16 is None else bf16
+    place = next(model.parameters(), torch.empty(0)).device if device is None else torch.device(device)
+    bf16 = has_fast_bf16(place) if bf16 is None else bf16
     sums: dict[str, Tensor] = {}
     count = 0
-    with evaluating(model), torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
+    with evaluating(model), torch.autocast(place.type, torch.bfloat16, enabled=bf16):
         for batch in batches:
-            batch = batch.to(device)
+            batch = batch.to(place)
             count += len(batch.labels)
             for name, logits in by_name(model(inputs_of(batch))).items():
                 figures = {

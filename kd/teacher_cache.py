@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from docvit.files import replaced, write_tensors
 from docvit.model import DocViT
 from kd.distill import DistillationError
 from kd.results import differences
@@ -48,9 +48,8 @@ class TeacherCache:
             raise DistillationError(f"{self.folder} is not empty and holds no {MANIFEST}: choose another folder")
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
-            partial = file.with_suffix(f".{os.getpid()}.tmp")
-            partial.write_text(json.dumps(asked, indent=1) + "\n")
-            os.replace(partial, file)
+            with replaced(file) as partial:
+                partial.write_text(json.dumps(asked, indent=1) + "\n")
 
     def read(self, key: str) -> dict[str, Tensor] | None:
         """The outputs for a batch; None if they are not there, or damaged."""
@@ -65,10 +64,7 @@ class TeacherCache:
             return None
 
     def write(self, key: str, told: Mapping[str, Tensor]) -> None:
-        file = self._file(key)
-        partial = file.with_suffix(f".{os.getpid()}.tmp")
-        save_file({name: value.detach().cpu().contiguous() for name, value in told.items()}, partial)
-        os.replace(partial, file)
+        write_tensors(self._file(key), told)
 
     def _file(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"

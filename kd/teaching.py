@@ -198,7 +198,8 @@ class DocumentLesson:
 
 
 def _states(model: DocViT, view: PatchSequence, names: Sequence[str]) -> dict[str, Tensor]:
-    states = model.forward_intermediates(view, {"pages", "document", "logits", *names})
+    of_pages_alone = {"page_features", "page_logits"}  # which the model does not name
+    states = model.forward_intermediates(view, {"pages", "document", "logits", *names} - of_pages_alone)
     alone = model.alone(states["pages"])
     return states | {"page_features": alone, "page_logits": model.head(alone)}
 

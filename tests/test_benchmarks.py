@@ -84,7 +84,8 @@ def command(monkeypatch, *arguments):
 def test_the_command_from_files_to_report_and_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(cli.PRESETS, "smoke", TINY)
     output = tmp_path / "out"
-    arguments = ["bench", "cifar10", "--data", write_files(tmp_path / "data"), "--output", output, "--device", "cpu"]
+    arguments = ["bench", "cifar10", "--data", write_files(tmp_path / "data"), "--output", output]
+    arguments += ["--device", "cpu", "--no-compile"]
     assert command(monkeypatch, *arguments, "--preset", "smoke") == 0
     results = json.loads((output / "results.json").read_text())
     assert {run["stage"] for run in results["runs"].values()} == {stage.name for stage in TINY.stages}
@@ -224,6 +225,19 @@ def test_foreign_results_and_foreign_folders_are_refused(tmp_path, content):
         bench(tmp_path / "thesis.tex")
 
 
+def test_the_report_is_written_after_every_run(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(benchmarks, "write_report", lambda results, *_: told.append(len(results.runs)))
+    bench(tmp_path, only=["teacher"], seeds=2)
+    assert told == [0, 1, 2]
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="no device 'nowhere'"):
+        bench(tmp_path / "out", device="nowhere")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.usefixtures("without_plots")
 def test_a_lost_teacher_is_named(tmp_path):
     bench(tmp_path, only=["teacher"])
@@ -280,6 +294,14 @@ def test_verdicts(better, worse, reported, figure, word):
     samples = [dict(enumerate(better)), dict(enumerate(worse))]
     assert verdict(two_rows(reported, figure), samples).startswith(f"**{word}**")
     assert verdict(two_rows(reported, figure), samples, conclusive=False).startswith("**Cannot tell**")
+
+
+def test_optimisers_are_not_held_against_the_report():
+    """It has no figure for Adam alone."""
+    table = next(table for table in TABLES["report"] if table.name == "baseline")
+    told = verdict(table, [{0: 50.0, 1: 51.0, 2: 50.5}, {0: 10.0, 1: 10.5, 2: 10.2}])
+    assert told.startswith("**Holds**: Adam at 0.001 over SGD at 0.001: +40.3")
+    assert "the report" not in told
 
 
 @pytest.mark.usefixtures("without_plots")

@@ -177,13 +177,38 @@ def test_fine_tuning_goes_on_in_later_epochs_on_labels_alone(tmp_path):
     assert result.fine_tuning[0]["lr"] == pytest.approx(SETTINGS.lr / 10)
 
 
-def test_a_new_run_does_not_resume_an_old_fine_tuning(tmp_path):
-    distill(net(), net(1), batches(), fine_tune=1, settings=SETTINGS, device="cpu", output=tmp_path)
-    with pytest.raises(Stops):
-        distill(
-            net(5), net(1), interrupt_after(batches(), 6), fine_tune=1, settings=SETTINGS, device="cpu", output=tmp_path
-        )
-    assert not (tmp_path / "fine-tuning" / CHECKPOINT).exists()
+def test_fine_tuning_goes_on_from_the_average(tmp_path):
+    student, data = net(), batches()
+    average, begun = EMATeacher(student, decay=0.9), {}
+    set_epoch = data.set_epoch
+
+    def watched(epoch, skip=0):
+        if epoch == SETTINGS.epochs:
+            begun.update(student=weights(student), average=weights(average.module))
+        set_epoch(epoch, skip)
+
+    data.set_epoch = watched
+    taught = distill(net(), net(1), batches(), ema=0.9, settings=SETTINGS, device="cpu")
+    tuned = distill(student, net(1), data, ema=average, fine_tune=1, settings=SETTINGS, device="cpu")
+    assert equal(begun["student"], weights(taught.student))
+    assert equal(begun["average"], weights(taught.student))
+    assert tuned.student is average.module
+    assert not equal(weights(tuned.student), weights(taught.student))
+
+
+def test_a_run_is_not_overwritten(tmp_path):
+    arguments = {"settings": SETTINGS, "device": "cpu", "output": tmp_path}
+    distill(net(), net(1), batches(), **arguments)
+    before = (tmp_path / CHECKPOINT).read_bytes()
+    with pytest.raises(DistillationError, match="already holds a run"):
+        distill(net(), net(1), batches(), **arguments)
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+
+
+def test_a_device_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no device 'nowhere'"):
+        distill(net(), net(1), batches(), settings=SETTINGS, device="nowhere", output=tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_is_not_resumed_under_other_settings(tmp_path):
@@ -245,6 +270,12 @@ def test_a_sweep_measures_as_its_networks_do():
     alone = measure(net(1), batches(augment=None), bf16=False)
     assert alone["loss"] == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-5)
     assert alone["accuracy"] == pytest.approx(float((logits.argmax(1) == labels).float().mean()))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_measuring_is_where_the_model_is():
+    there = measure(net().cuda(), batches(), bf16=False)
+    assert there == pytest.approx(measure(net(), batches(), bf16=False), rel=1e-3)
 
 
 def test_measuring_leaves_every_module_in_its_own_mode():

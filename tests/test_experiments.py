@@ -11,6 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from docvit.data import LabelledDocuments
+from docvit.recipes import Recipe
+from docvit.train import TrainSettings
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -89,6 +93,7 @@ def test_page_order_from_files_to_report_and_not_again(page_order, make_pdf, tmp
     assert len(results["runs"]) == 4
     assert sum(results["runs"]["spatial+page seed 0"]["documents"]) == 6  # without the one of two pages
     assert results["runs"]["page-independent seed 1"]["reversed"] == 0.5
+    assert all(run["device"].endswith("CPU, 1 threads") for run in results["runs"].values())
     with monkeypatch.context() as patch:
         patch.setattr(page_order, "fit", None)  # whoever trains now, fails
         run_main(page_order, monkeypatch, *arguments)
@@ -184,6 +189,21 @@ def test_classification_compares_and_says_no_more_than_the_spread(corpus, tmp_pa
     assert run["mflops"] > results["runs"]["baselines pages-mean seed 0"]["mflops"]
     scheme_report.gather(tmp_path / "runs", tmp_path / "report")
     assert "Against the default (" in (tmp_path / "report" / "positions.md").read_text()
+
+
+def test_sources_left_out_under_other_settings_are_left_alone(tmp_path):
+    module = importlib.import_module("leave_source_out")
+    data = LabelledDocuments(("a/1.pdf", "a/2.pdf"), (0, 1), ("form", "paper"), ("here", "there"))
+    settings = module.settings_of(data, Recipe(), 5)
+    for _ in range(2):
+        module.agree_on_settings(tmp_path / "out", settings)
+    before = (tmp_path / "out" / module.SETTINGS).read_bytes()
+    longer = module.settings_of(data, Recipe(train=TrainSettings(epochs=99)), 5)
+    relabelled = module.settings_of(replace(data, labels=(1, 0)), Recipe(), 5)
+    for other, told in ((longer, "recipe train epochs was 16, not 99"), (relabelled, "data sha256 was")):
+        with pytest.raises(SystemExit, match=f"other settings: {told}"):
+            module.agree_on_settings(tmp_path / "out", other)
+    assert (tmp_path / "out" / module.SETTINGS).read_bytes() == before
 
 
 def test_verdicts_know_the_spread():

@@ -4,8 +4,9 @@
 
 Ours: uint8 images on the device, augmented there, channels_last, bfloat16 over float32 weights, compiled, one shape.
 Plain: DataLoader with workers, float32 as PyTorch comes (TF32 convolutions), eager. The same networks, batches,
-optimiser and augmentation. An epoch is the median of `--epochs` after one to warm up. The share of the peak counts
-three times the forward pass's multiply-accumulates, against a bfloat16 matrix product measured in the same run.
+optimiser and augmentation. An epoch is the median of `--epochs`, the plain way's of two at most, after one to warm up.
+The share of the peak counts three times the forward pass's multiply-accumulates, against a bfloat16 matrix product
+measured in the same run.
 """
 
 from __future__ import annotations

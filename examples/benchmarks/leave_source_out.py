@@ -3,13 +3,15 @@
     python examples/benchmarks/leave_source_out.py DOCUMENTS.csv --output runs/sources
 
 DOCUMENTS.csv has the columns path, label and source_repo. Folds are scikit-learn's StratifiedGroupKFold(5). A run that
-is finished is not repeated, an interrupted one goes on. Writes results.json: the pooled predictions of all folds scored
-once per seed (last epoch, never the best), mean and spread over seeds.
+is finished is not repeated, an interrupted one goes on; under other settings than those in settings.json neither. All
+runs are on the CPU. Writes results.json: the pooled predictions of all folds scored once per seed (last epoch, never
+the best), mean and spread over seeds.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import platform
 import statistics
@@ -18,6 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -28,8 +31,12 @@ from matplotlib.figure import Figure
 from docvit.classify import DocumentClassifier
 from docvit.data import LabelledDocuments, read_labelled
 from docvit.metrics import report
-from docvit.recipes import RECIPE, Recipe, split_groups, train_documents
+from docvit.prepare import Place, render_all
+from docvit.recipes import RECIPE, Recipe, build_model, split_groups, train_documents
 from docvit.train import CHECKPOINT, TrainSettings
+from kd.results import differences
+
+SETTINGS = "settings.json"
 
 
 def scores(classifier: DocumentClassifier, held_out: LabelledDocuments) -> np.ndarray:
@@ -42,10 +49,27 @@ def run_fold(data: LabelledDocuments, recipe: Recipe, fold: int, folds: int, fol
     if not result.exists():
         training, held_out = split_groups(data, fold, folds)
         resume = (folder / RECIPE).exists() and (folder / CHECKPOINT).exists()
-        train_documents(training, folder, recipe, resume=resume)
-        predicted = scores(DocumentClassifier.from_pretrained(folder), held_out)
+        train_documents(training, folder, recipe, resume=resume, device="cpu")
+        predicted = scores(DocumentClassifier.from_pretrained(folder, device="cpu"), held_out)
         result.write_text(json.dumps({"scores": predicted.tolist(), "labels": list(held_out.labels)}))
     return json.loads(result.read_text())
+
+
+def settings_of(data: LabelledDocuments, recipe: Recipe, folds: int) -> dict[str, Any]:
+    """All that the runs depend on, but for their seeds."""
+    about = [[Path(path).name for path in data.paths], data.labels, data.classes, data.groups]
+    digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()
+    return {"folds": folds, "data": {"documents": len(data), "sha256": digest}, "recipe": asdict(recipe)}
+
+
+def agree_on_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Notes the settings of the runs in `folder`; ends the program where those there had others."""
+    asked, file = json.loads(json.dumps(settings)), folder / SETTINGS
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(asked, indent=1) + "\n")
+    elif differing := differences(json.loads(file.read_text()), asked):
+        raise SystemExit(f"{folder} holds results of other settings: {'; '.join(differing)}")
 
 
 def accuracy(fold: dict[str, list]) -> float:
@@ -89,6 +113,9 @@ def main() -> None:
     data = read_labelled(arguments.data, group_column=arguments.group_by)
     settings = TrainSettings(epochs=arguments.epochs)
     recipe = Recipe(train=settings)
+    # what cannot be read is known before anything is trained
+    render_all(data.paths, build_model(recipe, data.classes).config.rendering, Place(torch.device("cpu")))
+    agree_on_settings(arguments.output, settings_of(data, recipe, arguments.folds))
     runs = []
     cores = torch.get_num_threads()
     for seed in range(arguments.seeds):

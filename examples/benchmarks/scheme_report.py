@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,8 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy.stats import t as student_t
+
+from docvit.files import replaced
 
 Runs = Sequence[Mapping[str, Any]]
 Rows = dict[str, dict[str, dict[int, float]]]  # row -> column -> seed -> figure
@@ -256,9 +257,8 @@ def gather(source: Path, target: Path) -> None:
 
 
 def write(file: Path, text: str) -> None:
-    partial = file.with_name(file.name + ".tmp")
-    partial.write_text(text + "\n")
-    os.replace(partial, file)
+    with replaced(file) as partial:
+        partial.write_text(text + "\n")
 
 
 def main() -> None:

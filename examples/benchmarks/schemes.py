@@ -53,7 +53,7 @@ def run(table: str, name: str, seed: int, data: LabelledDocuments, recipe: Recip
         recipe, settings={**recipe.settings, **TABLES[table][name]}, train=replace(recipe.train, seed=seed)
     )
     with TemporaryDirectory() as folder:
-        model, history = train_documents(training, folder, seeded, workers=1)
+        model, history = train_documents(training, folder, seeded, device="cpu", workers=1)
     classifier = DocumentClassifier(model, device="cpu")
     documents = rendered(held_out, classifier)
     figures = judge(classifier, documents, held_out)
