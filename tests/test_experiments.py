@@ -14,6 +14,7 @@ import torch
 from docvit.data import LabelledDocuments
 from docvit.recipes import Recipe
 from docvit.train import TrainSettings
+from kd.teaching import Teaching
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -194,12 +195,13 @@ def test_classification_compares_and_says_no_more_than_the_spread(corpus, tmp_pa
 def test_sources_left_out_under_other_settings_are_left_alone(tmp_path):
     module = importlib.import_module("leave_source_out")
     data = LabelledDocuments(("a/1.pdf", "a/2.pdf"), (0, 1), ("form", "paper"), ("here", "there"))
-    settings = module.settings_of(data, Recipe(), 5)
+    plan = module.Plan(Recipe(), 5, (), Teaching())
+    settings = module.settings_of(data, plan)
     for _ in range(2):
         module.agree_on_settings(tmp_path / "out", settings)
     before = (tmp_path / "out" / module.SETTINGS).read_bytes()
-    longer = module.settings_of(data, Recipe(train=TrainSettings(epochs=99)), 5)
-    relabelled = module.settings_of(replace(data, labels=(1, 0)), Recipe(), 5)
+    longer = module.settings_of(data, replace(plan, recipe=Recipe(train=TrainSettings(epochs=99))))
+    relabelled = module.settings_of(replace(data, labels=(1, 0)), plan)
     for other, told in ((longer, "recipe train epochs was 16, not 99"), (relabelled, "data sha256 was")):
         with pytest.raises(SystemExit, match=f"other settings: {told}"):
             module.agree_on_settings(tmp_path / "out", other)
