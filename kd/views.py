@@ -177,6 +177,11 @@ class TaughtBatches:
             yield from cast(Iterator[TaughtBatch], iter(self.unlabelled))
             epoch, skip = epoch + 1, 0
 
+    def fingerprint(self) -> str:
+        """Of all documents, see `Batches.fingerprint`."""
+        parts = [self.labelled] + ([self.unlabelled] if self.unlabelled else [])
+        return "+".join(part.fingerprint() for part in parts)
+
     def use_cache(self, cache: TeacherCache) -> None:
         """Read from `cache` what it knows, instead of loading documents for the teachers."""
         for dataset in self._datasets().values():
