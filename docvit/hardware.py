@@ -62,7 +62,8 @@ def in_streams(function: Callable[[Item], Result], items: Iterable[Item], stream
         with ThreadPoolExecutor(streams, initializer=torch.set_num_threads, initargs=(cores // streams,)) as pool:
             for item in items:
                 waiting.append(pool.submit(function, item))
-                if len(waiting) >= 3 * streams:  # while a long item holds one stream, the others have work
+                # so many ahead that while a long item holds one stream, the others have work
+                while waiting and (waiting[0].done() or len(waiting) >= 3 * streams):
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

@@ -105,7 +105,7 @@ def test_rows_come_while_paths_are_still_being_given(classifier, paths, workers)
     rows = classifier.predict(endless(), workers=workers)
     for count in range(1, 20):
         assert next(rows).label is not None
-        assert len(given) <= 4 * count + 12  # batches double at first, and a few are under way
+        assert len(given) <= count + 7 * 32 + 12  # a few batches of at most 32 are under way
     rows.close()
 
 
