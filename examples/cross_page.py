@@ -71,7 +71,7 @@ class Settings:
     heads: int = 4
     scopes: str = "page-then-document:2"
     position_std: float = 0.7
-    lr: float = 4e-3
+    lr: float = 2e-3
 
 
 def draw(task: str, documents: int, pages: int, settings: Settings, random: torch.Generator) -> Batch:
