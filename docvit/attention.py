@@ -92,8 +92,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bounds: Segments | Tensor) -> Tensor
         (Q, H, D)
 
     On CUDA in half precision this is `torch.nn.attention.varlen.varlen_attn`, where PyTorch has it and D is a multiple
-    of 8 (flash attention's own condition); elsewhere
-    `scaled_dot_product_attention`, once for each group of segments of equal lengths.
+    of 8 (flash attention's own condition); elsewhere `scaled_dot_product_attention`, once for each group of segments of
+    equal lengths.
     """
     segments = Segments.of(bounds, q.device) if isinstance(bounds, Tensor) else bounds
     half = q.dtype in (torch.bfloat16, torch.float16)

@@ -160,7 +160,8 @@ class PretrainRecipe:
         mask: share of the patches that are hidden; blank ones are never there.
         target: what is foreseen of a hidden patch, a name in `TARGETS`; None for `ink` behind an ink stem, else
             `pixels`.
-        max_pages: pages of a document seen in one epoch: the first, and others chosen at random.
+        max_pages: pages of a document seen in one epoch: the first, and others chosen at random (of 64 that are spread
+            evenly over a longer document).
         budget: tokens a batch, about, hidden ones included.
         augmentation: changes to the pages.
         train: the loop's settings.
@@ -203,8 +204,8 @@ def pretrain_documents(
     """Pre-trains on documents without labels and writes a model folder without a head, for `Recipe.init`.
 
     `output` gets what `docvit.recipes.train_documents` writes, but the encoder as it is and no moving average; the
-    checkpoint holds the decoder too. Documents that
-    cannot be read are left out and listed in the log; of several copies of a document one is taken.
+    checkpoint holds the decoder too. Documents that cannot be read are left out and listed in the log; of several copies
+    of a document one is taken.
 
     Args:
         paths: files, or folders of page images (`find_unlabelled`).
