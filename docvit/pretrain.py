@@ -204,8 +204,8 @@ def pretrain_documents(
     """Pre-trains on documents without labels and writes a model folder without a head, for `Recipe.init`.
 
     `output` gets what `docvit.recipes.train_documents` writes, but the encoder as it is and no moving average; the
-    checkpoint holds the decoder too. Documents that cannot be read are left out and listed in the log; of several copies
-    of a document one is taken.
+    checkpoint holds the decoder too. Documents that cannot be read are left out and listed in the log; of several
+    copies of a document one is taken.
 
     Args:
         paths: files, or folders of page images (`find_unlabelled`).

@@ -42,6 +42,11 @@ def dense(q, k, v, lengths, places=slice(None)):
 def test_equals_dense_masked_softmax_in_outputs_and_gradients(lengths):
     ours, theirs = ([x.requires_grad_() for x in qkv(sum(lengths))] for _ in range(2))
     out, expected = attend(*ours, bounds_of(lengths)), dense(*theirs, lengths)
+    assert_alike(out, expected, ours, theirs)
+
+
+def assert_alike(out, expected, ours, theirs):
+    """Outputs, and the gradients of what they come from."""
     torch.testing.assert_close(out, expected, atol=1e-6, rtol=1e-5)
     weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
     (out * weight).sum().backward()
@@ -69,12 +74,7 @@ def test_where_few_tokens_attend_the_others_are_keys_all_the_same(lengths, place
     segments = Segments.of(bounds_of(lengths), places=places)
     out = attend(of_ours[0][places], *of_ours[1:], segments)
     expected = dense(of_theirs[0][places], *of_theirs[1:], lengths, places)
-    torch.testing.assert_close(out, expected, atol=1e-6, rtol=1e-5)
-    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
-    (out * weight).sum().backward()
-    (expected * weight).sum().backward()
-    for a, b in zip(of_ours, of_theirs, strict=True):
-        torch.testing.assert_close(a.grad, b.grad, atol=1e-6, rtol=1e-5)
+    assert_alike(out, expected, of_ours, of_theirs)
 
 
 def test_a_segment_of_one_token_is_its_own_value():
