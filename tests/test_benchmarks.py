@@ -260,7 +260,7 @@ def test_the_report_preset_is_the_reports():
     preset = PRESETS["report"]
     assert (preset.teacher_width, preset.student_width, preset.init, preset.augment) == (1.0, 1.0, "default", None)
     assert [cell.reported for table in TABLES["report"][:3] for cell in table.cells] == [
-        57.9, 70.77, 65.8, 65.4, 65.8, 68.8, 10.5, 10.5, 68.5,
+        57.9, 70.77, 65.8, 65.4, 65.8, 68.8, 10.5, 10.5, 10.5, 68.5,
     ]  # fmt: skip
     assert [targets.alpha for targets in preset.stage("students").targets.values()] == [0.5, 0.6, 0.8]
 
@@ -308,4 +308,9 @@ def test_optimisers_are_not_held_against_the_report():
 def test_failing_training_is_told_in_the_report(tmp_path):
     results = bench(tmp_path, only=["distillation"])
     assert results.runs["failure-seed0"]["warnings"]
-    assert "failure-seed0: alone: still at chance" in (tmp_path / "report.md").read_text()
+    told = (tmp_path / "report.md").read_text()
+    assert "failure-seed0: alone: still at chance" in told
+    curve = results.runs["failure-seed0"]["networks"]["alone"]["weights"]
+    for epoch, row in ((len(curve), "SGD at 0.001"), (3, "SGD at 0.001, 3 epochs")):
+        below = 100 * curve[min(epoch, len(curve)) - 1]["test_accuracy"] < 12
+        assert f"{int(below)} of 1 runs (without, {row})" in told
