@@ -1,4 +1,4 @@
-"""Changes to pages that leave their class alone: shift, scale, stretch, ink weight, contrast, noise."""
+"""Changes to pages that leave their class alone: shift, scale, stretch, ink weight, contrast, colour, noise."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ class Augmentation:
         ink: largest change of stroke weight: 1 gives every pixel the ink of its darkest neighbour, or takes six tenths
             of the way to the lightest.
         contrast: largest share by which the ink is made paler.
+        grey: probability that a document loses its colours (a copy, a print).
         invert: probability that a page appears white on black.
         noise: largest standard deviation of pixel noise, of 1.
     """
@@ -38,6 +39,7 @@ class Augmentation:
     shear: float = 0.02
     ink: float = 0.7
     contrast: float = 0.4
+    grey: float = 0.3
     invert: float = 0.0
     noise: float = 0.0
 
@@ -57,11 +59,13 @@ def augment(pages: Sequence[np.ndarray], settings: Augmentation, random: np.rand
     scale, stretch, rotate, shear = draw(s.scale), draw(s.stretch), draw(s.rotate), draw(s.shear)
     x, y = draw(s.shift), draw(s.shift)
     weight, pale, invert = draw(s.ink), abs(draw(s.contrast)), random.random() < s.invert
-    noise = abs(draw(s.noise))
+    noise, grey = abs(draw(s.noise)), random.random() < s.grey
     changed = []
     for page in pages:
         pixels = torch.from_numpy(np.atleast_3d(page)).permute(2, 0, 1)[None].float() / 255
         ink = 1 - pixels  # (1, C, H, W)
+        if grey:
+            ink = ink.mean(1, keepdim=True).expand_as(ink)
         jitter = [draw(s.shift, 0.3), draw(s.shift, 0.3), draw(s.scale, 0.2)]
         theta = _affine(
             scale=scale + jitter[2],

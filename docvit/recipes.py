@@ -63,7 +63,7 @@ class Recipe:
     max_pages: int = 4
     budget: int = 1500
     patch_dropout: float = 0.75
-    label_smoothing: float = 0.1
+    label_smoothing: float = 0.05
     page_loss: float = 0.5
     ema: float = 0.998
     balanced: bool = True

@@ -192,8 +192,9 @@ def _conv(config: DocViTConfig) -> StemCost:
 
 def _ink(config: DocViTConfig) -> StemCost:
     cells, dim, orientations = (config.patch_size // 16) ** 2, config.embed_dim, 8
-    features = cells * (1 + 2 * orientations)
-    statistics = 2 * (1 + 2 * 3 * orientations)
+    kinds = 1 if config.in_chans == 1 else 2
+    features = cells * (kinds + 2 * orientations)
+    statistics = 2 * (kinds + 2 * 3 * orientations)
     flops = 2 * (features * 2 * dim + 2 * dim * dim)  # edges are no products of matrices
     return StemCost(flops, 2 * features + 4 * dim, 2 * statistics * dim, 2 * statistics)
 

@@ -72,7 +72,7 @@ class ConvStem(Stem):
 
 
 class InkStem(Stem):
-    """How much ink there is, and which way its edges run, in cells of 16 px; then a small learned map.
+    """How much ink there is, how colourful, and which way its edges run, in cells of 16 px; then a small learned map.
 
     Directional derivatives at three scales, rectified, averaged over cells and compressed by a square root: the first
     layer of a scattering network (arXiv 1703.08961). For a patch's token those of the two finer scales are divided by
@@ -93,10 +93,11 @@ class InkStem(Stem):
         if patch_size % self.cell:
             raise ValueError(f"the ink stem needs a patch size that is a multiple of {self.cell}, not {patch_size}")
         self.in_chans, self.patch_size = in_chans, patch_size
-        features = (patch_size // self.cell) ** 2 * (1 + 2 * self.orientations)
+        self.kinds = 1 if in_chans == 1 else 2  # ink, and its colour
+        features = (patch_size // self.cell) ** 2 * (self.kinds + 2 * self.orientations)
         self.norm = nn.BatchNorm1d(features)
         self.proj = nn.Sequential(nn.Linear(features, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
-        statistics = 2 * (1 + 2 * self.scales * self.orientations)
+        statistics = 2 * (self.kinds + 2 * self.scales * self.orientations)
         self.page_norm = nn.BatchNorm1d(statistics)
         self.page_proj = nn.Linear(statistics, dim)
 
@@ -117,10 +118,16 @@ class InkStem(Stem):
             return self._compare(*self.measure(patches.float()))
 
     def measure(self, patches: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Ink (T, 1, c, c), and at each scale the strength of edges in every direction (T, O, c, c); c = P / 16."""
+        """Ink and colour (T, K, c, c), and at each scale the strength of edges in every direction (T, O, c, c).
+
+        K is 1 on grey pages, which have no colour, and 2 on RGB; c = P / 16.
+        """
         pixels = patches.unflatten(1, (self.in_chans, self.patch_size, self.patch_size))
         ink, cell = pixels.mean(1, keepdim=True), self.cell  # (T, 1, P, P)
         density, energies = F.avg_pool2d(ink, cell), []
+        if self.kinds == 2:
+            chroma = pixels.amax(1, keepdim=True) - pixels.amin(1, keepdim=True)
+            density = torch.cat([density, F.avg_pool2d(chroma, cell).sqrt()], 1)
         for _ in range(self.scales):
             energies.append(self._edges(ink, cell).sqrt())
             ink, cell = F.avg_pool2d(ink, 2), cell // 2
@@ -148,7 +155,7 @@ class InkStem(Stem):
         """(N, statistics): mean and deviation over a page's inked cells, of edges as they are and within their cell."""
         edges = [e / (e.square().sum(1, keepdim=True).sqrt() + 0.05) for e in energies]
         cells = torch.cat([density, *energies, *edges], 1).flatten(2)  # (T, figures, cells)
-        inked = (cells[:, 1:].sum(1, keepdim=True) > 0.02).float()
+        inked = (cells[:, density.shape[1] :].sum(1, keepdim=True) > 0.02).float()
         sums = [(cells**power * inked).sum(2) for power in (0, 1, 2)]
         count, total, squares = (
             torch.segment_reduce(s, "sum", lengths=page_lengths, unsafe=True, initial=0.0) for s in sums

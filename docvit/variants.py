@@ -67,8 +67,8 @@ def _build(settings: dict[str, Any], *, pretrained: bool, **variant: Any) -> Doc
 
 @register_model
 def docvit_compact_patch32(pretrained: bool = False, **settings: Any) -> DocViT:
-    """Three narrow blocks on grey pages, the ink stem, fixed positions: for few documents and sources; in the box."""
-    pages = {"patch_size": 32, "in_chans": 1, "page_size": 256, "grid": (8, 8), "mean": (0.9,), "std": (0.25,)}
+    """Three narrow blocks, the ink stem, fixed positions: for few documents and sources; in the box."""
+    pages = {"patch_size": 32, "page_size": 256, "grid": (8, 8), "mean": (0.9,), "std": (0.25,)}
     shape = {
         "embed_dim": 128,
         "depth": 3,

@@ -76,7 +76,13 @@ class Settings:
     ema: float = 0.995
     draws: int = 3
     model: dict[str, Any] = field(
-        default_factory=lambda: {"patch_size": 64, "grid": (4, 4), "depth": 3, "scopes": "page-then-document:2"}
+        default_factory=lambda: {
+            "in_chans": 1,
+            "patch_size": 64,
+            "grid": (4, 4),
+            "depth": 3,
+            "scopes": "page-then-document:2",
+        }
     )
     augmentation: Augmentation = field(
         default_factory=lambda: Augmentation(0.04, 0.12, 0.06, 0.01, 0.01, ink=0.6, contrast=0.3)
@@ -89,7 +95,8 @@ class MeasuredStem(InkStem):
 
     def measure(self, patches: Tensor) -> tuple[Tensor, list[Tensor]]:
         cells = self.patch_size // self.cell
-        density, *energies = patches.unflatten(1, (-1, cells, cells)).split([1] + [self.orientations] * self.scales, 1)
+        figures = patches.unflatten(1, (-1, cells, cells))
+        density, *energies = figures.split([self.kinds] + [self.orientations] * self.scales, 1)
         return density, energies
 
 

@@ -123,6 +123,13 @@ def test_contrast_makes_ink_paler_and_nothing_else():
     assert sorted({round(float(v), 3) for v in result.unique()}) == pytest.approx([0.4, 1.0], abs=2e-3)
 
 
+def test_a_document_that_loses_its_colours_is_as_dark_as_before():
+    coloured = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
+    (result,) = changed([coloured], grey=1.0)
+    assert torch.equal(result[0], result[1])
+    torch.testing.assert_close(result[0], torch.from_numpy(coloured / 255).mean(2).float(), atol=1e-4, rtol=0)
+
+
 def test_an_inverted_page_is_white_on_black_up_to_its_edges():
     (result,) = changed([page()], invert=1.0, shift=0.1)
     (plain,) = changed([page()], shift=0.1)

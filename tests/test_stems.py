@@ -13,18 +13,22 @@ from docvit.stems import STEMS, ConvStem, InkStem
 P = 32
 
 
-@pytest.fixture
-def stem():
+def trained(channels):
     torch.manual_seed(0)
-    stem = InkStem(1, P, 16)
+    stem = InkStem(channels, P, 16)
     for _ in range(20):  # statistics of its own
-        stem.embed(torch.randn(60, P * P), torch.tensor([20, 30, 10]))
+        stem.embed(torch.randn(60, channels * P * P), torch.tensor([20, 30, 10]))
     return stem.eval()
 
 
-def pages(*lengths):
+@pytest.fixture
+def stem():
+    return trained(1)
+
+
+def pages(*lengths, channels=1):
     torch.manual_seed(1)
-    return torch.randn(sum(lengths), P * P), torch.tensor(lengths)
+    return torch.randn(sum(lengths), channels * P * P), torch.tensor(lengths)
 
 
 @torch.no_grad()
@@ -38,10 +42,10 @@ def test_a_token_is_the_same_with_and_without_its_page(name):
 
 
 def statistics_of(patches):
-    """The page's figures cell by cell, in float64: ink, edges at three scales, edges within their cell."""
-    cells = []
-    for patch in patches.reshape(-1, P, P).double().numpy():
-        found, ink, side = [], patch, 16
+    """The page's figures cell by cell, in float64: ink, its colour, edges at three scales, edges within their cell."""
+    cells, kinds = [], 1 if patches.shape[1] == P * P else 2
+    for patch in patches.reshape(len(patches), -1, P, P).double().numpy():
+        found, ink, side = [], patch.mean(0), 16
         for _ in range(3):
             framed = np.pad(ink, 1, mode="edge")
             across, down = framed[1:-1, 2:] - framed[1:-1, :-2], framed[2:, 1:-1] - framed[:-2, 1:-1]
@@ -50,10 +54,12 @@ def statistics_of(patches):
             found.append(np.sqrt(along.reshape(8, P // 16, side, P // 16, side).mean((2, 4))))
             ink, side = ink.reshape(len(ink) // 2, 2, len(ink) // 2, 2).mean((1, 3)), side // 2
         within = [edges / (np.sqrt((edges**2).sum(0)) + 0.05) for edges in found]
-        density = patch.reshape(P // 16, 16, P // 16, 16).mean((1, 3))[None]
-        cells.append(np.concatenate([density, *found, *within]).reshape(49, -1).T)
+        chroma = patch.max(0) - patch.min(0)
+        density, colour = (x.reshape(P // 16, 16, P // 16, 16).mean((1, 3)) for x in (patch.mean(0), chroma))
+        of_ink = [density, np.sqrt(colour)][:kinds]
+        cells.append(np.concatenate([np.stack(of_ink), *found, *within]).reshape(kinds + 48, -1).T)
     inked = np.concatenate(cells)
-    inked = inked[inked[:, 1:].sum(1) > 0.02]
+    inked = inked[inked[:, kinds:].sum(1) > 0.02]
     return np.concatenate([inked.mean(0), inked.std(0)])
 
 
@@ -62,10 +68,11 @@ def gathered(stem, patches, lengths):
 
 
 @torch.no_grad()
-def test_a_page_is_told_mean_and_deviation_over_its_inked_cells(stem):
-    patches, lengths = pages(2, 3)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_page_is_told_mean_and_deviation_over_its_inked_cells(channels):
+    stem, (patches, lengths) = trained(channels), pages(2, 3, channels=channels)
     patches[1, :] = 0.7  # nothing on it
-    patches[3].view(P, P)[:16] = 0.0  # two of its four cells are empty
+    patches[3].view(channels, P, P)[:, :16] = 0.0  # two of its four cells are empty
     expected = np.stack([statistics_of(patches[:2]), statistics_of(patches[2:])])
     close(gathered(stem, patches, lengths), torch.from_numpy(expected).float(), 1e-4)
 
@@ -80,6 +87,19 @@ def test_blank_patches_change_nothing_about_a_page_and_empty_pages_are_no_troubl
     with_empty = gathered(stem, patches, torch.tensor([3, 0, 2]))
     close(with_empty[[0, 2]], torch.cat(alone))
     assert with_empty[1].isfinite().all()
+
+
+@torch.no_grad()
+def test_grey_pages_in_rgb_are_grey_pages():
+    grey, colour = trained(1), trained(3)
+    patches, cells = pages(2, 3)[0], (P // 16) ** 2
+    one, (many, energies) = grey.measure(patches), colour.measure(patches.repeat(1, 3))
+    assert (many[:, 1] == 0).all()
+    close(many[:, :1], one[0])
+    for here, there in zip(energies, one[1], strict=True):
+        close(here, there, 1e-4)
+    same = [x for x in range(colour.norm.num_features) if x // cells != 1]
+    close(colour.describe(patches.repeat(1, 3))[:, same], grey.describe(patches), 1e-4)
 
 
 def test_ink_learns_from_single_patches_and_pages_too(stem):
