@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.flop_counter import FlopCounterMode
 
+from docvit import ink
 from docvit.model import DocViT, DocViTConfig, parse_scopes
 from docvit.pages import PageStack
 from docvit.patches import PatchSequence
@@ -191,10 +192,7 @@ def _conv(config: DocViTConfig) -> StemCost:
 
 
 def _ink(config: DocViTConfig) -> StemCost:
-    cells, dim, orientations = (config.patch_size // 16) ** 2, config.embed_dim, 8
-    kinds = 1 if config.in_chans == 1 else 2
-    features = cells * (kinds + 2 * orientations)
-    statistics = 2 * (kinds + 2 * 3 * orientations)
+    (features, statistics), dim = ink.sizes(config.in_chans, config.patch_size), config.embed_dim
     flops = 2 * (features * 2 * dim + 2 * dim * dim)  # edges are no products of matrices
     return StemCost(flops, 2 * features + 4 * dim, 2 * statistics * dim, 2 * statistics)
 

@@ -8,9 +8,10 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from timm.layers import lecun_normal_
 from torch import Tensor, nn
+
+from docvit import ink
 
 
 class Stem(nn.Module):
@@ -72,13 +73,15 @@ class ConvStem(Stem):
 
 
 class InkStem(Stem):
-    """How much ink there is, how colourful, and which way its edges run, in cells of 16 px; then a small learned map.
+    """How much ink there is, how colourful, and how its edges run, in cells of 16 px; then a small learned map.
 
     Directional derivatives at three scales, rectified, averaged over cells and compressed by a square root: the first
-    layer of a scattering network (arXiv 1703.08961). For a patch's token those of the two finer scales are divided by
+    layer of a scattering network (arXiv 1203.1513). For a patch's token those of the two finer scales are divided by
     their norm over the patch, as in histograms of oriented gradients (Dalal and Triggs, 2005), so that neither stroke
     weight nor contrast, which belong to a source and not to a class, comes through. A page's class token is told the
-    mean and the standard deviation over the page's inked cells: averages attention can take itself, spreads it can not.
+    mean and the standard deviation over the page's inked cells (averages attention can take itself, spreads it can
+    not), a second layer of scattering, divided by the first (how edges come and go: letters, words, lines), and the
+    autocorrelation of its rows, which has a peak at the distance of its lines.
     Nothing but a small MLP, a linear map and the batch norms before them is learned, which helps when documents are few
     and sources fewer.
     While training, the batch norms let the documents of a batch touch each other; afterwards nothing does.
@@ -86,18 +89,14 @@ class InkStem(Stem):
     (T, C * P * P) -> (T, D); P is a multiple of 16.
     """
 
-    orientations, scales, cell = 8, 3, 16
-
     def __init__(self, in_chans: int, patch_size: int, dim: int) -> None:
         super().__init__()
-        if patch_size % self.cell:
-            raise ValueError(f"the ink stem needs a patch size that is a multiple of {self.cell}, not {patch_size}")
+        if patch_size % ink.CELL:
+            raise ValueError(f"the ink stem needs a patch size that is a multiple of {ink.CELL}, not {patch_size}")
         self.in_chans, self.patch_size = in_chans, patch_size
-        self.kinds = 1 if in_chans == 1 else 2  # ink, and its colour
-        features = (patch_size // self.cell) ** 2 * (self.kinds + 2 * self.orientations)
+        features, statistics = ink.sizes(in_chans, patch_size)
         self.norm = nn.BatchNorm1d(features)
         self.proj = nn.Sequential(nn.Linear(features, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
-        statistics = 2 * (self.kinds + 2 * self.scales * self.orientations)
         self.page_norm = nn.BatchNorm1d(statistics)
         self.page_proj = nn.Linear(statistics, dim)
 
@@ -106,8 +105,8 @@ class InkStem(Stem):
 
     def embed(self, patches: Tensor, page_lengths: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad(), torch.autocast(patches.device.type, enabled=False):
-            density, energies = self.measure(patches.float())
-            features, statistics = self._compare(density, energies), self._gather(density, energies, page_lengths)
+            measured = self.measure(patches.float())
+            features, statistics = ink.compare(measured), ink.gather(measured, page_lengths)
         tokens = self.proj(_normalise(self.norm, features.to(patches.dtype)))
         return tokens, self.page_proj(_normalise(self.page_norm, statistics.to(patches.dtype)))
 
@@ -115,53 +114,11 @@ class InkStem(Stem):
     def describe(self, patches: Tensor) -> Tensor:
         """What a token is made of before anything is learned: (T, C * P * P) -> (T, features), in float32."""
         with torch.autocast(patches.device.type, enabled=False):
-            return self._compare(*self.measure(patches.float()))
+            return ink.compare(self.measure(patches.float()))
 
-    def measure(self, patches: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Ink and colour (T, K, c, c), and at each scale the strength of edges in every direction (T, O, c, c).
-
-        K is 1 on grey pages, which have no colour, and 2 on RGB; c = P / 16.
-        """
-        pixels = patches.unflatten(1, (self.in_chans, self.patch_size, self.patch_size))
-        ink, cell = pixels.mean(1, keepdim=True), self.cell  # (T, 1, P, P)
-        density, energies = F.avg_pool2d(ink, cell), []
-        if self.kinds == 2:
-            chroma = pixels.amax(1, keepdim=True) - pixels.amin(1, keepdim=True)
-            density = torch.cat([density, F.avg_pool2d(chroma, cell).sqrt()], 1)
-        for _ in range(self.scales):
-            energies.append(self._edges(ink, cell).sqrt())
-            ink, cell = F.avg_pool2d(ink, 2), cell // 2
-        return density, energies
-
-    def _edges(self, ink: Tensor, cell: int) -> Tensor:
-        """Rectified directional derivatives, averaged over cells: (T, 1, S, S) -> (T, O, S / cell, S / cell)"""
-        padded = F.pad(ink, (1, 1, 1, 1), mode="replicate")[:, 0]
-        gradient = padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2], padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]
-        across, down = (rearrange(g, "t (r y) (c x) -> t r y c x", y=cell, x=cell) for g in gradient)
-        angles = [i * math.pi / self.orientations for i in range(self.orientations)]
-        # one direction at a time: on the CPU four times as fast as all of them at once, which overflow its caches
-        edges = [(math.cos(a) * across + math.sin(a) * down).abs().mean((2, 4)) for a in angles]
-        return torch.stack(edges, 1)
-
-    @staticmethod
-    def _compare(density: Tensor, energies: list[Tensor]) -> Tensor:
-        """(T, features), edges against those of the whole patch."""
-        # 0.3: about a faint hairline
-        edges = [e / (e.square().sum((1, 2, 3), keepdim=True).sqrt() + 0.3) for e in energies[:2]]
-        return torch.cat([part.flatten(1) for part in (density, *edges)], 1)
-
-    @staticmethod
-    def _gather(density: Tensor, energies: list[Tensor], page_lengths: Tensor) -> Tensor:
-        """(N, statistics): mean and deviation over a page's inked cells, of edges as they are and within their cell."""
-        edges = [e / (e.square().sum(1, keepdim=True).sqrt() + 0.05) for e in energies]
-        cells = torch.cat([density, *energies, *edges], 1).flatten(2)  # (T, figures, cells)
-        inked = (cells[:, density.shape[1] :].sum(1, keepdim=True) > 0.02).float()
-        sums = [(cells**power * inked).sum(2) for power in (0, 1, 2)]
-        count, total, squares = (
-            torch.segment_reduce(s, "sum", lengths=page_lengths, unsafe=True, initial=0.0) for s in sums
-        )
-        mean, square = total / count.clamp(min=1), squares / count.clamp(min=1)
-        return torch.cat([mean, (square - mean.square()).clamp(min=1e-6).sqrt()], 1)
+    def measure(self, patches: Tensor) -> ink.Measured:
+        """(T, C * P * P), in float32."""
+        return ink.measure(patches.unflatten(1, (self.in_chans, self.patch_size, self.patch_size)))
 
 
 def _normalise(norm: nn.BatchNorm1d, rows: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from runs import configuration, open_results, parser, run_all
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from docvit import DocViT, PatchSequence, create_model
+from docvit import DocViT, PatchSequence, create_model, ink
 from docvit.augment import Augmentation, augment
 from docvit.cache import CachedDocument, PageCache, default_cache
 from docvit.data import Batch, LabelledDocuments, read_labelled
@@ -93,11 +93,12 @@ class Settings:
 class MeasuredStem(InkStem):
     """The ink stem, given what it measures (`measurements`) instead of pixels: (T, figures) -> (T, D)."""
 
-    def measure(self, patches: Tensor) -> tuple[Tensor, list[Tensor]]:
-        cells = self.patch_size // self.cell
-        figures = patches.unflatten(1, (-1, cells, cells))
-        density, *energies = figures.split([self.kinds] + [self.orientations] * self.scales, 1)
-        return density, energies
+    def measure(self, patches: Tensor) -> ink.Measured:
+        cells, side = self.patch_size // ink.CELL, self.patch_size
+        sizes = [cells**2, *[ink.ORIENTATIONS * cells**2] * ink.SCALES, ink.SCALES * 3 * ink.MODULATED, side + 1]
+        density, *edges, modulation, lines = patches.split(sizes, 1)
+        density, *edges = (part.unflatten(1, (-1, cells, cells)) for part in (density, *edges))
+        return ink.Measured(density, edges, modulation, lines)
 
 
 STEMS["measured-ink"] = MeasuredStem
@@ -157,8 +158,8 @@ def _view(pages: Sequence[Any], model: DocViT, settings: Settings, place: int, v
 def measurements(stem: nn.Module, patches: Tensor) -> Tensor:
     """All that the ink stem measures: (T, C * P * P) -> (T, figures)"""
     assert isinstance(stem, InkStem)
-    density, energies = stem.measure(patches)
-    return torch.cat([density, *energies], 1).flatten(1)
+    density, edges, *of_patches = stem.measure(patches)
+    return torch.cat([part.flatten(1) for part in (density, *edges, *of_patches)], 1)
 
 
 def load(measured: Path) -> dict[int, Views]:

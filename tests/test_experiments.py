@@ -38,7 +38,9 @@ def cross_page():
 def made_page(page_order, random):
     count = int(random.integers(2, 6))
     cells = torch.from_numpy(random.permutation(16)[:count].copy())
-    patches = torch.from_numpy(random.random((count, 400), dtype=np.float32))
+    stem = page_order.build("page-independent", page_order.Settings(), stem="ink").patch_embed
+    pixels = torch.from_numpy(random.random((count, 64 * 64), dtype=np.float32))
+    patches = page_order.measurements(stem, pixels)
     return page_order.Page(patches, cells // 4, cells % 4, torch.tensor([4, 4]))
 
 

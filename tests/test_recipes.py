@@ -125,7 +125,8 @@ def test_pages_may_be_asked_alone(batch, data):
     logits = model.forward_pages(model.forward_features(batch.sequence))
     counts = batch.sequence.document_bounds.diff()
     labels = torch.repeat_interleave(batch.labels, counts)
-    torch.testing.assert_close(parts["page_loss"], F.cross_entropy(logits, labels, label_smoothing=0.1))
+    expected = F.cross_entropy(logits, labels, label_smoothing=RECIPE.label_smoothing)
+    torch.testing.assert_close(parts["page_loss"], expected)
 
 
 # --- interrupted and resumed ---

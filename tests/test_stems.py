@@ -7,6 +7,7 @@ import pytest
 import torch
 from reference import close
 
+from docvit import ink
 from docvit.model import DocViT, DocViTConfig, Features
 from docvit.stems import STEMS, ConvStem, InkStem
 
@@ -60,11 +61,32 @@ def statistics_of(patches):
         cells.append(np.concatenate([np.stack(of_ink), *found, *within]).reshape(kinds + 48, -1).T)
     inked = np.concatenate(cells)
     inked = inked[inked[:, kinds:].sum(1) > 0.02]
-    return np.concatenate([inked.mean(0), inked.std(0)])
+    return np.concatenate([inked.mean(0), inked.std(0), *texture_of(patches)])
+
+
+def texture_of(patches):
+    """How edges change from place to place, divided by their strength, and the autocorrelation of rows, in float64."""
+    levels, changes, correlation = np.zeros((3, 1, 4)), np.zeros((3, 2, 4)), np.zeros(P)
+    for patch in patches.reshape(len(patches), -1, P, P).double().mean(1).numpy():
+        framed = np.pad(patch, 1, mode="edge")
+        across, down = framed[1:-1, 2:] - framed[1:-1, :-2], framed[2:, 1:-1] - framed[:-2, 1:-1]
+        for direction, along in enumerate((across, down, (across + down) / 2**0.5, (across - down) / 2**0.5)):
+            strength = np.abs(along)
+            for scale in range(3):
+                half = len(strength) // 2
+                strength = strength.reshape(half, 2, half, 2).mean((1, 3))
+                levels[scale, 0, direction] += strength.mean()
+                changes[scale, 0, direction] += np.abs(np.diff(strength, axis=1)).mean()
+                changes[scale, 1, direction] += np.abs(np.diff(strength, axis=0)).mean()
+        rows = np.abs(across).mean(1) - np.abs(across).mean()
+        correlation += [rows[: P - lag] @ rows[lag:] for lag in range(P)]
+    count = sum(float(patch.max() > patch.min()) for patch in patches)
+    lags = correlation[1 : 3 * P // 4 + 1] / (correlation[0] + count * 2 * P * 3e-5)
+    return (changes / count / (levels / count + 0.04)).ravel(), lags
 
 
 def gathered(stem, patches, lengths):
-    return stem._gather(*stem.measure(patches), lengths)
+    return ink.gather(stem.measure(patches), lengths)
 
 
 @torch.no_grad()
@@ -93,10 +115,10 @@ def test_blank_patches_change_nothing_about_a_page_and_empty_pages_are_no_troubl
 def test_grey_pages_in_rgb_are_grey_pages():
     grey, colour = trained(1), trained(3)
     patches, cells = pages(2, 3)[0], (P // 16) ** 2
-    one, (many, energies) = grey.measure(patches), colour.measure(patches.repeat(1, 3))
-    assert (many[:, 1] == 0).all()
-    close(many[:, :1], one[0])
-    for here, there in zip(energies, one[1], strict=True):
+    one, many = grey.measure(patches), colour.measure(patches.repeat(1, 3))
+    assert (many.ink[:, 1] == 0).all()
+    close(many.ink[:, :1], one.ink)
+    for here, there in zip([*many.edges, *many[2:]], [*one.edges, *one[2:]], strict=True):
         close(here, there, 1e-4)
     same = [x for x in range(colour.norm.num_features) if x // cells != 1]
     close(colour.describe(patches.repeat(1, 3))[:, same], grey.describe(patches), 1e-4)

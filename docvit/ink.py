@@ -1,0 +1,127 @@
+"""What the ink stem measures of patches and pages: nothing in here is learned."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+CELL = 16  # px
+ORIENTATIONS, SCALES = 8, 3
+MODULATED = 4  # orientations whose modulation is measured
+
+
+class Measured(NamedTuple):
+    """What is measured of T patches of side P, in cells of 16 px (c = P / 16 a side) or of the whole patch.
+
+    Attributes:
+        ink: (T, K, c, c) how much of it, and on RGB, where K is 2 instead of 1, how colourful the cell is.
+        edges: at each scale (T, O, c, c), how strong in every direction.
+        modulation: (T, S * 3 * 4) at each scale and in four directions: edges' strength, and how much it changes from
+            one place to the next, across and down.
+        lines: (T, P + 1) power spectrum of the rows' ink: how far lines of text are apart.
+    """
+
+    ink: Tensor
+    edges: list[Tensor]
+    modulation: Tensor
+    lines: Tensor
+
+
+def sizes(in_chans: int, patch_size: int) -> tuple[int, int]:
+    """How many figures tell a token about its patch, and a class token about its page."""
+    kinds = 1 if in_chans == 1 else 2
+    of_cells = 2 * (kinds + 2 * SCALES * ORIENTATIONS)
+    return (patch_size // CELL) ** 2 * (kinds + 2 * ORIENTATIONS), of_cells + 2 * SCALES * MODULATED + _lags(patch_size)
+
+
+def _lags(patch_size: int) -> int:
+    return 3 * patch_size // 4
+
+
+def measure(pixels: Tensor) -> Measured:
+    """(T, C, P, P)"""
+    ink, cell, edges = pixels.mean(1, keepdim=True), CELL, []  # (T, 1, P, P)
+    of_cells = [F.avg_pool2d(ink, cell)]
+    if pixels.shape[1] > 1:
+        chroma = pixels.amax(1, keepdim=True) - pixels.amin(1, keepdim=True)
+        of_cells.append(F.avg_pool2d(chroma, cell).sqrt())
+    across, down = _gradient(ink)
+    modulation, lines = _modulation(across, down), _lines(across)
+    for scale in range(SCALES):
+        if scale:
+            ink, cell = F.avg_pool2d(ink, 2), cell // 2
+            across, down = _gradient(ink)
+        edges.append(_edges(across, down, cell).sqrt())
+    return Measured(torch.cat(of_cells, 1), edges, modulation, lines)
+
+
+def _gradient(ink: Tensor) -> tuple[Tensor, Tensor]:
+    """Differences across and down, within the patch: (T, 1, S, S) -> (T, S, S) each"""
+    padded = F.pad(ink, (1, 1, 1, 1), mode="replicate")[:, 0]
+    return padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2], padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]
+
+
+def _edges(across: Tensor, down: Tensor, cell: int) -> Tensor:
+    """Rectified directional derivatives, averaged over cells: (T, S, S) -> (T, O, S / cell, S / cell)"""
+    across, down = (rearrange(g, "t (r y) (c x) -> t r y c x", y=cell, x=cell) for g in (across, down))
+    angles = [i * math.pi / ORIENTATIONS for i in range(ORIENTATIONS)]
+    # one direction at a time: on the CPU four times as fast as all of them at once, which overflow its caches
+    return torch.stack([(math.cos(a) * across + math.sin(a) * down).abs().mean((2, 4)) for a in angles], 1)
+
+
+def _modulation(across: Tensor, down: Tensor) -> Tensor:
+    """(T, P, P) -> (T, S * 3 * 4)"""
+    diagonals = [(across + down) * math.sqrt(0.5), (across - down) * math.sqrt(0.5)]
+    maps, found = torch.stack([across, down, *diagonals], 1).abs(), []
+    for _ in range(SCALES):
+        maps = F.avg_pool2d(maps, 2)
+        changes = (maps[..., 1:] - maps[..., :-1]).abs(), (maps[..., 1:, :] - maps[..., :-1, :]).abs()
+        found += [x.mean((2, 3)) for x in (maps, *changes)]
+    return torch.cat(found, 1)
+
+
+def _lines(across: Tensor) -> Tensor:
+    """(T, P, P) -> (T, P + 1)"""
+    rows = across.abs().mean(2)
+    # twice as long: what leaves the patch below must not come back above
+    return torch.fft.rfft(rows - rows.mean(1, keepdim=True), 2 * rows.shape[1], norm="ortho").abs().square()
+
+
+def compare(measured: Measured) -> Tensor:
+    """What a token is told: (T, features), edges against those of the whole patch."""
+    # 0.3: about a faint hairline
+    edges = [e / (e.square().sum((1, 2, 3), keepdim=True).sqrt() + 0.3) for e in measured.edges[:2]]
+    return torch.cat([part.flatten(1) for part in (measured.ink, *edges)], 1)
+
+
+def gather(measured: Measured, page_lengths: Tensor) -> Tensor:
+    """What a class token is told: (N, statistics), `page_lengths` (N,) patches of each page."""
+
+    def total(figures: Tensor) -> Tensor:
+        return torch.segment_reduce(figures, "sum", lengths=page_lengths, unsafe=True, initial=0.0)
+
+    # mean and deviation over inked cells, of edges as they are and within their cell
+    within = [e / (e.square().sum(1, keepdim=True).sqrt() + 0.05) for e in measured.edges]
+    cells = torch.cat([measured.ink, *measured.edges, *within], 1).flatten(2)  # (T, figures, cells)
+    inked = (cells[:, measured.ink.shape[1] :].sum(1, keepdim=True) > 0.02).float()
+    count, summed, squares = (total((cells**power * inked).sum(2)) for power in (0, 1, 2))
+    mean, square = summed / count.clamp(min=1), squares / count.clamp(min=1)
+    deviation = (square - mean.square()).clamp(min=1e-6).sqrt()
+
+    patches = total(inked.amax(2)).clamp(min=1)  # with ink, for blank ones must change nothing
+    strength, changes = (total(measured.modulation) / patches).unflatten(1, (SCALES, 3, MODULATED)).split([1, 2], 2)
+    correlation = torch.fft.irfft(total(measured.lines) / patches)[:, : _lags(measured.lines.shape[1] - 1) + 1]
+    return torch.cat(
+        [
+            mean,
+            deviation,
+            (changes / (strength + 0.04)).flatten(1),
+            correlation[:, 1:] / (correlation[:, :1] + 3e-5),
+        ],
+        1,
+    )
