@@ -193,6 +193,9 @@ def cifar10(
     ] = None,
     images: Annotated[int | None, typer.Option(min=10, help="Train and test on so many only, and say so.")] = None,
     width: Annotated[float | None, typer.Option(min=0.01, help="Factor on the teacher's channels, and say so.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="At most so many a network: a quick look that proves nothing.")
+    ] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch CIFAR-10 into --data first.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... (default: cuda if there is one)")] = None,
     compile: Annotated[
@@ -202,13 +205,14 @@ def cifar10(
     """Repeat every table and curve of the CIFAR-10 report; interrupted, the same command goes on."""
     if download:
         download_cifar10(data)
-    chosen = _adjust(PRESETS[preset.value], images, width)
+    chosen = _adjust(PRESETS[preset.value], images, width, epochs)
     bench_cifar10(load(data), output, chosen, seeds=seeds, device=device, only=only or (), compile=compile)
     print(output / "report.md")
 
 
-def _adjust(preset: Preset, images: int | None, width: float | None) -> Preset:
+def _adjust(preset: Preset, images: int | None, width: float | None, epochs: int | None) -> Preset:
     preset = preset if images is None else preset.limited(images)
+    preset = preset if epochs is None else preset.shortened(epochs)
     return preset if width is None else replace(preset, teacher_width=width)
 
 

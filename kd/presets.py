@@ -87,6 +87,11 @@ class Preset:
             measured_images=max(1, round(share * self.measured_images)),
         )
 
+    def shortened(self, epochs: int) -> Preset:
+        """With at most so many epochs a stage: shows that everything runs, and is told as no more than that."""
+        stages = tuple(replace(s, train=replace(s.train, epochs=min(epochs, s.train.epochs))) for s in self.stages)
+        return replace(self, stages=stages, teaching_epoch=min(epochs, self.teaching_epoch), conclusive=False)
+
 
 def _report_stages(teacher_epochs: int, epochs: int) -> tuple[Stage, ...]:
     alphas = {f"alpha {alpha}": Targets(alpha=alpha) for alpha in (0.5, 0.6, 0.8)}

@@ -117,6 +117,12 @@ def test_fewer_images_come_in_as_many_steps():
     assert smoke.limited(10).batch_size == 1
 
 
+def test_a_shortened_preset_concludes_nothing():
+    modern = PRESETS["modern"].shortened(40)
+    assert [stage.train.epochs for stage in modern.stages] == [40, 30, 40]
+    assert (modern.teaching_epoch, modern.conclusive) == (40, False)
+
+
 @pytest.mark.usefixtures("without_plots")
 def test_a_run_is_recorded_whole(tmp_path):
     results = bench(tmp_path / "out", longer(), only=["teacher"], seeds=2)

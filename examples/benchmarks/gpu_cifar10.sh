@@ -27,7 +27,10 @@ run() { # STEP
     report)
       if [ -n "${TOY:-}" ]; then bench report --preset smoke --images 200 --width 0.05
       else bench report --preset report --seeds 5; fi ;;
-    modern) [ -n "${TOY:-}" ] || bench modern --preset modern ;;
+    modern)
+      local toy=()
+      [ -z "${TOY:-}" ] || toy=(--images 200 --width 0.05 --epochs 1 --seeds 1)
+      bench modern --preset modern "${toy[@]}" ;;
     *) echo "no step is called $1: check, speed, report, modern" >&2; return 2 ;;
   esac
 }
