@@ -80,7 +80,8 @@ def augment(pages: Sequence[np.ndarray], settings: Augmentation, random: np.rand
         ink = _weigh(ink, weight) * (1 - pale)
         if noise:
             # only where there is ink: noise everywhere would leave no blank patch
-            grain = torch.from_numpy(random.standard_normal(tuple(ink.shape), dtype=np.float32))
+            # and the same in all channels: it has no colour
+            grain = torch.from_numpy(random.standard_normal((1, 1, *ink.shape[2:]), dtype=np.float32))
             ink = torch.where(ink > 0.02, (ink + noise * grain).clamp(0, 1), ink)
         changed.append((ink if invert else 1 - ink)[0])
     return changed

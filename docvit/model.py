@@ -36,7 +36,7 @@ class DocViTConfig:
         pooling: how page tokens become the document's feature: `mean`, `max`, or `mean+std`, which is twice as wide and
             also says how much the pages differ (statistics pooling, Snyder et al., "X-Vectors", ICASSP 2018).
         stem: how a patch becomes a token: `linear` (as in ViT), `conv` (convolutions within the patch) or `ink` (how
-            much ink there is and which way its edges run; `docvit.stems`).
+            much ink there is, how colourful, and which way its edges run; `docvit.stems`).
         grid: rows and columns of the learned spatial table; other grids interpolate it.
         max_pages: pages that learned tables hold; longer documents interpolate them.
         num_registers: register tokens a page, after its class token (arXiv 2309.16588).
@@ -87,6 +87,10 @@ class DocViTConfig:
             raise ValueError(f"no pooling {self.pooling!r}: choose one of {', '.join(POOLINGS)}")
         if self.stem not in STEMS:
             raise ValueError(f"no stem {self.stem!r}: choose one of {', '.join(STEMS)}")
+        if self.stem == "ink" and (len(set(self.mean)) > 1 or len(set(self.std)) > 1):
+            raise ValueError(
+                "the ink stem wants one mean and std for all channels, or white paper would look colourful"
+            )
         if self.classes and len(self.classes) != self.num_classes:
             raise ValueError(f"{len(self.classes)} class names for {self.num_classes} classes")
         parse_scopes(self.scopes, self.depth)

@@ -46,6 +46,8 @@ class Target(nn.Module):
 
     def __init__(self, name: str, config: DocViTConfig) -> None:
         super().__init__()
+        if name == "ink":
+            replace(config, stem="ink")  # raises where the stem itself would
         self.ink = InkStem(config.in_chans, config.patch_size, 1).requires_grad_(False) if name == "ink" else None
         self.size = self.ink.norm.num_features if self.ink else config.in_chans * config.patch_size**2
 

@@ -233,7 +233,10 @@ def read_recipe(folder: str | os.PathLike[str], kind: type[AnyRecipe] = Recipe) 
         raise TrainingError(f"{folder} holds no {RECIPE}: there is no run to resume; train without --resume first")
     try:
         values = json.loads(file.read_text())
-        nested = {"augmentation": Augmentation(**values["augmentation"]), "train": TrainSettings(**values["train"])}
+        nested = {
+            "augmentation": Augmentation(**{"grey": 0.0} | values["augmentation"]),
+            "train": TrainSettings(**values["train"]),
+        }
         return kind(**{**values, **nested})
     except (ValueError, TypeError, KeyError) as error:
         raise TrainingError(f"{file} is damaged, or of another kind of run: {error}") from error

@@ -81,7 +81,7 @@ class InkStem(Stem):
     weight nor contrast, which belong to a source and not to a class, comes through. A page's class token is told the
     mean and the standard deviation over the page's inked cells (averages attention can take itself, spreads it can
     not), a second layer of scattering, divided by the first (how edges come and go: letters, words, lines), and the
-    autocorrelation of its rows, which has a peak at the distance of its lines.
+    autocorrelation of edges from row to row, which has a peak at the distance of its lines.
     Nothing but a small MLP, a linear map and the batch norms before them is learned, which helps when documents are few
     and sources fewer.
     While training, the batch norms let the documents of a batch touch each other; afterwards nothing does.
@@ -117,7 +117,7 @@ class InkStem(Stem):
             return ink.compare(self.measure(patches.float()))
 
     def measure(self, patches: Tensor) -> ink.Measured:
-        """(T, C * P * P), in float32."""
+        """What `docvit.ink` measures of patches (T, C * P * P) in float32."""
         return ink.measure(patches.unflatten(1, (self.in_chans, self.patch_size, self.patch_size)))
 
 

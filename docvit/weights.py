@@ -60,7 +60,8 @@ def load_pretrained(folder: str | os.PathLike[str] | None = None) -> DocViT:
         model = DocViT(DocViTConfig.from_dict(json.loads((path / CONFIG).read_text())))
         model.load_state_dict(load_file(path / WEIGHTS))  # into float32, whatever is in the file
     except Exception as error:  # JSON, settings, safetensors and shapes each raise their own kinds
-        raise ModelError(f"{path} cannot be loaded: {error}") from error
+        told = " ".join(str(error).split("\n\t")[:2])  # torch lists every single weight
+        raise ModelError(f"{path} cannot be loaded: {told}") from error
     return model.eval()
 
 

@@ -95,7 +95,12 @@ class MeasuredStem(InkStem):
 
     def measure(self, patches: Tensor) -> ink.Measured:
         cells, side = self.patch_size // ink.CELL, self.patch_size
-        sizes = [cells**2, *[ink.ORIENTATIONS * cells**2] * ink.SCALES, ink.SCALES * 3 * ink.MODULATED, side + 1]
+        sizes = [
+            cells**2,
+            *[ink.ORIENTATIONS * cells**2] * ink.SCALES,
+            ink.SCALES * 3 * ink.MODULATED,
+            3 * side // 4 + 1,
+        ]
         density, *edges, modulation, lines = patches.split(sizes, 1)
         density, *edges = (part.unflatten(1, (-1, cells, cells)) for part in (density, *edges))
         return ink.Measured(density, edges, modulation, lines)

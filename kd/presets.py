@@ -88,9 +88,10 @@ class Preset:
         )
 
     def shortened(self, epochs: int) -> Preset:
-        """With at most so many epochs a stage: shows that everything runs, and is told as no more than that."""
+        """With at most so many epochs a stage; where that cuts any, nothing can be concluded any more."""
         stages = tuple(replace(s, train=replace(s.train, epochs=min(epochs, s.train.epochs))) for s in self.stages)
-        return replace(self, stages=stages, teaching_epoch=min(epochs, self.teaching_epoch), conclusive=False)
+        conclusive = self.conclusive and stages == self.stages
+        return replace(self, stages=stages, teaching_epoch=min(epochs, self.teaching_epoch), conclusive=conclusive)
 
 
 def _report_stages(teacher_epochs: int, epochs: int) -> tuple[Stage, ...]:

@@ -101,7 +101,9 @@ def _table(table: Table, results: Results, preset: Preset) -> str:
     lines = [f"## {table.title} (`{table.name}`)", "", "| | here | the report | runs |", "|---|---|---|---|"]
     for cell, sample in zip(table.cells, samples, strict=True):
         reported = "" if cell.reported is None else f"{cell.reported:g}"
-        lines.append(f"| {cell.label} | {_mean(sample, cell.figure)} | {reported} | {len(sample)} |")
+        epochs = preset.stage(cell.stage).train.epochs
+        label = f"{cell.label} (after {epochs})" if cell.epoch > epochs else cell.label
+        lines.append(f"| {label} | {_mean(sample, cell.figure)} | {reported} | {len(sample)} |")
     lines += ["", verdict(table, samples, conclusive=preset.conclusive), ""]
     notes = [table.note, _failure(table, samples) if table.name == "distillation" else ""]
     lines += [note for text in notes if text for note in (text, "")]

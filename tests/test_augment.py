@@ -144,6 +144,13 @@ def test_noise_leaves_paper_alone():
     assert result[0][~blank].std() > 0.05
 
 
+def test_noise_has_no_colour():
+    coloured = np.repeat(page()[..., None], 3, 2)
+    (result,) = changed([coloured], noise=0.2)
+    assert torch.equal(result[0], result[1])
+    assert result[0].std() > 0.05
+
+
 def test_pages_of_a_document_change_alike_but_not_quite():
     first, second = augment([page(), page()], Augmentation(), np.random.default_rng(0))
     (other,) = augment([page()], Augmentation(), np.random.default_rng(1))

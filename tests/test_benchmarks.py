@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from kd.benchmarks import bench_cifar10
 from kd.cifar10 import Augment
 from kd.cifar10_files import BATCHES, CIFAR10, CLASS_NAMES
 from kd.presets import PRESETS
-from kd.report import difference, verdict
+from kd.report import _failure, difference, verdict
 from kd.results import BenchmarkError
 from kd.tables import FIGURES, TABLES, Cell, Claim, Table
 
@@ -121,6 +122,7 @@ def test_a_shortened_preset_concludes_nothing():
     modern = PRESETS["modern"].shortened(40)
     assert [stage.train.epochs for stage in modern.stages] == [40, 30, 40]
     assert (modern.teaching_epoch, modern.conclusive) == (40, False)
+    assert PRESETS["modern"].shortened(1000) == PRESETS["modern"]
 
 
 @pytest.mark.usefixtures("without_plots")
@@ -316,7 +318,17 @@ def test_failing_training_is_told_in_the_report(tmp_path):
     assert results.runs["failure-seed0"]["warnings"]
     told = (tmp_path / "report.md").read_text()
     assert "failure-seed0: alone: still at chance" in told
-    curve = results.runs["failure-seed0"]["networks"]["alone"]["weights"]
-    for epoch, row in ((len(curve), "SGD at 0.001"), (3, "SGD at 0.001, 3 epochs")):
-        below = 100 * curve[min(epoch, len(curve)) - 1]["test_accuracy"] < 12
-        assert f"{int(below)} of 1 runs (without, {row})" in told
+    assert "| without, SGD at 0.001, 3 epochs (after 1) |" in told
+
+
+def test_a_cell_reads_its_epoch_and_failures_are_counted_row_by_row():
+    table = next(table for table in TABLES["report"] if table.name == "distillation")
+    curves = [[0.1, 0.1, 0.11, 0.2], [0.1, 0.1, 0.13, 0.118]]
+    weights = [[{"test_accuracy": x} for x in curve] for curve in curves]
+    runs = {seed: {"networks": {"alone": {"weights": curve}}} for seed, curve in enumerate(weights)}
+    last, third = (
+        Cell("l", "failure", epoch=epoch).sample(SimpleNamespace(of_stage=lambda stage: runs)) for epoch in (0, 3)
+    )
+    assert (last, third) == ({0: 20.0, 1: pytest.approx(11.8)}, {0: 11.0, 1: 13.0})
+    told = _failure(table, [{}, last, third, {}])
+    assert told.endswith("1 of 2 runs (without, SGD at 0.001), 1 of 2 runs (without, SGD at 0.001, 3 epochs).")

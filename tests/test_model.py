@@ -290,6 +290,7 @@ def test_a_configuration_survives_json():
         ({"in_chans": 2}, "in_chans"),
         ({"pooling": "median"}, "mean, max"),
         ({"stem": "resnet"}, "linear, conv"),
+        ({"stem": "ink", "patch_size": 32, "mean": [0.5, 0.4, 0.4]}, "one mean and std"),
         ({"scopes": "everything"}, "alternate:K"),
         ({"num_classes": 3, "classes": ["a", "b"]}, "2 class names for 3 classes"),
     ],

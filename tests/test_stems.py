@@ -64,10 +64,11 @@ def statistics_of(patches):
     return np.concatenate([inked.mean(0), inked.std(0), *texture_of(patches)])
 
 
-def texture_of(patches):
+def texture_of(patches, side=P):
     """How edges change from place to place, divided by their strength, and the autocorrelation of rows, in float64."""
-    levels, changes, correlation = np.zeros((3, 1, 4)), np.zeros((3, 2, 4)), np.zeros(P)
-    for patch in patches.reshape(len(patches), -1, P, P).double().mean(1).numpy():
+    levels, changes, correlation, count = np.zeros((3, 1, 4)), np.zeros((3, 2, 4)), np.zeros(side), 0
+    for patch in patches.reshape(len(patches), -1, side, side).double().mean(1).numpy():
+        count += np.ptp(patch) > 1e-6  # with ink
         framed = np.pad(patch, 1, mode="edge")
         across, down = framed[1:-1, 2:] - framed[1:-1, :-2], framed[2:, 1:-1] - framed[:-2, 1:-1]
         for direction, along in enumerate((across, down, (across + down) / 2**0.5, (across - down) / 2**0.5)):
@@ -79,9 +80,8 @@ def texture_of(patches):
                 changes[scale, 0, direction] += np.abs(np.diff(strength, axis=1)).mean()
                 changes[scale, 1, direction] += np.abs(np.diff(strength, axis=0)).mean()
         rows = np.abs(across).mean(1) - np.abs(across).mean()
-        correlation += [rows[: P - lag] @ rows[lag:] for lag in range(P)]
-    count = sum(float(patch.max() > patch.min()) for patch in patches)
-    lags = correlation[1 : 3 * P // 4 + 1] / (correlation[0] + count * 2 * P * 3e-5)
+        correlation += [rows[: side - lag] @ rows[lag:] for lag in range(side)]
+    lags = correlation[1 : 3 * side // 4 + 1] / (correlation[0] + count * 2 * side * 3e-5)
     return (changes / count / (levels / count + 0.04)).ravel(), lags
 
 
@@ -90,21 +90,33 @@ def gathered(stem, patches, lengths):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("side", [16, 48])
+def test_texture_in_patches_of_other_sizes(side):
+    patches = torch.randn(4, 3 * side * side)
+    expected = np.concatenate(texture_of(patches, side))
+    found = ink.gather(ink.measure(patches.unflatten(1, (3, side, side))), torch.tensor([4]))
+    assert found.shape[1] == ink.sizes(3, side)[1]
+    close(found[0, -len(expected) :], torch.from_numpy(expected).float(), 1e-4)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_page_is_told_mean_and_deviation_over_its_inked_cells(channels):
     stem, (patches, lengths) = trained(channels), pages(2, 3, channels=channels)
-    patches[1, :] = 0.7  # nothing on it
+    blank = patches[1].view(channels, P * P)  # but for a colour, which is no ink
+    blank[:] = torch.tensor([0.7, 0.1, 0.1])[:channels, None]
     patches[3].view(channels, P, P)[:, :16] = 0.0  # two of its four cells are empty
     expected = np.stack([statistics_of(patches[:2]), statistics_of(patches[2:])])
     close(gathered(stem, patches, lengths), torch.from_numpy(expected).float(), 1e-4)
 
 
 @torch.no_grad()
-def test_blank_patches_change_nothing_about_a_page_and_empty_pages_are_no_trouble(stem):
-    patches, lengths = pages(3, 2)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_blank_patches_change_nothing_about_a_page_and_empty_pages_are_no_trouble(channels):
+    stem, (patches, lengths) = trained(channels), pages(3, 2, channels=channels)
     alone = [gathered(stem, part, torch.tensor([len(part)])) for part in patches.split([3, 2])]
     close(gathered(stem, patches, lengths), torch.cat(alone))
-    blank = torch.full((2, P * P), 0.4)
+    blank = torch.full((2, channels * P * P), 0.4)
     close(gathered(stem, torch.cat([patches[:3], blank, patches[3:]]), torch.tensor([5, 2])), torch.cat(alone), 1e-5)
     with_empty = gathered(stem, patches, torch.tensor([3, 0, 2]))
     close(with_empty[[0, 2]], torch.cat(alone))
