@@ -23,8 +23,8 @@ class Measured(NamedTuple):
         edges: at each scale (T, O, c, c), how strong in every direction.
         modulation: (T, S * 3 * 4) at each scale and in four directions: edges' strength, and how much it changes from
             one place to the next, across and down.
-        lines: (T, 3 P / 4 + 1) autocorrelation, from row to row of pixels, of how strong edges are in a row: it peaks at
-            the distance of lines of text.
+        lines: (T, 3 P / 4 + 1) autocorrelation, from row to row of pixels, of how strong edges are: it peaks at the
+            distance of lines of text.
     """
 
     ink: Tensor
