@@ -234,6 +234,7 @@ def read_recipe(folder: str | os.PathLike[str], kind: type[AnyRecipe] = Recipe) 
     try:
         values = json.loads(file.read_text())
         nested = {
+            # runs from before documents could lose their colours go on as they began
             "augmentation": Augmentation(**{"grey": 0.0} | values["augmentation"]),
             "train": TrainSettings(**values["train"]),
         }

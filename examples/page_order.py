@@ -94,15 +94,10 @@ class MeasuredStem(InkStem):
     """The ink stem, given what it measures (`measurements`) instead of pixels: (T, figures) -> (T, D)."""
 
     def measure(self, patches: Tensor) -> ink.Measured:
-        cells, side = self.patch_size // ink.CELL, self.patch_size
-        sizes = [
-            cells**2,
-            *[ink.ORIENTATIONS * cells**2] * ink.SCALES,
-            ink.SCALES * 3 * ink.MODULATED,
-            3 * side // 4 + 1,
-        ]
-        density, *edges, modulation, lines = patches.split(sizes, 1)
-        density, *edges = (part.unflatten(1, (-1, cells, cells)) for part in (density, *edges))
+        nothing = super().measure(patches.new_zeros(0, self.in_chans * self.patch_size**2))  # for its shapes
+        shapes = [part.shape[1:] for part in (nothing.ink, *nothing.edges, *nothing[2:])]
+        parts = patches.split([shape.numel() for shape in shapes], 1)
+        density, *edges, modulation, lines = (p.unflatten(1, shape) for p, shape in zip(parts, shapes, strict=True))
         return ink.Measured(density, edges, modulation, lines)
 
 
