@@ -64,6 +64,7 @@ def distill(
     temperature: float = Targets.temperature,
     soft: str | SoftLoss = "soft-targets",
     label_smoothing: float = Targets.label_smoothing,
+    ramp_up: float = Targets.ramp_up,
     fine_tune: int = 0,
     ema: EMATeacher | float | None = None,
     settings: TrainSettings | None = None,
@@ -78,13 +79,13 @@ def distill(
     """Train `student` in place on labels and on what `teacher` says of the very same inputs.
 
     For a teacher that is the moving average of the student itself (mean teacher, arXiv 1703.01780), give one
-    `EMATeacher(student)` both as `teacher` and as `ema`.
+    `EMATeacher(student)` both as `teacher` and as `ema`, and a `ramp_up`.
 
     Args:
         teacher: inputs to logits (B, C), as the student; it is moved to the device and left in eval mode, its weights
             and statistics stay as they are.
         data: batches with `.labels` and `.to(device)`.
-        alpha, temperature, soft, label_smoothing: see `Targets`.
+        alpha, temperature, soft, label_smoothing, ramp_up: see `Targets`.
         fine_tune: epochs on hard targets alone afterwards, at a constant tenth of the learning rate; where there is a
             moving average they go on from it and average anew.
         ema: a moving average of the student, or the decay of one; it is what `evaluate` and `save` get.
@@ -104,7 +105,7 @@ def distill(
     place = choose_device(device)
     settings = settings or TrainSettings()
     settings = replace(settings, bf16=settings.bf16 and has_fast_bf16(place))
-    targets = Targets(alpha=alpha, temperature=temperature, soft=soft, label_smoothing=label_smoothing)
+    targets = Targets(alpha=alpha, temperature=temperature, soft=soft, label_smoothing=label_smoothing, ramp_up=ramp_up)
     folder = Path(output) if output is not None else None
 
     # 1. The teacher has learnt; from here on it only predicts.
@@ -190,6 +191,8 @@ def teach(
     probe = _first(epochs).to(device)
     check_classes(model.to(device), teacher, probe, inputs_of=inputs_of, bf16=settings.bf16, names=tuple(by_network))
 
+    total = settings.epochs * len(epochs)
+
     def figures(shown: nn.Module) -> Record:
         record = dict(evaluate(shown)) if evaluate is not None else {}
         return record | _at_chance(model, probe, inputs_of, settings.bf16) if epochs.epoch == 0 else record
@@ -197,7 +200,7 @@ def teach(
     return fit(
         model,
         epochs,
-        Lesson(by_network, teacher, inputs_of=inputs_of, compile=compile),
+        Lesson(by_network, teacher, inputs_of=inputs_of, progress=lambda: epochs.step / total, compile=compile),
         settings,
         output=output,
         ema=ema,
@@ -274,19 +277,22 @@ def _look(model: nn.Module, batch: Any, inputs_of: InputsOf, bf16: bool) -> Mapp
 
 
 class LaterEpochs:
-    """Batches that begin to count at a later epoch, and know which epoch of the stage is in progress."""
+    """Batches that begin to count at a later epoch, and know which epoch and step of the stage are in progress."""
 
     def __init__(self, batches: Batches, first_epoch: int) -> None:
         self.batches, self.first_epoch, self.epoch = batches, first_epoch, 0
+        self.step = 0
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self.batches)
+        for batch in self.batches:
+            yield batch
+            self.step += 1
 
     def set_epoch(self, epoch: int, skip: int = 0) -> None:
-        self.epoch = epoch
+        self.epoch, self.step = epoch, epoch * len(self) + skip
         self.batches.set_epoch(epoch + self.first_epoch, skip)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kd.losses import SoftLoss, distillation_loss, soft_loss
+from kd.losses import SoftLoss, distillation_loss, ramp_up, soft_loss
 from kd.sweep import InputsOf, by_name, join
 
 
@@ -22,12 +22,16 @@ class Targets:
         temperature: softens teacher and student.
         soft: a name in `kd.losses.SOFT_LOSSES`, or a function of that kind.
         label_smoothing: of the hard targets.
+        ramp_up: share of all steps in which the weight of the soft targets rises to `alpha` (`kd.losses.ramp_up`),
+            for a teacher that knows nothing yet: a network that is slow to start finds it easier to agree with its
+            own average than to learn the labels.
     """
 
     alpha: float = 0.5
     temperature: float = 4.0
     soft: str | SoftLoss = "soft-targets"
     label_smoothing: float = 0.0
+    ramp_up: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
@@ -36,10 +40,12 @@ class Targets:
             raise ValueError(f"the temperature must be positive, not {self.temperature}")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label smoothing must lie in 0..1 and below 1, not {self.label_smoothing}")
+        if not 0 <= self.ramp_up <= 1:
+            raise ValueError(f"ramp_up must lie in 0..1, not {self.ramp_up}")
         soft_loss(self.soft)
 
     def losses(self, student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
-        """`kd.losses.distillation_loss` of this mixture."""
+        """`kd.losses.distillation_loss` of this mixture, all of `alpha` in it."""
         return distillation_loss(
             student_logits,
             teacher_logits,
@@ -77,19 +83,38 @@ class Frozen(nn.Module):
 
 
 class Lesson:
-    """The loss for `docvit.train.fit`: every network's own by its name, and their sum."""
+    """The loss for `docvit.train.fit`: every network's own by its name, and their sum.
+
+    `progress` says what share of all steps has been done, for targets that ramp up.
+    """
 
     def __init__(
-        self, targets: Mapping[str, Targets], teacher: Frozen | None, *, inputs_of: InputsOf, compile: bool = False
+        self,
+        targets: Mapping[str, Targets],
+        teacher: Frozen | None,
+        *,
+        inputs_of: InputsOf,
+        progress: Callable[[], float] = lambda: 1.0,
+        compile: bool = False,
     ) -> None:
-        self.targets, self.inputs_of = targets, inputs_of
+        self.targets, self.inputs_of, self.progress = targets, inputs_of, progress
         self.teacher = teacher if any(mixed.alpha > 0 for mixed in targets.values()) else None
         self._losses = torch.compile(_losses) if compile else _losses
 
     def __call__(self, model: nn.Module, batch: Any) -> Mapping[str, Tensor]:
         inputs = self.inputs_of(batch)
         taught = self.teacher(inputs) if self.teacher is not None else None
-        return self._losses(model, inputs, taught, batch.labels, self.targets)
+        return self._losses(model, inputs, taught, batch.labels, self.targets, self._trust(batch.labels.device))
+
+    def _trust(self, device: torch.device) -> dict[str, Tensor]:
+        """What share of its alpha each teacher that ramps up gets in this step."""
+        done = self.progress()
+        # tensors, since a compiled loss would be compiled anew for every number
+        return {
+            name: torch.full((), ramp_up(done, mixed.ramp_up), device=device)
+            for name, mixed in self.targets.items()
+            if mixed.alpha and mixed.ramp_up
+        }
 
 
 def _call(network: nn.Module, inputs: Any) -> Any:
@@ -97,10 +122,17 @@ def _call(network: nn.Module, inputs: Any) -> Any:
 
 
 def _losses(
-    model: nn.Module, inputs: Any, taught: Tensor | None, labels: Tensor, targets: Mapping[str, Targets]
+    model: nn.Module,
+    inputs: Any,
+    taught: Tensor | None,
+    labels: Tensor,
+    targets: Mapping[str, Targets],
+    trust: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
     logits = by_name(model(inputs))
     parts = {name: mixed.losses(logits[name], taught, labels) for name, mixed in targets.items()}
+    for name, share in trust.items():  # share * alpha instead of alpha
+        parts[name]["loss"] = torch.lerp(parts[name]["hard"], parts[name]["loss"], share)
     first, *others = [of_one["loss"] for of_one in parts.values()]
     named = {join(name, part): of_one[part] for name, of_one in parts.items() for part in ("hard", "soft")}
     return {"loss": sum(others, first)} | named

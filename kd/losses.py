@@ -143,8 +143,8 @@ def consistency(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     return F.mse_loss(student.softmax(dim=1), teacher.softmax(dim=1))
 
 
-def ramp_up(step: int, length: int) -> float:
-    """Weight of `consistency` at a step: exp(-5 (1 - step / length)^2), 1 from `length` on (arXiv 1703.01780)."""
+def ramp_up(step: float, length: float) -> float:
+    """Weight of a teacher that still learns: exp(-5 (1 - step / length)^2), 1 from `length` on (arXiv 1703.01780)."""
     remaining = 1 - min(step, length) / length if length > 0 else 0.0
     return math.exp(-5 * remaining**2)
 

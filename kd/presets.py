@@ -104,7 +104,8 @@ def _report_stages(teacher_epochs: int, epochs: int) -> tuple[Stage, ...]:
         Stage("baseline", "student", alone, shorter),
         Stage("failure", "student", alone, replace(FAILING, epochs=epochs)),
         Stage("students", "student", alphas, shorter, taught_by="teacher"),
-        Stage("mean-teacher", "teacher", {"taught": Targets(alpha=0.5)}, shorter, taught_by="average"),
+        # at full weight from the first step, one seed in two never left chance
+        Stage("mean-teacher", "teacher", {"taught": Targets(alpha=0.5, ramp_up=0.25)}, shorter, taught_by="average"),
     )
 
 

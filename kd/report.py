@@ -12,7 +12,7 @@ from scipy.stats import t as student_t
 from docvit.files import replaced
 from kd.lessons import Targets
 from kd.plots import draw_figures
-from kd.presets import Preset
+from kd.presets import Preset, Stage
 from kd.results import Results
 from kd.tables import Claim, Figure, Sample, Table
 
@@ -33,7 +33,7 @@ def write_report(results: Results, preset: Preset, tables: Sequence[Table]) -> N
 
 def _header(results: Results, preset: Preset) -> str:
     data, runs = results.settings["data"], list(results.runs.values())
-    stages = [f"| {s.name} | {_settings(asdict(s.train))} |" for s in preset.stages]
+    stages = [f"| {s.name} | {_settings(asdict(s.train))}{_rise(s)} |" for s in preset.stages]
     lines = [
         f"# CIFAR-10 distillation: the {preset.name} preset",
         "",
@@ -68,6 +68,11 @@ def _reservations(preset: Preset, data: dict[str, Any]) -> list[str]:
     if data["train"] < 50_000 or data["test"] < 10_000:
         found.append(f"only {data['train']:,} + {data['test']:,} of 50,000 + 10,000 images")
     return [f"**Not at full scale: {'; '.join(found)}.**", ""] if found else []
+
+
+def _rise(stage: Stage) -> str:
+    shares = {targets.ramp_up for targets in stage.targets.values()} - {0.0}
+    return "".join(f"; soft targets rise to their weight over {share:.0%} of the steps" for share in sorted(shares))
 
 
 def _settings(train: dict[str, Any]) -> str:

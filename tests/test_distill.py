@@ -1,6 +1,7 @@
 """Distillation: the teacher stays as it is, runs resume exactly, a sweep is its members alone, misfits are refused."""
 
 import copy
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -147,12 +148,12 @@ def interrupt_after(data, step):
     return data
 
 
-@pytest.mark.parametrize("ema", [None, 0.9])
+@pytest.mark.parametrize(("ema", "ramp_up"), [(None, 0.0), (0.9, 0.5)])
 @pytest.mark.parametrize("step", [2, 5, 9, 11])
-def test_interrupted_is_uninterrupted(tmp_path, step, ema):
+def test_interrupted_is_uninterrupted(tmp_path, step, ema, ramp_up):
     """Three epochs of distillation and two of fine-tuning; stopped early, late, between them, and in the second."""
     settings = replace(SETTINGS, checkpoint_minutes=0.0)
-    arguments = {"fine_tune": 2, "ema": ema, "settings": settings, "device": "cpu"}
+    arguments = {"fine_tune": 2, "ema": ema, "ramp_up": ramp_up, "settings": settings, "device": "cpu"}
     whole = distill(net(), net(1), batches(), **arguments, output=tmp_path / "whole")
     # the first look at the data, before training, takes a batch as well
     with pytest.raises(Stops):
@@ -290,10 +291,13 @@ def without_noise():
     return nn.Sequential(*[module for module in plain() if not isinstance(module, nn.BatchNorm1d)])
 
 
-def test_a_teacher_that_is_the_students_own_average():
+@pytest.mark.parametrize("rising", [0, 6])
+def test_a_teacher_that_is_the_students_own_average(rising):
+    """Its weight rises over `rising` of the steps as in the paper, if it is to rise."""
     student = without_noise()
     average = EMATeacher(student, decay=0.9)
-    result = distill(student, average, batches(), ema=average, settings=SETTINGS, device="cpu")
+    ramp_up = rising / (SETTINGS.epochs * len(batches()))
+    result = distill(student, average, batches(), ema=average, ramp_up=ramp_up, settings=SETTINGS, device="cpu")
     assert result.student is average.module
     reference, copied = without_noise(), EMATeacher(without_noise(), decay=0.9)
     optimizer = torch.optim.Adam(reference.parameters(), lr=SETTINGS.lr)
@@ -307,7 +311,8 @@ def test_a_teacher_that_is_the_students_own_average():
             ours = reference(batch.images)
             soft = 16 * F.kl_div((ours / 4).log_softmax(1), (told / 4).softmax(1), reduction="batchmean")
             optimizer.zero_grad()
-            (0.5 * F.cross_entropy(ours, batch.labels) + 0.5 * soft).backward()
+            alpha = 0.5 * (math.exp(-5 * (1 - step / rising) ** 2) if step < rising else 1)
+            ((1 - alpha) * F.cross_entropy(ours, batch.labels) + alpha * soft).backward()
             optimizer.step()
             step += 1
             copied.update(reference, step)
@@ -358,10 +363,11 @@ def test_misfits_are_refused_before_anything_is_written_or_trained(tmp_path, stu
 
 
 @pytest.mark.parametrize(
-    "settings", [{"alpha": 1.5}, {"temperature": 0.0}, {"soft": "none such"}, {"label_smoothing": 1.0}]
+    "settings",
+    [{"alpha": 1.5}, {"temperature": 0.0}, {"soft": "none such"}, {"label_smoothing": 1.0}, {"ramp_up": 2.0}],
 )
 def test_impossible_targets_are_refused(settings):
-    with pytest.raises(ValueError, match=r"alpha|temperature|none such|smoothing"):
+    with pytest.raises(ValueError, match=r"alpha|temperature|none such|smoothing|ramp_up"):
         distill(net(), net(1), batches(), settings=SETTINGS, device="cpu", **settings)
 
 
