@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from collections.abc import Iterable, Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from docvit.hardware import choose_device, cpu_streams, has_fast_bf16, in_streams
+from docvit.hardware import cast_linear, choose_device, cpu_streams, has_fast_bf16, in_streams
 from docvit.model import DocViT
 from docvit.pages import DocumentError, PageStack, Rendering, read_document
 from docvit.patches import PatchSequence
@@ -139,7 +140,10 @@ class DocumentClassifier:
         read = read_documents(names, self.rendering, max_pages=max_pages, workers=workers, timeout=timeout)
         streams = cpu_streams() if self.device.type == "cpu" else 1
         batches = in_batches(read, self.rendering, budget)
-        for rows in in_streams(partial(self._settle, strategy=strategy), batches, streams):
+        ready = copy.copy(self)
+        if self.bf16:
+            ready.model = cast_linear(self.model)
+        for rows in in_streams(partial(ready._settle, strategy=strategy), batches, streams):
             yield from rows
 
     def _settle(self, results: list[Read], *, strategy: str) -> list[Prediction]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,9 +10,11 @@ from itertools import islice
 from typing import TypeVar
 
 import torch
+from torch import nn
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def default_device() -> str:
@@ -38,6 +41,20 @@ def has_fast_bf16(device: torch.device | str) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     # torch has no public question for this; where the private one is missing, float32 is always right
     return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
+def cast_linear(model: Module) -> Module:
+    """A copy for inference whose linear layers hold bfloat16 weights; all else is shared with `model`.
+
+    Under autocast it gives the same numbers to the bit, but the weights are not cast anew in every forward.
+    """
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    copied = copy.deepcopy(model, shared)
+    for module in copied.modules():
+        if isinstance(module, nn.Linear):
+            for name, weight in module.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(weight.detach().bfloat16(), requires_grad=False))
+    return copied
 
 
 def cpu_streams() -> int:

@@ -7,8 +7,9 @@ import time
 
 import pytest
 import torch
+from torch import nn
 
-from docvit.hardware import in_streams
+from docvit.hardware import cast_linear, in_streams
 
 
 @pytest.fixture
@@ -69,3 +70,20 @@ def test_left_early_it_ends_quietly(cores):
     assert [next(results) for _ in range(3)] == [0, 0, 0]
     results.close()
     assert torch.get_num_threads() == cores
+
+
+def test_linear_layers_cast_once_give_what_autocast_gives_and_leave_the_model_alone():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.LayerNorm(8), nn.Linear(8, 16), nn.GELU(), nn.BatchNorm1d(16), nn.Linear(16, 4, bias=False)
+    )
+    model.eval()
+    before = {name: (value, value.clone()) for name, value in model.state_dict(keep_vars=True).items()}
+    cast, inputs = cast_linear(model), torch.randn(5, 8)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(cast(inputs), model(inputs))
+    assert {module.weight.dtype for module in cast if isinstance(module, nn.Linear)} == {torch.bfloat16}
+    assert cast[0].weight is model[0].weight  # no memory for what stays as it is
+    for name, value in model.state_dict(keep_vars=True).items():
+        assert value is before[name][0]
+        assert torch.equal(value, before[name][1])
