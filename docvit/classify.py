@@ -74,7 +74,7 @@ class DocumentClassifier:
 
     def __init__(self, model: DocViT, *, device: torch.device | str | None = None, renderer: str | None = None) -> None:
         if not model.num_classes:
-            raise ValueError("the model has no classes: call reset_classifier first")
+            raise ValueError("the model has no classes: train it on labels first (docvit train --init DIR)")
         self.device = choose_device(device)
         self.model = model.eval().to(self.device)
         self.classes = model.config.classes or tuple(str(i) for i in range(model.num_classes))

@@ -31,7 +31,7 @@ from docvit.rows import RowFormat, print_inspection, print_report, row_writer
 from docvit.shapes import inspect_document
 from docvit.strategies import STRATEGIES, get_strategy
 from docvit.train import Record, TrainSettings
-from docvit.variants import BASELINES, baseline_of, with_baseline
+from docvit.variants import BASELINES, baseline_of, list_variants, with_baseline
 from docvit.weights import load_pretrained
 
 app = typer.Typer(
@@ -54,7 +54,9 @@ Model = Annotated[str | None, typer.Option("--model", help="Model folder or hub 
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that render pages.")]
 Output = Annotated[Path, typer.Option(metavar="DIR", help="Where the model folder is written.")]
-Variant = Annotated[str, typer.Option("--model", metavar="NAME", help="Variant to train from scratch.")]
+Variant = Annotated[
+    str, typer.Option("--model", metavar="NAME", help=f"Variant to train from scratch: {', '.join(list_variants())}.")
+]
 Init = Annotated[str | None, typer.Option(metavar="timm:NAME|DIR", help="Start from these weights instead.")]
 PositionsOption = Annotated[str | None, typer.Option("--positions", help=f"Positional scheme: {', '.join(POSITIONS)}.")]
 Scopes = Annotated[str | None, typer.Option(help="What blocks see: page, document, page-then-document:K, alternate:K.")]
@@ -95,8 +97,13 @@ def classify(
 ) -> None:
     """Classify documents: one row a file, also for a file that cannot be read.
 
+    A folder stands for the documents in it; one with images and neither PDFs nor folders is one document, page by
+    page in the order of their names. Put -- before names that begin with a dash.
+
     Exit status: 0 all files were read, 1 some were not, 2 wrong usage.
     """
+    if explain_to is not None:
+        explain_to.mkdir(parents=True, exist_ok=True)  # what is wrong with it shall be said before the first row
     classifier = DocumentClassifier.from_pretrained(model, device=device, renderer=renderer.value if renderer else None)
     found = find_documents(paths)
     predictions = classifier.predict(found, max_pages=max_pages, workers=workers, timeout=timeout)
@@ -147,6 +154,9 @@ def evaluate(
     device: Device = None,
 ) -> None:
     """Measure a model on labelled documents: accuracy, macro-F1, calibration, per class, confusion.
+
+    ECE: how far scores are from being probabilities, 0 at best. AURC: the share of errors among the surer documents,
+    averaged over how many of them are taken, 0 at best.
 
     Exit status: 0 all files were read, 1 some were not, 2 wrong usage.
     """

@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from docvit.augment import Augmentation, augment
 from docvit.cache import CachedDocument
-from docvit.pages import SUFFIXES, PageStack, Rendering, find_documents, spread
+from docvit.pages import SUFFIXES, DocumentError, PageStack, Rendering, find_documents, spread
 from docvit.patches import PatchSequence, pack
+from docvit.pool import read_documents
 
 MAX_LISTED = 20
 UNLABELLED = -1
@@ -61,7 +62,8 @@ def read_labelled(
 
     Raises:
         DataError: with every problem found: missing columns, missing files, files listed twice, classes without
-            documents, labels that are not among `classes`.
+            documents, labels that are not among `classes`; and, if there is any such, files that cannot be read, which
+            otherwise are found when pages are rendered.
     """
     path = Path(data)
     if path.is_dir():
@@ -79,7 +81,9 @@ def read_labelled(
     if not rows and not problems:
         problems.append("no documents: give a folder with one sub folder a class, or a CSV with path,label")
     if problems:
-        raise DataError(data, problems)
+        first_and_last = read_documents((p for p, _, _ in rows), max_pages=2)
+        unreadable = [f"{e.kind}: {e}" for e in first_and_last if isinstance(e, DocumentError)]
+        raise DataError(data, problems + unreadable)
     groups = tuple(group for _, _, group in rows) if group_column else None
     return LabelledDocuments(
         tuple(p for p, _, _ in rows), tuple(names.index(label) for _, label, _ in rows), names, groups
@@ -120,7 +124,7 @@ def _read_csv(path: Path, group_column: str | None) -> tuple[list[Row], list[str
                 if not location or not label:
                     problems.append(f"line {line}: empty path or label")
                 elif not os.path.exists(resolved):
-                    problems.append(f"line {line}: no such file: {location}")
+                    problems.append(f"line {line}: no such file: {location} (paths are relative to the CSV)")
                 elif lines.setdefault(resolved, line) != line:
                     problems.append(f"line {line}: {location} stands on line {lines[resolved]} already")
                 elif group_column and not row[group_column]:

@@ -63,7 +63,11 @@ def render(
     wanted = list(dict.fromkeys(paths))
     pages = PageCache(cache or default_cache(), rendering)
     if place.rank == 0:
-        files, errors = pages.prepare(wanted, workers=workers)
+        try:
+            files, errors = pages.prepare(wanted, workers=workers)
+        except KeyboardInterrupt:
+            logger.warning("stopped before training began: the same command goes on with the pages drawn so far")
+            raise
     if place.world_size > 1:
         dist.barrier()
     if place.rank > 0:

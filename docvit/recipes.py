@@ -131,13 +131,16 @@ def train_documents(
         The trained model, in eval mode, and one record an epoch.
 
     Raises:
-        DataError: documents that cannot be read (all of them at once), before training begins.
+        DataError: documents that cannot be read (all of them at once), or nothing but one class, before training
+            begins.
         ModelError: `init` names no model that can be had.
         TrainingError: `output` holds another run, or none to resume.
         ValueError: an unknown variant, setting or device; the message names the choices.
     """
     folder = Path(output)
     recipe = agree_on_recipe(folder, recipe, resume=resume)
+    if len(data.classes) < 2:
+        raise DataError("the data", [f"there is one class, {data.classes[0]}: it takes two to tell anything apart"])
     with process_group(device) as place:
         model = build_model(recipe, data.classes)
         paths = data.paths + (valid.paths if valid else ())

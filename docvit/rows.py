@@ -14,7 +14,7 @@ from docvit.classify import Prediction
 from docvit.metrics import Report
 from docvit.shapes import Cost, Inspection, Measured
 
-COLUMNS = ("path", "label", "score", "num_pages", "pages_read", "error")
+COLUMNS = ("path", "label", "score", "num_pages", "pages_read", "error", "message")
 Rows = Generator[None, Prediction, None]
 
 
@@ -40,7 +40,9 @@ def _csv(_: list[str]) -> Rows:
     writer.writeheader()
     while True:
         prediction = yield
-        writer.writerow(prediction.as_dict() | {"error": str(prediction.error.kind) if prediction.error else ""})
+        error = prediction.error
+        told = {"error": error.kind, "message": error.message} if error else {"error": "", "message": ""}
+        writer.writerow(prediction.as_dict() | told)
         sys.stdout.flush()
 
 
@@ -49,7 +51,8 @@ def _table(paths: list[str]) -> Rows:
     print(f"{'path':<{width}}  {'label':<14} {'score':>5}  pages", flush=True)
     while True:
         prediction = yield
-        path = prediction.path if len(prediction.path) <= width else "…" + prediction.path[1 - width :]
+        path = "".join(c if c.isprintable() else "?" for c in prediction.path)  # a row is a line
+        path = path if len(path) <= width else "…" + path[1 - width :]
         if prediction.error is not None:
             print(f"{path:<{width}}  {prediction.error.kind}: {prediction.error.message}", flush=True)
             continue

@@ -363,7 +363,7 @@ def _interruptible() -> Iterator[threading.Event]:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        logger.warning("stopping after this step; a checkpoint is written (once more to stop at once)")
+        logger.warning("stopping after this step; a checkpoint to resume from is written (once more to stop at once)")
 
     signals = (signal.SIGINT, signal.SIGTERM)
     previous = [signal.signal(number, handle) for number in signals]

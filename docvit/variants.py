@@ -18,6 +18,11 @@ BASELINES: dict[str, dict[str, Any]] = {
 }
 
 
+def list_variants() -> list[str]:
+    """The names that `create_model` knows."""
+    return timm.list_models("docvit_*")
+
+
 def create_model(name: str, *, baseline: str | None = None, **settings: Any) -> DocViT:
     """A freshly initialised DocViT.
 
@@ -31,7 +36,7 @@ def create_model(name: str, *, baseline: str | None = None, **settings: Any) -> 
     """
     if baseline is not None:
         settings = with_baseline(baseline, settings)
-    names = timm.list_models("docvit_*")
+    names = list_variants()
     if name not in names:
         raise ValueError(f"no variant {name!r}: choose one of {', '.join(names)}")
     model: DocViT = timm.create_model(name, **settings)

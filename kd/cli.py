@@ -33,6 +33,7 @@ from docvit.console import fail, run
 from docvit.pretrain import find_unlabelled
 from docvit.recipes import Recipe, read_recipe
 from docvit.train import TrainSettings
+from docvit.variants import list_variants
 from docvit.weights import load_pretrained
 from kd.benchmarks import bench_cifar10
 from kd.cifar10_files import download as download_cifar10
@@ -69,7 +70,11 @@ def distill(
     ],
     output: Output,
     student: Annotated[
-        str, typer.Option(metavar="NAME|DIR", help="Variant to train from scratch, or a model folder to begin from.")
+        str,
+        typer.Option(
+            metavar="NAME|DIR",
+            help=f"Variant to train from scratch ({', '.join(list_variants())}), or a model folder to begin from.",
+        ),
     ] = Recipe.model,
     alpha: Annotated[
         float, typer.Option(help="Weight of the soft targets; the labels have the rest.")

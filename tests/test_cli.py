@@ -153,7 +153,25 @@ def test_csv(classify, tmp_path):
     assert [row["path"] for row in rows] == [str(tmp_path / name) for name in names]
     assert [row["label"] for row in rows] == ["text", "text", ""]
     assert [row["error"] for row in rows] == ["", "", "NotFound"]
+    assert [bool(row["message"]) for row in rows] == [False, False, True]
     assert rows[0]["num_pages"] == "2"
+
+
+def test_a_row_of_the_table_is_a_line_whatever_the_name(classify, tmp_path):
+    (tmp_path / "two\nlines.pdf").write_bytes(classed_pdf("text"))
+    code, out, _ = classify(tmp_path / "two\nlines.pdf", tmp_path / "go\rne.pdf")
+    _, read, gone = out.splitlines()
+    assert code == 1
+    assert "lines.pdf  text" in read
+    assert "ne.pdf  NotFound: " in gone
+
+
+def test_what_is_wrong_with_the_folder_of_explanations_is_said_before_any_row(classify, tmp_path):
+    (tmp_path / "a.pdf").write_bytes(classed_pdf("text"))
+    (tmp_path / "file").touch()
+    code, out, err = classify(tmp_path / "a.pdf", "--explain", tmp_path / "file")
+    assert (code, out) == (2, "")
+    assert str(tmp_path / "file") in err
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -141,6 +141,34 @@ cli.main()
 """
 
 
+CTRL_C_WHILE_DRAWING = """
+import os, signal
+from docvit import cache, cli
+def interrupted(*arguments, **options):
+    os.kill(os.getpid(), signal.SIGINT)
+    yield
+cache.read_documents = interrupted
+cli.main()
+"""
+
+
+def test_ctrl_c_before_training_says_that_nothing_began(corpus, start, tmp_path):
+    with process(CTRL_C_WHILE_DRAWING, *training(corpus, tmp_path / "run", start)) as other:
+        out, err = other.communicate(timeout=300)
+    assert (other.returncode, out) == (130, "")
+    assert "stopped before training began: the same command goes on" in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_class_is_refused(docvit, corpus, start, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / CLASSES[0]).symlink_to(f"{corpus}/{CLASSES[0]}")
+    code, _, err = docvit(*training(tmp_path / "data", tmp_path / "run", start))
+    assert code == 2
+    assert f"there is one class, {CLASSES[0]}" in err
+
+
 def test_ctrl_c_leaves_a_checkpoint_that_resumes_to_the_same_weights(docvit, corpus, start, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert docvit(*training(corpus, whole, start, "--epochs", 3))[0] == 0

@@ -116,8 +116,8 @@ def test_batches_hold_the_same_documents_for_models_of_one_rendering(trained, da
     first = sizes[0][0]
     counts, others = ([n for c, n in sizes if (c is first) == mine] for mine in (True, False))
     assert counts == others
-    warm, *real = counts  # the first batch twice: to warm up
-    assert warm == real[0]
+    warm, real = counts[::2], counts[1::2]  # every batch twice: kernels are made for shapes that are new
+    assert warm == real
     assert len(real) > 2
     assert sum(real) == len(data)
 
