@@ -97,8 +97,9 @@ def classify(
 ) -> None:
     """Classify documents: one row a file, also for a file that cannot be read.
 
-    A folder stands for the documents in it; one with images and neither PDFs nor folders is one document, page by
-    page in the order of their names. Put -- before names that begin with a dash.
+    A folder stands for the documents in it; one of page images, without PDFs and folders, is one document.
+
+    Put -- before names that begin with a dash.
 
     Exit status: 0 all files were read, 1 some were not, 2 wrong usage.
     """
@@ -155,8 +156,9 @@ def evaluate(
 ) -> None:
     """Measure a model on labelled documents: accuracy, macro-F1, calibration, per class, confusion.
 
-    ECE: how far scores are from being probabilities, 0 at best. AURC: the share of errors among the surer documents,
-    averaged over how many of them are taken, 0 at best.
+    ECE: how far scores are from how often they are right, 0 at best.
+
+    AURC: share of errors among the documents that it is surest of, averaged over how many are taken, 0 at best.
 
     Exit status: 0 all files were read, 1 some were not, 2 wrong usage.
     """
