@@ -24,7 +24,7 @@ from docvit.weights import load_pretrained
 logger = logging.getLogger(__name__)
 Path = str | os.PathLike[str]
 Read = PageStack | DocumentError
-BUDGET = 2560
+BUDGET = 1280
 
 
 @dataclass(frozen=True)

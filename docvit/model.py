@@ -21,6 +21,7 @@ from docvit.stems import STEMS
 SCOPES = ("page", "document", "page-then-document:K", "alternate:K")
 POOLINGS = ("mean", "max", "mean+std")
 States = dict[str, Tensor]
+CACHED_ROWS = 768
 LEAST_SPREAD = 1e-3  # the root's slope at 0 is infinite
 
 
@@ -191,7 +192,13 @@ class Block(nn.Module):
             x = x.index_select(0, layout.class_tokens)
         document, documents = layout.document_of_page if last else layout.document, len(layout.page_counts)
         x = x + self._drop(self.ls1(attended), document, documents)
-        return x + self._drop(self.ls2(self.mlp(self.norm2(x))), document, documents)
+        return x + self._drop(self.ls2(self._feed_forward(self.norm2(x))), document, documents)
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        if x.is_cuda or torch.is_grad_enabled():
+            return self.mlp(x)
+        # a few rows at a time: what lies between its layers, four times as wide, stays in the processor's caches
+        return torch.cat([self.mlp(rows) for rows in x.split(CACHED_ROWS)])
 
     def _drop(self, branch: Tensor, document: Tensor, documents: int) -> Tensor:
         if not self.training or self.drop_path.drop_prob == 0.0:
