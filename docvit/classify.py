@@ -120,7 +120,8 @@ class DocumentClassifier:
         """Classifies a stream of files, in order; a file that cannot be read yields its error and the rest goes on.
 
         Pages are rendered in worker processes beside the model, a bounded number of documents ahead. On the CPU the
-        model runs on several batches at once, on a few cores each: small matrices leave many cores waiting.
+        model runs on several batches at once, on a few cores each: small matrices leave many cores waiting. Do not
+        change the model while a stream is open.
 
         Args:
             paths: read lazily, so it may be endless.
@@ -140,11 +141,15 @@ class DocumentClassifier:
         read = read_documents(names, self.rendering, max_pages=max_pages, workers=workers, timeout=timeout)
         streams = cpu_streams() if self.device.type == "cpu" else 1
         batches = in_batches(read, self.rendering, budget)
+        for rows in in_streams(partial(self.for_stream()._settle, strategy=strategy), batches, streams):
+            yield from rows
+
+    def for_stream(self) -> DocumentClassifier:
+        """The same for many batches: what each of them would do again is done once."""
         ready = copy.copy(self)
         if self.bf16:
             ready.model = cast_linear(self.model)
-        for rows in in_streams(partial(ready._settle, strategy=strategy), batches, streams):
-            yield from rows
+        return ready
 
     def _settle(self, results: list[Read], *, strategy: str) -> list[Prediction]:
         stacks = [r for r in results if isinstance(r, PageStack)]

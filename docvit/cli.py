@@ -18,7 +18,7 @@ from tqdm import tqdm
 from docvit.classify import DocumentClassifier, Prediction
 from docvit.compare import compare
 from docvit.console import fail, run
-from docvit.data import LabelledDocuments, read_labelled
+from docvit.data import DataError, LabelledDocuments, read_labelled
 from docvit.explain import explain
 from docvit.hardware import choose_device
 from docvit.metrics import report
@@ -97,7 +97,7 @@ def classify(
 ) -> None:
     """Classify documents: one row a file, also for a file that cannot be read.
 
-    A folder stands for the documents in it; one of page images, without PDFs and folders, is one document.
+    A folder stands for the documents in it; one of page images alone is one document.
 
     Put -- before names that begin with a dash.
 
@@ -264,7 +264,7 @@ def train(
     )
     if resume:
         check_resumed(context, options_of(recipe), options_of(read_recipe(output)))
-    labelled, held_out = read_parts(data, valid, fold, group_by=group_by)
+    labelled, held_out = read_parts(data, valid, fold, group_by=group_by, workers=workers)
     _, history = train_documents(
         labelled, output, recipe, valid=held_out, resume=resume, device=device, workers=workers
     )
@@ -325,12 +325,28 @@ def print_last(output: Path, history: list[Record]) -> None:
 
 
 def read_parts(
-    data: Path, valid: Path | None, fold: str | None, *, group_by: str | None, classes: Sequence[str] = ()
+    data: Path,
+    valid: Path | None,
+    fold: str | None,
+    *,
+    group_by: str | None,
+    workers: int,
+    classes: Sequence[str] = (),
 ) -> tuple[LabelledDocuments, LabelledDocuments | None]:
-    """Documents to train on, and those to evaluate on, if any: `valid`, or the K-th of N folds of `data`."""
+    """Documents to train on, and those to evaluate on, if any: `valid`, or the K-th of N folds of `data`.
+
+    Raises:
+        DataError: they cannot be used; then it also names the files that cannot be read, so that all is mended at once.
+    """
     if fold is not None and valid is not None:
         fail("--fold and --valid both say what to evaluate on: give one of them")
-    labelled = read_labelled(data, classes=classes, group_column=group_by)
+    try:
+        labelled = read_labelled(data, classes=classes, group_column=group_by)
+    except DataError as error:
+        read = read_documents(error.found, max_pages=2, workers=workers)
+        ends = tqdm(read, total=len(error.found), desc="looking for more", unit="doc", leave=False, disable=None)
+        unreadable = [f"{e.kind}: {e}" for e in ends if isinstance(e, DocumentError)]
+        raise DataError(error.data, error.problems + unreadable) from None
     if fold is not None:
         return split_groups(labelled, *_parse_fold(fold))
     return labelled, read_labelled(valid, classes=labelled.classes) if valid is not None else None

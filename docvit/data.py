@@ -18,19 +18,21 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from docvit.augment import Augmentation, augment
 from docvit.cache import CachedDocument
-from docvit.pages import SUFFIXES, DocumentError, PageStack, Rendering, find_documents, spread
+from docvit.pages import SUFFIXES, PageStack, Rendering, find_documents, spread
 from docvit.patches import PatchSequence, pack
-from docvit.pool import read_documents
 
 MAX_LISTED = 20
 UNLABELLED = -1
 
 
 class DataError(Exception):
-    """Training data that cannot be used; `problems` lists all of them, not just the first."""
+    """Training data that cannot be used; `problems` lists all of them, not just the first.
 
-    def __init__(self, data: str | os.PathLike[str], problems: Sequence[str]) -> None:
-        self.problems = list(problems)
+    `found` are the documents that are there, whatever is wrong with others.
+    """
+
+    def __init__(self, data: str | os.PathLike[str], problems: Sequence[str], *, found: Sequence[str] = ()) -> None:
+        self.data, self.problems, self.found = data, list(problems), tuple(found)
         more = [f"... and {len(problems) - MAX_LISTED} more"] if len(problems) > MAX_LISTED else []
         super().__init__("\n  ".join([f"{os.fspath(data)} cannot be used:", *self.problems[:MAX_LISTED], *more]))
 
@@ -62,8 +64,7 @@ def read_labelled(
 
     Raises:
         DataError: with every problem found: missing columns, missing files, files listed twice, classes without
-            documents, labels that are not among `classes`; and, if there is any such, files that cannot be read, which
-            otherwise are found when pages are rendered.
+            documents, labels that are not among `classes`.
     """
     path = Path(data)
     if path.is_dir():
@@ -81,9 +82,7 @@ def read_labelled(
     if not rows and not problems:
         problems.append("no documents: give a folder with one sub folder a class, or a CSV with path,label")
     if problems:
-        first_and_last = read_documents((p for p, _, _ in rows), max_pages=2)
-        unreadable = [f"{e.kind}: {e}" for e in first_and_last if isinstance(e, DocumentError)]
-        raise DataError(data, problems + unreadable)
+        raise DataError(data, problems, found=[p for p, _, _ in rows])
     groups = tuple(group for _, _, group in rows) if group_column else None
     return LabelledDocuments(
         tuple(p for p, _, _ in rows), tuple(names.index(label) for _, label, _ in rows), names, groups

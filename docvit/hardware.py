@@ -46,13 +46,16 @@ def has_fast_bf16(device: torch.device | str) -> bool:
 def cast_linear(model: Module) -> Module:
     """A copy for inference whose linear layers hold bfloat16 weights; all else is shared with `model`.
 
-    Under autocast it gives the same numbers to the bit, but the weights are not cast anew in every forward.
+    Under autocast it gives the same numbers to the bit, but the weights are not cast anew in every forward. What is
+    shared follows the model: do not change that while the copy is in use.
     """
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     copied = copy.deepcopy(model, shared)
     for module in copied.modules():
         if isinstance(module, nn.Linear):
             for name, weight in module.named_parameters(recurse=False):
+                if weight.dtype != torch.float32:  # autocast leaves float64 alone
+                    continue
                 setattr(module, name, nn.Parameter(weight.detach().bfloat16(), requires_grad=False))
     return copied
 

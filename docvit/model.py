@@ -195,7 +195,7 @@ class Block(nn.Module):
         return x + self._drop(self.ls2(self._feed_forward(self.norm2(x))), document, documents)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        if x.is_cuda or torch.is_grad_enabled():
+        if x.device.type != "cpu" or self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.mlp(x)
         # a few rows at a time: what lies between its layers, four times as wide, stays in the processor's caches
         return torch.cat([self.mlp(rows) for rows in x.split(CACHED_ROWS)])

@@ -280,7 +280,7 @@ class _FolderPages:
             raise Unreadable(path, f"the folder cannot be opened ({error.strerror}): check its permissions") from None
         self.num_pages = len(self._files)
         if not self._files:
-            raise Empty(path, f"the folder holds neither documents nor page images ({', '.join(PAGE_SUFFIXES)})")
+            raise Empty(path, f"the folder itself holds no page images ({', '.join(PAGE_SUFFIXES)})")
 
     def render(self, index: int, rendering: Rendering) -> Image.Image:
         file = self._files[index]

@@ -139,8 +139,7 @@ def train_documents(
     """
     folder = Path(output)
     recipe = agree_on_recipe(folder, recipe, resume=resume)
-    if len(data.classes) < 2:
-        raise DataError("the data", [f"there is one class, {data.classes[0]}: it takes two to tell anything apart"])
+    check_labels(data)
     with process_group(device) as place:
         model = build_model(recipe, data.classes)
         paths = data.paths + (valid.paths if valid else ())
@@ -165,6 +164,13 @@ def train_documents(
         )
     trained = ema.module if ema is not None else model
     return trained.eval(), history
+
+
+def check_labels(data: LabelledDocuments) -> None:
+    """Raises DataError if all documents have one label."""
+    if len(set(data.labels)) < 2:
+        names = ", ".join(data.classes[label] for label in set(data.labels)) or "none"
+        raise DataError("the data", [f"it takes two classes to tell anything apart, and here is {names}"])
 
 
 def labelled_batches(

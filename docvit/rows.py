@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+import unicodedata
 from collections.abc import Generator, Sequence
 from enum import Enum
 
@@ -51,15 +52,19 @@ def _table(paths: list[str]) -> Rows:
     print(f"{'path':<{width}}  {'label':<14} {'score':>5}  pages", flush=True)
     while True:
         prediction = yield
-        path = "".join(c if c.isprintable() else "?" for c in prediction.path)  # a row is a line
-        path = path if len(path) <= width else "…" + path[1 - width :]
+        path = prediction.path if len(prediction.path) <= width else "…" + prediction.path[1 - width :]
         if prediction.error is not None:
-            print(f"{path:<{width}}  {prediction.error.kind}: {prediction.error.message}", flush=True)
+            _print_line(f"{path:<{width}}  {prediction.error.kind}: {prediction.error.message}")
             continue
         pages = str(prediction.num_pages)
         if prediction.pages_read != prediction.num_pages:
             pages = f"{prediction.pages_read} of {pages}"
-        print(f"{path:<{width}}  {prediction.label:<14} {prediction.score:5.2f}  {pages}", flush=True)
+        _print_line(f"{path:<{width}}  {prediction.label:<14} {prediction.score:5.2f}  {pages}")
+
+
+def _print_line(row: str) -> None:
+    """A row is one line, whatever stands in a file's name."""
+    print("".join("?" if unicodedata.category(c) == "Cc" else c for c in row), flush=True)
 
 
 def print_report(r: Report, unreadable: int) -> None:

@@ -148,7 +148,7 @@ def distill(
         check_resumed(context, _options(recipe, teaching), _options(read_recipe(output), read_teaching(output)))
     teachers = [name if name == SELF else load_pretrained(name) for name in teacher]
     classes = next((model.config.classes for model in teachers if not isinstance(model, str)), ())
-    labelled, held_out = read_parts(data, valid, fold, group_by=group_by, classes=classes)
+    labelled, held_out = read_parts(data, valid, fold, group_by=group_by, workers=workers, classes=classes)
     done = distill_documents(
         recipe,
         teachers,

@@ -309,7 +309,7 @@ def _agree(folder: Path, asked: dict[str, Any], *, resume: bool) -> None:
     """Writes the settings of a new run; one that is resumed must have had the same."""
     file = folder / SETTINGS
     if resume and file.is_file():
-        found = json.loads(file.read_text())
+        found = {"ramp_up": 0.0} | json.loads(file.read_text())  # runs from before there was one
         differing = [f"{key} was {found.get(key)!r}" for key in asked if found.get(key) != asked[key]]
         if differing:
             raise DistillationError(f"the run in {folder} had other settings: {', '.join(differing)}")

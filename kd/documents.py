@@ -23,6 +23,7 @@ from docvit.recipes import (
     Recipe,
     agree_on_recipe,
     build_model,
+    check_labels,
     classification_loss,
     evaluate_batches,
     held_out_batches,
@@ -105,6 +106,7 @@ def distill_documents(
     folder = Path(output)
     recipe = agree_on_recipe(folder, student if isinstance(student, Recipe) else recipe_for(student), resume=resume)
     teaching = read_teaching(folder) if resume else teaching
+    check_labels(data)
     with process_group(device) as place:
         # 1. The teachers have learnt; from here on they only predict.
         teachers = [model.to(place.device) for model in _load_teachers(teacher, data.classes)]
@@ -150,7 +152,8 @@ def distill_documents(
         )
         settings = replace(recipe.train, bf16=recipe.train.bf16 and has_fast_bf16(place.device))
         # 3. Hard targets are the labels, soft targets what the teachers say; 4. one loss weighs all of them.
-        lesson = DocumentLesson(teaching, recipe, guide, steps=settings.epochs * len(batches))
+        steps = settings.epochs * len(batches)
+        lesson = DocumentLesson(teaching, recipe, guide, steps=steps, own_average=not teachers)
         history = train(
             pupil, batches, lesson, settings, output=folder, ema=average, resume=resume, description="distilling"
         )

@@ -17,6 +17,8 @@ from kd.sweep import InputsOf, by_name, join
 class Targets:
     """What a student is asked to match: (1 - alpha) * the labels + alpha * the teacher's softened probabilities.
 
+    With a `ramp_up`, alpha is what the weight of the soft targets rises to.
+
     Attributes:
         alpha: weight of the soft targets, 0..1; with 0 no teacher is asked.
         temperature: softens teacher and student.
@@ -132,7 +134,8 @@ def _losses(
     logits = by_name(model(inputs))
     parts = {name: mixed.losses(logits[name], taught, labels) for name, mixed in targets.items()}
     for name, share in trust.items():  # share * alpha instead of alpha
-        parts[name]["loss"] = torch.lerp(parts[name]["hard"], parts[name]["loss"], share)
+        hard = parts[name]["hard"]
+        parts[name]["loss"] = torch.lerp(hard, parts[name]["loss"], share.to(hard))
     first, *others = [of_one["loss"] for of_one in parts.values()]
     named = {join(name, part): of_one[part] for name, of_one in parts.items() for part in ("hard", "soft")}
     return {"loss": sum(others, first)} | named

@@ -38,7 +38,8 @@ class Teaching:
             soft targets play no part, the loss is the mean squared distance of the features before the classifier.
         consistency: weight of the squared difference between the probabilities of the student and those of its own
             moving average, which then sees the same pages changed and thinned out in another way (arXiv 1703.01780).
-        ramp_up: share of all steps over which that weight rises.
+        ramp_up: share of all steps over which the weight of a teacher rises that is the student's own average, in
+            `alpha`, `page_alpha` and `consistency`.
         fine_tune: epochs on labels alone afterwards, at a constant tenth of the learning rate.
     """
 
@@ -121,32 +122,37 @@ Term = tuple[str, float, Tensor]  # name, weight, value
 
 
 class DocumentLesson:
-    """The loss for `docvit.train.fit` of a `Pupil` on `TaughtBatch`es; `steps` are those of the whole run."""
+    """The loss for `docvit.train.fit` of a `Pupil` on `TaughtBatch`es; `steps` are those of the whole run.
 
-    def __init__(self, teaching: Teaching, recipe: Recipe, guide: Guide, *, steps: int) -> None:
+    `own_average`: whether the teacher is the student's, which at first knows nothing.
+    """
+
+    def __init__(
+        self, teaching: Teaching, recipe: Recipe, guide: Guide, *, steps: int, own_average: bool = False
+    ) -> None:
         self.teaching, self.page_loss, self.guide = teaching, recipe.page_loss, guide
         self.documents = teaching.targets(label_smoothing=recipe.label_smoothing)
         self.pages = teaching.targets(pages=True, label_smoothing=recipe.label_smoothing)
-        self.ramp = int(teaching.ramp_up * steps)
+        self.ramp = int(teaching.ramp_up * steps) if own_average else 0
 
     def __call__(self, pupil: Pupil, batch: TaughtBatch) -> Mapping[str, Tensor]:
-        weight = self.teaching.consistency * ramp_up(batch.step, self.ramp)
-        parts = self._parts(pupil, batch, batch.labels, weight)
+        risen = ramp_up(batch.step, self.ramp)
+        parts = self._parts(pupil, batch, batch.labels, risen)
         if batch.unlabelled is None:
             return parts
-        without_labels = self._parts(pupil, batch.unlabelled, None, weight)["loss"]
+        without_labels = self._parts(pupil, batch.unlabelled, None, risen)["loss"]
         return parts | {"loss": parts["loss"] + without_labels, "unlabelled_loss": without_labels}
 
-    def _parts(self, pupil: Pupil, batch: TaughtBatch, labels: Tensor | None, weight: float) -> dict[str, Tensor]:
+    def _parts(self, pupil: Pupil, batch: TaughtBatch, labels: Tensor | None, risen: float) -> dict[str, Tensor]:
         told = self.guide(batch)
         states = _states(pupil.student, batch.sequence, [pair.student for pair in pupil.pairs])
         if self.teaching.simkd:
             terms = self._of_classifier(pupil.student.head, states, told)
         else:
-            terms = self._of_logits("logits", self.documents, states, told, labels, weight)
+            terms = self._of_logits("logits", self.documents, states, told, labels, risen)
             if self.page_loss:
                 page_labels = None if labels is None else labels[batch.sequence.document_of_page.to(labels.device)]
-                of_pages = self._of_logits("page_logits", self.pages, states, told, page_labels, weight)
+                of_pages = self._of_logits("page_logits", self.pages, states, told, page_labels, risen)
                 terms += [(f"page_{name}", self.page_loss * share, value) for name, share, value in of_pages]
             terms += self._of_features(pupil, states, told)
         figures = {name: value for name, _, value in terms} | {"loss": _weighted_sum(terms, states["logits"])}
@@ -161,18 +167,19 @@ class DocumentLesson:
         states: Mapping[str, Tensor],
         told: Mapping[str, Tensor],
         labels: Tensor | None,
-        weight: float,
+        risen: float,
     ) -> list[Term]:
+        alpha, weight = risen * targets.alpha, risen * self.teaching.consistency
         ours, terms = states[name].float(), []
         if labels is not None:
             hard = F.cross_entropy(ours, labels, label_smoothing=targets.label_smoothing)
-            terms.append(("hard_loss", 1 - targets.alpha, hard))
-        if targets.alpha or weight:
+            terms.append(("hard_loss", 1 - alpha, hard))
+        if alpha or weight:
             theirs = self.guide.logits(told, name, targets.temperature)
-        if targets.alpha:
+        if alpha:
             aims = theirs.argmax(1) if labels is None else labels  # some soft losses look at the target's class
             soft = soft_loss(targets.soft)(ours, theirs, aims, targets.temperature)
-            terms.append(("soft_loss", targets.alpha, soft))
+            terms.append(("soft_loss", alpha, soft))
         if weight:
             terms.append(("consistency_loss", weight, consistency(ours, theirs)))
         return terms

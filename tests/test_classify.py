@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from conftest import CLASSES, TINY, classed_pdf
 from PIL import Image
+from torch import nn
 
 import docvit
 from docvit.classify import DocumentClassifier
@@ -84,6 +86,18 @@ def test_many_are_as_one_by_one_in_order_and_bad_files_do_not_stop_them(classifi
                 classifier(row.path)
             assert (row.label, row.score, row.scores, row.num_pages, row.page_relevance) == (None, None, {}, None, [])
     assert [type(row.error) for row in rows if row.error] == [NotFound, Unreadable]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_weights_that_are_cast_once_a_stream_change_nothing_and_stay_with_the_stream(classifier, paths, workers):
+    """As where bfloat16 is fast, wherever this runs."""
+    half, before = copy.copy(classifier), copy.deepcopy(classifier.model.state_dict())
+    half.bf16 = True
+    cast = [module.weight.dtype for module in half.for_stream().model.modules() if isinstance(module, nn.Linear)]
+    assert set(cast) == {torch.bfloat16}
+    for row in half.predict(paths, workers=workers):
+        assert row.error or assert_alike(row, half(row.path)) is None
+    assert all(torch.equal(value, before[name]) for name, value in classifier.model.state_dict().items())
 
 
 def test_the_budget_of_a_batch_changes_nothing(classifier, paths):

@@ -166,7 +166,7 @@ def test_one_class_is_refused(docvit, corpus, start, tmp_path):
     (tmp_path / "data" / CLASSES[0]).symlink_to(f"{corpus}/{CLASSES[0]}")
     code, _, err = docvit(*training(tmp_path / "data", tmp_path / "run", start))
     assert code == 2
-    assert f"there is one class, {CLASSES[0]}" in err
+    assert f"it takes two classes to tell anything apart, and here is {CLASSES[0]}" in err
 
 
 def test_ctrl_c_leaves_a_checkpoint_that_resumes_to_the_same_weights(docvit, corpus, start, tmp_path):
@@ -182,3 +182,18 @@ def test_ctrl_c_leaves_a_checkpoint_that_resumes_to_the_same_weights(docvit, cor
     one, two = (load_file(folder / "model.safetensors") for folder in (cut, whole))
     assert all((one[name] == value).all() for name, value in two.items())
     assert len(metrics(cut)) == 3
+
+
+def test_all_that_is_wrong_with_a_csv_and_its_files_is_said_at_once(docvit, corpus, start, tmp_path):
+    (tmp_path / "broken.pdf").write_bytes(b"%PDF-1.4 no more than this")
+    (tmp_path / "empty.pdf").touch()
+    good = f"{corpus}/{CLASSES[0]}/{CLASSES[0]}0.pdf"
+    rows = ["path,label", f"{good},a", "gone.pdf,a", "broken.pdf,b", "empty.pdf,b", "x.pdf,"]
+    (tmp_path / "table.csv").write_text("\n".join(rows))
+    code, _, err = docvit(*training(tmp_path / "table.csv", tmp_path / "run", start))
+    assert code == 2
+    told = err.splitlines()
+    assert len(told) == 5  # the first says what cannot be used
+    for words, line in zip(("line 3: no such file", "line 6: empty", "Unreadable: ", "Empty: "), told[1:], strict=True):
+        assert line.strip().startswith(words)
+    assert not (tmp_path / "run").exists()

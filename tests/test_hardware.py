@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 
@@ -84,6 +85,8 @@ def test_linear_layers_cast_once_give_what_autocast_gives_and_leave_the_model_al
         assert torch.equal(cast(inputs), model(inputs))
     assert {module.weight.dtype for module in cast if isinstance(module, nn.Linear)} == {torch.bfloat16}
     assert cast[0].weight is model[0].weight  # no memory for what stays as it is
+    exact = cast_linear(copy.deepcopy(model).double())
+    assert {parameter.dtype for parameter in exact.parameters()} == {torch.float64}
     for name, value in model.state_dict(keep_vars=True).items():
         assert value is before[name][0]
         assert torch.equal(value, before[name][1])

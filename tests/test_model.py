@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from reference import P, close, dense_logits, documents, is_blank, model_of, page
 
 from docvit.layout import Layout, Rotation, rotate, token_places
-from docvit.model import DocViT, DocViTConfig, parse_scopes
+from docvit.model import CACHED_ROWS, DocViT, DocViTConfig, parse_scopes
 from docvit.patches import pack
 from docvit.positions import POSITIONS
 
@@ -35,9 +35,12 @@ def test_leaving_blank_patches_out_is_masking_them(settings):
     close(packed, torch.stack(expected))
 
 
+@pytest.mark.parametrize("rows", [7, CACHED_ROWS])
 @pytest.mark.parametrize("settings", SETTINGS[::3], ids=lambda s: "-".join(map(str, s.values())))
 @torch.no_grad()
-def test_with_every_patch_kept_the_model_is_an_ordinary_dense_transformer(settings):
+def test_with_every_patch_kept_the_model_is_an_ordinary_dense_transformer(settings, rows, monkeypatch):
+    """However many rows the MLP takes at a time."""
+    monkeypatch.setattr("docvit.model.CACHED_ROWS", rows)
     model = model_of(**settings)
     channels = model.config.in_chans
     packed = model(pack(documents(channels), P, channels=channels, drop_blank=False))

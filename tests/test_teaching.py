@@ -39,9 +39,9 @@ def batch(counts=(2, 1, 3), **fields):
     return TaughtBatch(sequence, index % 3, index, **({"views": (None,)} | fields))
 
 
-def lesson(teaching, *teachers, pairs=(), recipe=RECIPE, cache=None, steps=100):
+def lesson(teaching, *teachers, pairs=(), recipe=RECIPE, cache=None, steps=100, own_average=False):
     guide = Guide(teachers, teaching.states(pairs, pages=bool(recipe.page_loss)), cache)
-    return DocumentLesson(teaching, recipe, guide, steps=steps)
+    return DocumentLesson(teaching, recipe, guide, steps=steps, own_average=own_average)
 
 
 def kl(student, teacher, t):
@@ -128,20 +128,22 @@ def test_a_teacher_with_its_own_view_is_asked_about_that(student, teacher):
     assert torch.equal(guide(batch(views=(own,)))["0.logits"], logits_of(teacher, own)[0])
 
 
+@pytest.mark.parametrize("own_average", [False, True])
 @pytest.mark.parametrize("soft", ["soft-targets", "dkd", "dist"])
-def test_documents_without_labels_bring_the_teachers_word_alone(student, teacher, soft):
+def test_documents_without_labels_bring_the_teachers_word_alone(student, teacher, soft, own_average):
+    """A teacher that is the student's own average has only so much of its weight at step 20 of 50."""
     teaching, b = Teaching(alpha=0.3, soft=soft, consistency=2.0, ramp_up=0.5), batch(step=20)
     unlabelled = replace(batch((1, 1, 2)), labels=torch.full((3,), -1))
-    alone = lesson(teaching, teacher)(Pupil(student), b)
-    both = lesson(teaching, teacher)(Pupil(student), replace(b, unlabelled=unlabelled))
+    alone = lesson(teaching, teacher, own_average=own_average)(Pupil(student), b)
+    both = lesson(teaching, teacher, own_average=own_average)(Pupil(student), replace(b, unlabelled=unlabelled))
     torch.testing.assert_close(both["loss"], alone["loss"] + both["unlabelled_loss"])
     assert torch.equal(both["hard_loss"], alone["hard_loss"])
     if soft == "soft-targets":
-        weight, expected = 2.0 * ramp_up(20, 50), 0.0
+        risen, expected = ramp_up(20, 50) if own_average else 1.0, 0.0
         pairs = zip(logits_of(student, unlabelled.sequence), logits_of(teacher, unlabelled.sequence), strict=True)
         for share, (ours, theirs) in zip((1.0, 0.5), pairs, strict=True):
             distance = F.mse_loss(ours.softmax(1), theirs.softmax(1))
-            expected += share * float(0.3 * kl(ours, theirs, 4) + weight * distance)
+            expected += share * risen * float(0.3 * kl(ours, theirs, 4) + 2.0 * distance)
         assert both["unlabelled_loss"].item() == pytest.approx(expected, rel=1e-4)
 
 
