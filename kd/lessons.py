@@ -106,9 +106,9 @@ class Lesson:
     def __call__(self, model: nn.Module, batch: Any) -> Mapping[str, Tensor]:
         inputs = self.inputs_of(batch)
         taught = self.teacher(inputs) if self.teacher is not None else None
-        return self._losses(model, inputs, taught, batch.labels, self.targets, self._trust(batch.labels.device))
+        return self._losses(model, inputs, taught, batch.labels, self.targets, self._risen(batch.labels.device))
 
-    def _trust(self, device: torch.device) -> dict[str, Tensor]:
+    def _risen(self, device: torch.device) -> dict[str, Tensor]:
         """What share of its alpha each teacher that ramps up gets in this step."""
         done = self.progress()
         # tensors, since a compiled loss would be compiled anew for every number
@@ -129,11 +129,11 @@ def _losses(
     taught: Tensor | None,
     labels: Tensor,
     targets: Mapping[str, Targets],
-    trust: Mapping[str, Tensor],
+    risen: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
     logits = by_name(model(inputs))
     parts = {name: mixed.losses(logits[name], taught, labels) for name, mixed in targets.items()}
-    for name, share in trust.items():  # share * alpha instead of alpha
+    for name, share in risen.items():  # share * alpha instead of alpha
         hard = parts[name]["hard"]
         parts[name]["loss"] = torch.lerp(hard, parts[name]["loss"], share.to(hard))
     first, *others = [of_one["loss"] for of_one in parts.values()]

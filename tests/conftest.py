@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -66,6 +67,12 @@ def pdf_bytes(
         objects.append(f"<</Type/Page/Parent 2 0 R{box}{extra}/Contents {refs[i] + 1} 0 R>>".encode())
         objects.append(b"<</Length %d>>stream\n%s\nendstream" % (len(drawn), drawn))
     return assemble(objects)
+
+
+@pytest.fixture
+def no_poppler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine without poppler."""
+    monkeypatch.setattr(shutil, "which", lambda name: None)
 
 
 @pytest.fixture

@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from docvit.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from docvit.history import write_history
+from docvit.checkpoint import load_checkpoint
 from docvit.model import DocViT, DocViTConfig
 from docvit.train import CHECKPOINT, TrainingError, TrainSettings, fit, make_ema
 
@@ -222,13 +221,6 @@ def test_records_are_means_over_the_epoch_and_end_in_files(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == [CHECKPOINT, "curves.png", "metrics.csv"]
 
 
-def test_a_history_whose_figures_come_and_go(tmp_path):
-    write_history([], tmp_path)
-    assert not list(tmp_path.iterdir())
-    write_history([{"epoch": 1.0, "loss": 2.0}, {"epoch": 2.0, "loss": 1.0, "late": 0.5}], tmp_path)
-    assert (tmp_path / "metrics.csv").read_text().splitlines() == ["epoch,loss,late", "1,2,", "2,1,0.5"]
-
-
 def test_without_an_output_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fit(net(), Listed(), loss, PLAIN)
@@ -376,19 +368,6 @@ def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_last_checkpoint(tm
     fit(whole, Listed(), loss, PLAIN)
     resume(tmp_path, model)
     assert_equal(weights(model), weights(whole))
-
-
-def test_a_checkpoint_gives_back_what_it_was_given(tmp_path):
-    tensors = [torch.tensor(2.5), torch.arange(6).reshape(2, 3).T, torch.ones(2, dtype=torch.bfloat16), torch.zeros(0)]
-    shared = torch.ones(3)
-    state = {"list": tensors, 3: {"a": None, "b": [1.1, "x", True]}, "twice": [shared, shared]}
-    save_checkpoint(tmp_path / "c", state)
-    found = load_checkpoint(tmp_path / "c")
-    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(found["list"], tensors, strict=True))
-    assert found[3] == state[3]
-    assert torch.equal(found["twice"][1], shared)
-    with pytest.raises(CheckpointError):
-        load_checkpoint(tmp_path / "gone")
 
 
 # --- several processes ---

@@ -1,0 +1,12 @@
+"""The history of a run, as a table."""
+
+from __future__ import annotations
+
+from docvit.history import write_history
+
+
+def test_a_history_whose_figures_come_and_go(tmp_path):
+    write_history([], tmp_path)
+    assert not list(tmp_path.iterdir())
+    write_history([{"epoch": 1.0, "loss": 2.0}, {"epoch": 2.0, "loss": 1.0, "late": 0.5}], tmp_path)
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == ["epoch,loss,late", "1,2,", "2,1,0.5"]
