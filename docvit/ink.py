@@ -10,9 +10,15 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from docvit.patches import PatchSequence
+
 CELL = 16  # px
 ORIENTATIONS, SCALES = 8, 3
 MODULATED = 4  # orientations whose modulation is measured
+FAINTEST = 0.4  # of differences across and down, together, where a pixel counts as lying on an edge
+SIDE = 256  # lines that a page is divided into, down and across
+BINS = 32, 16  # of its profiles, down and across
+LAYOUT = 1 + 2 * 2 + sum(BINS) + 2 * 5  # figures: width to height, bounds, profiles, heights of rows and of gaps
 
 
 class Measured(NamedTuple):
@@ -25,19 +31,23 @@ class Measured(NamedTuple):
             one place to the next, across and down.
         lines: (T, 3 P / 4 + 1) autocorrelation, from row to row of pixels, of how strong edges are: it peaks at the
             distance of lines of text.
+        rows, cols: (T, P) how many pixels of each of the patch's rows and columns lie on an edge.
     """
 
     ink: Tensor
     edges: list[Tensor]
     modulation: Tensor
     lines: Tensor
+    rows: Tensor
+    cols: Tensor
 
 
 def sizes(in_chans: int, patch_size: int) -> tuple[int, int]:
     """How many figures tell a token about its patch, and a class token about its page."""
     kinds = 1 if in_chans == 1 else 2
     of_cells = 2 * (kinds + 2 * SCALES * ORIENTATIONS)
-    return (patch_size // CELL) ** 2 * (kinds + 2 * ORIENTATIONS), of_cells + 2 * SCALES * MODULATED + _lags(patch_size)
+    texture = of_cells + 2 * SCALES * MODULATED + _lags(patch_size)
+    return (patch_size // CELL) ** 2 * (kinds + 2 * ORIENTATIONS), texture + LAYOUT
 
 
 def _lags(patch_size: int) -> int:
@@ -53,12 +63,13 @@ def measure(pixels: Tensor) -> Measured:
         of_cells.append(F.avg_pool2d(chroma, cell).sqrt())
     across, down = _gradient(ink)
     modulation, lines = _modulation(across, down), _lines(across)
+    on_edge = across.abs() + down.abs() > FAINTEST  # (T, P, P)
     for scale in range(SCALES):
         if scale:
             ink, cell = F.avg_pool2d(ink, 2), cell // 2
             across, down = _gradient(ink)
         edges.append(_edges(across, down, cell).sqrt())
-    return Measured(torch.cat(of_cells, 1), edges, modulation, lines)
+    return Measured(torch.cat(of_cells, 1), edges, modulation, lines, on_edge.sum(2), on_edge.sum(1))
 
 
 def _gradient(ink: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,8 +113,13 @@ def compare(measured: Measured) -> Tensor:
     return torch.cat([part.flatten(1) for part in (measured.ink, *edges)], 1)
 
 
-def gather(measured: Measured, page_lengths: Tensor) -> Tensor:
-    """What a class token is told: (N, statistics), `page_lengths` (N,) patches of each page."""
+def gather(measured: Measured, batch: PatchSequence, page_lengths: Tensor) -> Tensor:
+    """What a class token is told: (N, statistics), `page_lengths` (N,) patches of each page, on their device."""
+    return torch.cat([_texture(measured, page_lengths), _layout(measured, batch, page_lengths)], 1)
+
+
+def _texture(measured: Measured, page_lengths: Tensor) -> Tensor:
+    """What is on the page, wherever it may be."""
 
     def total(figures: Tensor) -> Tensor:
         return torch.segment_reduce(figures, "sum", lengths=page_lengths, unsafe=True, initial=0.0)
@@ -122,3 +138,49 @@ def gather(measured: Measured, page_lengths: Tensor) -> Tensor:
     modulation = (changes / (strength + 0.04)).flatten(1)
     unshifted, shifted = (total(measured.lines) / patches).tensor_split([1], 1)
     return torch.cat([mean, deviation, modulation, shifted / (unshifted + 3e-5)], 1)
+
+
+def _layout(measured: Measured, batch: PatchSequence, page_lengths: Tensor) -> Tensor:
+    """Where on the page it is: its bounds, profiles down and across, heights of rows and of the gaps between them."""
+    pages = torch.arange(batch.num_pages, device=page_lengths.device)
+    page = pages.repeat_interleave(page_lengths, output_size=batch.num_patches)
+    sides = batch.grids * measured.rows.shape[1]  # (N, 2) height and width in px
+    down = _profile(measured.rows, page, batch.row, sides[:, 0]) / sides[:, 1:]
+    across = _profile(measured.cols, page, batch.col, sides[:, 1]) / sides[:, :1]
+    found = [sides[:, 1:] / sides[:, :1]]
+    for profile, bins in zip((down, across), BINS, strict=True):
+        inked = profile > 0.005
+        before, after = inked.cumsum(1), inked.flip(1).cumsum(1).flip(1)
+        empty = torch.stack([(before == 0).sum(1), (after == 0).sum(1)], 1)  # above and below, or left and right
+        found += [empty / SIDE, profile.unflatten(1, (bins, -1)).mean(2)]
+        if profile is down:
+            found += [_runs(inked), _runs(~inked & (before > 0) & (after > 0))]
+    return torch.cat(found, 1)
+
+
+def _profile(counts: Tensor, page: Tensor, at: Tensor, sides: Tensor) -> Tensor:
+    """Counts in each patch's lines (T, P), by patches' places `at` (T,) along pages `sides` px long: (N, SIDE)
+
+    In integers, so that in whichever order a device sums them up the sums are alike; and with nothing that would have
+    to be read back from it, such as how long the longest page is.
+    """
+    size, most = counts.shape[1], 2**20
+    keys, order = (page * most + at).sort(stable=True)
+    before = F.pad(counts.index_select(0, order).cumsum(0), (0, 0, 1, 0))  # (T + 1, P)
+    steps = torch.arange(SIDE, device=sides.device)
+    line = (2 * steps + 1) * sides[:, None] // (2 * SIDE)  # (N, SIDE) in px
+    wanted = torch.arange(len(sides), device=sides.device)[:, None] * most + line // size
+    begin, end = torch.searchsorted(keys, wanted), torch.searchsorted(keys, wanted, right=True)
+    return before[end, line % size] - before[begin, line % size]
+
+
+def _runs(on: Tensor) -> Tensor:
+    """Of the runs in each row of (N, S): how many there are, their mean, greatest, first and last length: (N, 5)"""
+    steps = torch.arange(1, on.shape[1] + 1, device=on.device).expand(on.shape)
+    lengths = steps - torch.where(on, 0, steps).cummax(1).values  # of the run so far
+    ends = on & ~F.pad(on[:, 1:], (0, 1))
+    count, lengths = ends.sum(1), torch.where(ends, lengths, 0)
+    first = lengths.gather(1, ends.int().argmax(1, keepdim=True))
+    last = lengths.gather(1, torch.where(ends, steps - 1, 0).amax(1, keepdim=True))
+    mean = lengths.sum(1) / count.clamp(min=1)
+    return torch.stack([count, mean, lengths.amax(1), first[:, 0], last[:, 0]], 1) / on.shape[1]

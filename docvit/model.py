@@ -296,7 +296,7 @@ class DocViT(nn.Module):
     def _embed(self, batch: PatchSequence, layout: Layout) -> tuple[Tensor, Rotation | None]:
         """Tokens before the first block (T + N * K, D), in page order, and their rotation if the scheme has one."""
         dtype = self.cls_token.dtype  # of the residual stream, also under autocast, where stems give less
-        x, of_pages = self.patch_embed.embed(batch.patches.to(dtype), layout.page_lengths)
+        x, of_pages = self.patch_embed.embed(replace(batch, patches=batch.patches.to(dtype)), layout.page_lengths)
         at_patches, at_pages = self.positions.patches(batch), self.positions.pages(batch)
         if at_patches is not None:
             x = x + at_patches.to(dtype)

@@ -12,18 +12,19 @@ from timm.layers import lecun_normal_
 from torch import Tensor, nn
 
 from docvit import ink
+from docvit.patches import PatchSequence
 
 
 class Stem(nn.Module):
     """Base: patches (T, C * P * P) to tokens (T, D), and what else there is to say about a page."""
 
-    def embed(self, patches: Tensor, page_lengths: Tensor) -> tuple[Tensor, Tensor | None]:
+    def embed(self, batch: PatchSequence, page_lengths: Tensor) -> tuple[Tensor, Tensor | None]:
         """Tokens of the patches (T, D), and what is added to each page's class token (N, D), or None.
 
         Args:
-            page_lengths: (N,) patches of each page, on the patches' device.
+            page_lengths: (N,) patches of each page, on the batch's device.
         """
-        return self(patches), None
+        return self(batch.patches), None
 
 
 class LinearStem(Stem):
@@ -80,8 +81,11 @@ class InkStem(Stem):
     their norm over the patch, as in histograms of oriented gradients (Dalal and Triggs, 2005), so that neither stroke
     weight nor contrast, which belong to a source and not to a class, comes through. A page's class token is told the
     mean and the standard deviation over the page's inked cells (averages attention can take itself, spreads it can
-    not), a second layer of scattering, divided by the first (how edges come and go: letters, words, lines), and the
-    autocorrelation of edges from row to row, which has a peak at the distance of its lines.
+    not), a second layer of scattering, divided by the first (how edges come and go: letters, words, lines), the
+    autocorrelation of edges from row to row, which has a peak at the distance of its lines, and the page's layout: its
+    shape, the bounds of what is on it, how much is where from top to bottom and from left to right, and how high rows
+    of text, staves or tables are and the gaps between them. Where patches are left out in training, it is the layout of
+    what is left.
     Nothing but a small MLP, a linear map and the batch norms before them is learned, which helps when documents are few
     and sources fewer.
     While training, the batch norms let the documents of a batch touch each other; afterwards nothing does.
@@ -103,12 +107,17 @@ class InkStem(Stem):
     def forward(self, patches: Tensor) -> Tensor:
         return self.proj(_normalise(self.norm, self.describe(patches).to(patches.dtype)))
 
-    def embed(self, patches: Tensor, page_lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def embed(self, batch: PatchSequence, page_lengths: Tensor) -> tuple[Tensor, Tensor]:
+        patches = batch.patches
         with torch.no_grad(), torch.autocast(patches.device.type, enabled=False):
             measured = self.measure(patches.float())
-            features, statistics = ink.compare(measured), ink.gather(measured, page_lengths)
+            features, statistics = ink.compare(measured), ink.gather(measured, batch, page_lengths)
         tokens = self.proj(_normalise(self.norm, features.to(patches.dtype)))
-        return tokens, self.page_proj(_normalise(self.page_norm, statistics.to(patches.dtype)))
+        return tokens, self.tell(_normalise(self.page_norm, statistics.to(patches.dtype)), batch)
+
+    def tell(self, statistics: Tensor, batch: PatchSequence) -> Tensor:
+        """What is added to class tokens (N, D) by normalised statistics of their pages (N, statistics)."""
+        return self.page_proj(statistics)
 
     @torch.no_grad()
     def describe(self, patches: Tensor) -> Tensor:

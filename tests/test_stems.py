@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from reference import close
 
 from docvit import ink
 from docvit.model import DocViT, DocViTConfig, Features
+from docvit.patches import PatchSequence, pack
 from docvit.stems import STEMS, ConvStem, InkStem
 
 P = 32
@@ -18,8 +22,25 @@ def trained(channels):
     torch.manual_seed(0)
     stem = InkStem(channels, P, 16)
     for _ in range(20):  # statistics of its own
-        stem.embed(torch.randn(60, channels * P * P), torch.tensor([20, 30, 10]))
+        stem.embed(*batch_of(torch.randn(60, channels * P * P), 20, 30, 10))
     return stem.eval()
+
+
+def batch_of(patches, *lengths):
+    """Pages of so many patches, each page's in reading order from its top, and the lengths as a tensor."""
+    counts, places = torch.tensor(lengths), torch.cat([torch.arange(n) for n in lengths])
+    index = torch.arange(len(lengths))
+    batch = PatchSequence(
+        patches=patches,
+        page=index.repeat_interleave(counts),
+        row=places // 4,
+        col=places % 4,
+        grids=torch.tensor([[8, 4]] * len(lengths)),
+        page_index=index,
+        page_bounds=F.pad(counts.cumsum(0), (1, 0)),
+        document_bounds=torch.tensor([0, len(lengths)]),
+    )
+    return batch, counts
 
 
 @pytest.fixture
@@ -29,15 +50,15 @@ def stem():
 
 def pages(*lengths, channels=1):
     torch.manual_seed(1)
-    return torch.randn(sum(lengths), channels * P * P), torch.tensor(lengths)
+    return batch_of(torch.randn(sum(lengths), channels * P * P), *lengths)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", STEMS)
 def test_a_token_is_the_same_with_and_without_its_page(name):
-    stem, (patches, lengths) = STEMS[name](1, P, 16).eval(), pages(4, 3)
-    tokens, of_pages = stem.embed(patches, lengths)
-    close(tokens, stem(patches))
+    stem, (batch, lengths) = STEMS[name](1, P, 16).eval(), pages(4, 3)
+    tokens, of_pages = stem.embed(batch, lengths)
+    close(tokens, stem(batch.patches))
     assert tokens.shape == (7, 16)
     assert of_pages is None or of_pages.shape == (2, 16)
 
@@ -85,8 +106,11 @@ def texture_of(patches, side=P):
     return (changes / count / (levels / count + 0.04)).ravel(), lags
 
 
-def gathered(stem, patches, lengths):
-    return ink.gather(stem.measure(patches), lengths)
+def gathered(stem, patches, *lengths):
+    """(texture, layout) of each page"""
+    batch, counts = batch_of(patches, *lengths)
+    found = ink.gather(stem.measure(patches), batch, counts)
+    return found[:, : -ink.LAYOUT], found[:, -ink.LAYOUT :]
 
 
 @torch.no_grad()
@@ -94,39 +118,85 @@ def gathered(stem, patches, lengths):
 def test_texture_in_patches_of_other_sizes(side):
     patches = torch.randn(4, 3 * side * side)
     expected = np.concatenate(texture_of(patches, side))
-    found = ink.gather(ink.measure(patches.unflatten(1, (3, side, side))), torch.tensor([4]))
-    assert found.shape[1] == ink.sizes(3, side)[1]
+    found, layout = gathered(InkStem(3, side, 16), patches, 4)
+    assert found.shape[1] + layout.shape[1] == ink.sizes(3, side)[1]
     close(found[0, -len(expected) :], torch.from_numpy(expected).float(), 1e-4)
+
+
+def layout_of(page, side):
+    """Where edges lie on a whole page (H, W), which differences within patches find, in float64."""
+    height, width = page.shape
+    on = np.zeros(page.shape, dtype=bool)
+    for y in range(0, height, side):
+        for x in range(0, width, side):
+            framed = np.pad(page[y : y + side, x : x + side], 1, mode="edge")
+            across, down = framed[1:-1, 2:] - framed[1:-1, :-2], framed[2:, 1:-1] - framed[:-2, 1:-1]
+            on[y : y + side, x : x + side] = np.abs(across) + np.abs(down) > 0.4
+    lines = (np.arange(256) + 0.5) / 256
+    down, across = on.mean(1)[(lines * height).astype(int)], on.mean(0)[(lines * width).astype(int)]
+    found = [[width / height]]
+    for profile, bins in ((down, 32), (across, 16)):
+        (inked,) = np.nonzero(profile > 0.005)
+        first, last = (inked[0], inked[-1]) if len(inked) else (256, -1)
+        found += [[first / 256, (255 - last) / 256], profile.reshape(bins, -1).mean(1)]
+        if bins == 32:
+            within = profile[first : last + 1] > 0.005
+            for wanted in (True, False):
+                runs = [len(list(run)) for value, run in groupby(within) if value == wanted] or [0]
+                count = len(runs) if runs != [0] else 0
+                found.append(np.array([count, *(np.mean(runs), max(runs), runs[0], runs[-1])]) / 256)
+    return np.concatenate(found)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("drop_blank", [True, False])
+def test_a_page_is_told_where_its_ink_lies(drop_blank):
+    random, documents = np.random.default_rng(0), []
+    for height, width in ((192, 128), (128, 192), (320, 64), (64, 64), (256, 192)):
+        page = np.full((height, width), 255, dtype=np.uint8)
+        for _ in range(6):  # grey blocks, some of them too pale to count
+            y, x = int(random.integers(height - 8)), int(random.integers(width - 8))
+            block = random.integers(1, 30, 2)
+            page[y : y + block[0], x : x + block[1]] = random.choice([0, 120, 250])
+        documents.append([page, np.full((height, width), 255, dtype=np.uint8)])  # and an empty one
+    batch = pack(documents, 32, channels=1, mean=(0.9,), std=(0.25,), drop_blank=drop_blank)
+    found = ink.gather(InkStem(1, 32, 16).measure(batch.patches), batch, batch.page_bounds.diff())
+    expected = [layout_of((page / 255 - 0.9) / 0.25, 32) for pages in documents for page in pages]
+    close(found[:, -ink.LAYOUT :], torch.from_numpy(np.stack(expected)).float(), 1e-5)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_page_is_told_mean_and_deviation_over_its_inked_cells(channels):
-    stem, (patches, lengths) = trained(channels), pages(2, 3, channels=channels)
+    stem, patches = trained(channels), pages(2, 3, channels=channels)[0].patches
     blank = patches[1].view(channels, P * P)  # but for a colour, which is no ink
     blank[:] = torch.tensor([0.7, 0.1, 0.1])[:channels, None]
     patches[3].view(channels, P, P)[:, :16] = 0.0  # two of its four cells are empty
     expected = np.stack([statistics_of(patches[:2]), statistics_of(patches[2:])])
-    close(gathered(stem, patches, lengths), torch.from_numpy(expected).float(), 1e-4)
+    close(gathered(stem, patches, 2, 3)[0], torch.from_numpy(expected).float(), 1e-4)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("channels", [1, 3])
 def test_blank_patches_change_nothing_about_a_page_and_empty_pages_are_no_trouble(channels):
-    stem, (patches, lengths) = trained(channels), pages(3, 2, channels=channels)
-    alone = [gathered(stem, part, torch.tensor([len(part)])) for part in patches.split([3, 2])]
-    close(gathered(stem, patches, lengths), torch.cat(alone))
+    stem, patches = trained(channels), pages(3, 2, channels=channels)[0].patches
+
+    def all_of(patches, *lengths):
+        return torch.cat(gathered(stem, patches, *lengths), 1)
+
+    alone = torch.cat([all_of(part, len(part)) for part in patches.split([3, 2])])
+    close(all_of(patches, 3, 2), alone)
     blank = torch.full((2, channels * P * P), 0.4)
-    close(gathered(stem, torch.cat([patches[:3], blank, patches[3:]]), torch.tensor([5, 2])), torch.cat(alone), 1e-5)
-    with_empty = gathered(stem, patches, torch.tensor([3, 0, 2]))
-    close(with_empty[[0, 2]], torch.cat(alone))
+    close(all_of(torch.cat([patches[:3], blank, patches[3:]]), 5, 2), alone, 1e-5)
+    with_empty = all_of(patches, 3, 0, 2)
+    close(with_empty[[0, 2]], alone)
     assert with_empty[1].isfinite().all()
 
 
 @torch.no_grad()
 def test_grey_pages_in_rgb_are_grey_pages():
     grey, colour = trained(1), trained(3)
-    patches, cells = pages(2, 3)[0], (P // 16) ** 2
+    patches, cells = pages(2, 3)[0].patches, (P // 16) ** 2
     one, many = grey.measure(patches), colour.measure(patches.repeat(1, 3))
     assert (many.ink[:, 1] == 0).all()
     close(many.ink[:, :1], one.ink)
@@ -137,8 +207,7 @@ def test_grey_pages_in_rgb_are_grey_pages():
 
 
 def test_ink_learns_from_single_patches_and_pages_too(stem):
-    patches, lengths = pages(1)
-    tokens, of_pages = stem.train().embed(patches, lengths)
+    tokens, of_pages = stem.train().embed(*pages(1))
     (tokens.sum() + of_pages.sum()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in stem.parameters())
 
@@ -190,7 +259,7 @@ def test_a_single_page_and_another_batch_in_one_step_give_the_gradients_of_two(s
         stem.load_state_dict({**stem.state_dict(), **{k: v for k, v in kept.items() if k in stem.state_dict()}})
         stem.zero_grad()
         for step in steps:
-            sum(part.square().sum() for batch in step for part in stem.embed(*batch)).backward()
+            sum(part.square().sum() for page in step for part in stem.embed(*page)).backward()
         return [p.grad.clone() for p in stem.parameters()]
 
     together, apart = gradients(batches), gradients(batches[:1], batches[1:])
