@@ -39,7 +39,7 @@ def made_page(page_order, random):
     count = int(random.integers(2, 6))
     cells = torch.from_numpy(random.permutation(16)[:count].copy())
     stem = page_order.build("page-independent", page_order.Settings(), stem="ink").patch_embed
-    pixels = torch.from_numpy(random.random((count, 64 * 64), dtype=np.float32))
+    pixels = torch.from_numpy(random.random((count, stem.in_chans * 64 * 64), dtype=np.float32))
     patches = page_order.measurements(stem, pixels)
     return page_order.Page(patches, cells // 4, cells % 4, torch.tensor([4, 4]))
 
@@ -70,8 +70,18 @@ def test_page_independent_encoding_is_at_half_by_construction(page_order, scheme
     assert set(page_order.judge(model, documents, settings).values()) == {0.5}
 
 
+def test_a_page_is_told_what_sets_it_apart(page_order):
+    figures, counts = torch.randn(7, 5), torch.tensor([3, 4])
+    found = page_order.set_apart(figures, counts)
+    for here, there in ((0, 3), (3, 7)):
+        for page in range(here, there):
+            others = torch.cat([figures[here:page], figures[page + 1 : there]])
+            expected = (figures[page] - others.mean(0)) / (others.std(0, unbiased=False) + 0.25)
+            torch.testing.assert_close(found[page], expected, rtol=1e-4, atol=1e-4)
+
+
 def test_training_batches_hold_every_order_and_where_pages_were(page_order):
-    random, settings = np.random.default_rng(0), replace(page_order.Settings(), views=1, patch_dropout=0.0)
+    random, settings = np.random.default_rng(0), replace(page_order.Settings(), views=1)
     pages = [made_page(page_order, random) for _ in range(11)]
     (batch,) = page_order.Shuffled([[pages]], settings, seed=0)
     assert batch.labels.tolist() == [0, 1, 2, 3]
@@ -102,8 +112,10 @@ def test_page_order_from_files_to_report_and_not_again(page_order, make_pdf, tmp
         run_main(page_order, monkeypatch, *arguments)
     with pytest.raises(SystemExit, match="other settings: train epochs was 1, not 2"):
         run_main(page_order, monkeypatch, *arguments, "--epochs", 2)
+    (output / "results.json").write_text(json.dumps({**results, "note": "On small documents."}))
     scheme_report.gather(tmp_path / "runs", tmp_path / "report")
     text = (tmp_path / "report" / "positions.md").read_text()
+    assert f"`{scheme_report.COMMANDS['page_order']}`\n\nOn small documents.\n\nUntouched" in text
     assert "| page-independent | 50.0 ± 0.0 | 50.0 ± 0.0 | 50.0 ± 0.0 | 2 |" in text
     assert (tmp_path / "report" / "positions-page-order.png").stat().st_size > 10_000
 

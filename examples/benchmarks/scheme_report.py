@@ -233,7 +233,10 @@ SECTIONS = {"page_order": page_order, "cross_page": cross_page, "schemes": class
 
 
 def gather(source: Path, target: Path) -> None:
-    """Writes positions.md, positions.json and positions-*.png from whatever is there."""
+    """Writes positions.md, positions.json and positions-*.png from whatever is there.
+
+    A `note` beside the runs of a results.json stands under their command.
+    """
     found = {}
     for name in SECTIONS:
         file = source / name / "results.json"
@@ -252,7 +255,9 @@ def gather(source: Path, target: Path) -> None:
         "",
     ]
     for name, results in found.items():
-        text += SECTIONS[name](list(results["runs"].values()), target / f"positions-{name.replace('_', '-')}.png")
+        section = SECTIONS[name](list(results["runs"].values()), target / f"positions-{name.replace('_', '-')}.png")
+        title_and_command, rest = section[:4], section[4:]
+        text += [*title_and_command, *([results["note"], ""] if "note" in results else []), *rest]
     write(target / "positions.json", json.dumps({"commands": COMMANDS, **found}, indent=1))
     write(target / "positions.md", "\n".join(text).rstrip())
 
