@@ -16,9 +16,9 @@ CELL = 16  # px
 ORIENTATIONS, SCALES = 8, 3
 MODULATED = 4  # orientations whose modulation is measured
 FAINTEST = 0.4  # of differences across and down, together, where a pixel counts as lying on an edge
-SIDE = 256  # lines that a page is divided into, down and across
+SIDE = 256  # lines that are read of a page, down and across; of one that is far larger, thin rules may be missed
 BINS = 32, 16  # of its profiles, down and across
-LAYOUT = 1 + 2 * 2 + sum(BINS) + 2 * 5  # figures: width to height, bounds, profiles, heights of rows and of gaps
+LAYOUT = 1 + 2 * 2 + sum(BINS) + 2 * 5  # figures: width to height, bounds, profiles; rows and gaps, 5 figures each
 
 
 class Measured(NamedTuple):

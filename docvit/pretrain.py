@@ -159,7 +159,8 @@ class PretrainRecipe:
 
     Attributes:
         model, init, settings: the encoder, as in `docvit.recipes.Recipe`.
-        mask: share of the patches that are hidden; blank ones are never there.
+        mask: share of the patches that are hidden; blank ones are never there. What the ink stem tells of a page's
+            layout is that of the others, so that its statistics of pages have to settle anew in training.
         target: what is foreseen of a hidden patch, a name in `TARGETS`; None for `ink` behind an ink stem, else
             `pixels`.
         max_pages: pages of a document seen in one epoch: the first, and others chosen at random (of 64 that are spread

@@ -48,8 +48,8 @@ class Recipe:
         max_pages: pages of a document seen in one epoch: the first, and others chosen at random (of 64 that are spread
             evenly over a longer document).
         budget: tokens a batch, about.
-        patch_dropout: largest share of patches left out at random; how many is drawn for each document. It saves work
-            with long documents; the ink stem's page statistics suffer from it.
+        patch_dropout: largest share of patches left out at random; how many is drawn for each document. It saves work,
+            and a batch holds more documents; but what the ink stem tells of a page's layout is spoilt by it.
         label_smoothing: of the cross-entropy.
         page_loss: weight of a second cross-entropy, on what each page's token says alone.
         ema: decay of the moving average that is kept as the model; 0 for none.

@@ -14,6 +14,10 @@ from torch import Tensor, nn
 from docvit import ink
 from docvit.patches import PatchSequence
 
+# Deviations. A figure that hardly varies in training, such as the shape of pages where all are alike, must not drown
+# all others on a page where it does.
+FARTHEST = 10.0
+
 
 class Stem(nn.Module):
     """Base: patches (T, C * P * P) to tokens (T, D), and what else there is to say about a page."""
@@ -113,7 +117,8 @@ class InkStem(Stem):
             measured = self.measure(patches.float())
             features, statistics = ink.compare(measured), ink.gather(measured, batch, page_lengths)
         tokens = self.proj(_normalise(self.norm, features.to(patches.dtype)))
-        return tokens, self.tell(_normalise(self.page_norm, statistics.to(patches.dtype)), batch)
+        statistics = _normalise(self.page_norm, statistics.to(patches.dtype)).clamp(-FARTHEST, FARTHEST)
+        return tokens, self.tell(statistics, batch)
 
     def tell(self, statistics: Tensor, batch: PatchSequence) -> Tensor:
         """What is added to class tokens (N, D) by normalised statistics of their pages (N, statistics)."""

@@ -11,7 +11,9 @@ more; of a longer one than eight, the first, the last and six others are seen, n
 nor the numbers say anything.
 
 Page-independent encoding with pooling is at 50 % by construction: its output does not depend on the order of its input,
-so that it says the same of a document before and after its pages are moved.
+so that it says the same of a document before and after its pages are moved. All schemes alike are told, page by page,
+what sets a page apart from the others of its document (`MeasuredStem`, which the library does not have): no order
+comes through that.
 
 What the ink stem measures on a page holds nothing learned. It is measured once, on the page as it is and on changed
 copies, and all models train on that: a run takes about two minutes on one core.
@@ -113,16 +115,20 @@ class MeasuredStem(InkStem):
 
 
 def set_apart(figures: Tensor, counts: Tensor) -> Tensor:
-    """How far each page (N, F) is from the others of its document, in deviations; `counts` (B,) pages, at least 2."""
+    """How far each page (N, F) is from the others of its document, in deviations; `counts` (B,) pages, at least 2.
+
+    In float64, or what is said would depend on the order of pages by more than the last digits.
+    """
     own, pages = torch.arange(len(counts)).repeat_interleave(counts), counts.repeat_interleave(counts)[:, None]
 
     def of_others(x: Tensor) -> Tensor:
-        total = torch.zeros(len(counts), x.shape[1]).index_add(0, own, x)[own]
-        return (total - x) / (pages - 1)
+        return (x.new_zeros(len(counts), x.shape[1]).index_add(0, own, x)[own] - x) / (pages - 1)
 
-    mean, square = of_others(figures), of_others(figures.square())
+    exact = figures.double()
+    mean, square = of_others(exact), of_others(exact.square())
     deviation = (square - mean.square()).clamp(min=0).sqrt()
-    return (figures - mean) / (deviation + 0.25)  # figures that hardly differ in a document say little
+    apart = (exact - mean) / (deviation + 0.25)  # figures that hardly differ in a document say little
+    return apart.to(figures.dtype)
 
 
 STEMS["measured-ink"] = MeasuredStem
@@ -171,7 +177,7 @@ def _view(pages: Sequence[Any], model: DocViT, settings: Settings, place: int, v
         pages = [(page - mean) / std for page in changed]
     batch = model.pack([pages])
     return (
-        measurements(model.patch_embed, batch.patches).half(),
+        measurements(model.patch_embed, batch.patches).half(),  # which holds the counts among them exactly
         batch.row,
         batch.col,
         batch.grids,
@@ -182,7 +188,7 @@ def _view(pages: Sequence[Any], model: DocViT, settings: Settings, place: int, v
 def measurements(stem: nn.Module, patches: Tensor) -> Tensor:
     """All that the ink stem measures: (T, C * P * P) -> (T, figures)"""
     assert isinstance(stem, InkStem)
-    density, edges, *of_patches = stem.measure(patches)  # counts of up to 2,048 survive in half precision
+    density, edges, *of_patches = stem.measure(patches)
     return torch.cat([part.flatten(1) for part in (density, *edges, *of_patches)], 1)
 
 
@@ -192,7 +198,7 @@ def load(measured: Path) -> dict[int, Views]:
     def split(patches: Tensor, row: Tensor, col: Tensor, grids: Tensor, counts: list[int]) -> list[Page]:
         return [Page(*page) for page in zip(*(x.split(counts) for x in (patches, row, col)), grids, strict=True)]
 
-    return {place: [split(*view) for view in views] for place, views in torch.load(measured).items()}
+    return {place: [split(*view) for view in views] for place, views in torch.load(measured, mmap=True).items()}
 
 
 def moved(count: int, task: str, random: np.random.Generator) -> list[int]:
@@ -355,7 +361,7 @@ def main() -> None:
     options.add_argument("data", type=Path)
     options.add_argument("--group-by", default="source_repo")
     options.add_argument("--schemes", nargs="+", default=SCHEMES)
-    options.add_argument("--epochs", type=int, default=10)
+    options.add_argument("--epochs", type=int, default=Settings().train.epochs)
     arguments = options.parse_args()
     settings = Settings()
     settings = replace(settings, train=replace(settings.train, epochs=arguments.epochs))

@@ -29,6 +29,8 @@ class BenchmarkError(ValueError):
 class Results:
     """The settings of a benchmark and its finished runs by name, kept in `folder/results.json`.
 
+    What else somebody wrote into that file, such as a note, stays in it.
+
     Raises:
         BenchmarkError: the folder holds results of other settings, or something else than results.
     """
@@ -37,6 +39,7 @@ class Results:
         self.folder, self.settings = Path(folder), json.loads(json.dumps(settings))
         self.file = self.folder / RESULTS
         self.runs: dict[str, dict[str, Any]] = {}
+        self.more: dict[str, Any] = {}
         if self.folder.exists() and not self.folder.is_dir():
             raise BenchmarkError(f"{self.folder} is not a folder: choose another output")
         if self.file.exists():
@@ -58,17 +61,19 @@ class Results:
     def _read(self) -> dict[str, dict[str, Any]]:
         try:
             found = json.loads(self.file.read_text())
-            settings, runs = found["settings"], found["runs"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            settings, runs = found.pop("settings"), found.pop("runs")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BenchmarkError(f"{self.file} holds no results of this benchmark: {error!r}") from error
         differing = differences(settings, self.settings)
         if differing:
             raise BenchmarkError(f"{self.folder} holds results of other settings: {'; '.join(differing)}")
+        self.more = found
         return dict(runs)
 
     def _write(self) -> None:
         with replaced(self.file) as partial:
-            partial.write_text(json.dumps({"settings": self.settings, "runs": self.runs}, indent=1) + "\n")
+            held = {**self.more, "settings": self.settings, "runs": self.runs}
+            partial.write_text(json.dumps(held, indent=1) + "\n")
 
 
 def settings_of(preset: Preset, data: CIFAR10, device: torch.device) -> dict[str, Any]:

@@ -78,6 +78,20 @@ def test_a_page_is_told_what_sets_it_apart(page_order):
             others = torch.cat([figures[here:page], figures[page + 1 : there]])
             expected = (figures[page] - others.mean(0)) / (others.std(0, unbiased=False) + 0.25)
             torch.testing.assert_close(found[page], expected, rtol=1e-4, atol=1e-4)
+    figures[1] += 60  # a page unlike any other
+    order = torch.tensor([2, 0, 1, 6, 4, 5, 3])
+    torch.testing.assert_close(
+        page_order.set_apart(figures[order], counts), page_order.set_apart(figures, counts)[order], rtol=0, atol=1e-5
+    )
+
+
+def test_what_is_measured_once_is_what_the_stem_measures(page_order):
+    stem = page_order.build("page-independent", page_order.Settings(), stem="ink").patch_embed
+    pixels = torch.randn(3, stem.in_chans * stem.patch_size**2)
+    found = page_order.MeasuredStem(stem.in_chans, stem.patch_size, 8).measure(page_order.measurements(stem, pixels))
+    expected = stem.measure(pixels)
+    for here, there in zip([*found.edges, *found], [*expected.edges, *expected], strict=True):
+        assert isinstance(here, list) or torch.equal(here, there)
 
 
 def test_training_batches_hold_every_order_and_where_pages_were(page_order):
@@ -112,7 +126,9 @@ def test_page_order_from_files_to_report_and_not_again(page_order, make_pdf, tmp
         run_main(page_order, monkeypatch, *arguments)
     with pytest.raises(SystemExit, match="other settings: train epochs was 1, not 2"):
         run_main(page_order, monkeypatch, *arguments, "--epochs", 2)
+    del results["runs"]["spatial+page seed 1"]
     (output / "results.json").write_text(json.dumps({**results, "note": "On small documents."}))
+    run_main(page_order, monkeypatch, *arguments)  # which leaves the note where it is
     scheme_report.gather(tmp_path / "runs", tmp_path / "report")
     text = (tmp_path / "report" / "positions.md").read_text()
     assert f"`{scheme_report.COMMANDS['page_order']}`\n\nOn small documents.\n\nUntouched" in text

@@ -206,6 +206,20 @@ def test_grey_pages_in_rgb_are_grey_pages():
     close(colour.describe(patches.repeat(1, 3))[:, same], grey.describe(patches), 1e-4)
 
 
+def test_pages_of_a_shape_never_seen_do_not_drown_everything(stem):
+    white = np.full((96, 64), 255, dtype=np.uint8)
+    torch.manual_seed(0)
+    fresh = InkStem(1, P, 16)
+    portrait = pack([[white, white]] * 4, P, channels=1)
+    for _ in range(200):
+        fresh.embed(portrait, portrait.page_bounds.diff())
+    landscape = pack([[white.T]], P, channels=1)
+    told = []
+    fresh.eval().tell = lambda statistics, batch: told.append(statistics)
+    fresh.embed(landscape, landscape.page_bounds.diff())
+    assert told[0].abs().max() == 10  # deviations
+
+
 def test_ink_learns_from_single_patches_and_pages_too(stem):
     tokens, of_pages = stem.train().embed(*pages(1))
     (tokens.sum() + of_pages.sum()).backward()
