@@ -61,7 +61,8 @@ def load_pretrained(folder: str | os.PathLike[str] | None = None) -> DocViT:
         model.load_state_dict(load_file(path / WEIGHTS))  # into float32, whatever is in the file
     except Exception as error:  # JSON, settings, safetensors and shapes each raise their own kinds
         told = " ".join(str(error).split("\n\t")[:2])  # torch lists every single weight
-        raise ModelError(f"{path} cannot be loaded: {told}") from error
+        advice = " If another version of docvit wrote it, train it again." if "mismatch" in told else ""
+        raise ModelError(f"{path} cannot be loaded: {told}{advice}") from error
     return model.eval()
 
 
