@@ -98,10 +98,6 @@ def page_order(runs: Runs, plot: Path) -> list[str]:
     blind = [name for name in ("page-independent", "pages-concat") if name in rows]
     counts = sorted({(run["fold"], *run["documents"]) for run in runs})
     text = [
-        "## Are the pages in order? (real documents)",
-        "",
-        f"`{COMMANDS['page_order']}`",
-        "",
         "Untouched documents and those whose pages were moved, half and half; accuracy in per cent (chance: 50) of one "
         "model a scheme and seed for all three tasks. `of two`: how often the untouched one is told, given both. "
         "Schemes are compared seed by seed, each with a 95 % interval of its own. "
@@ -125,10 +121,6 @@ def page_order(runs: Runs, plot: Path) -> list[str]:
 
 def cross_page(runs: Runs, plot: Path) -> list[str]:
     text = [
-        "## Made documents whose class lies between pages",
-        "",
-        f"`{COMMANDS['cross_page']}`",
-        "",
         "Accuracy in per cent on new documents as long as those in training, and on longer ones. What each task asks, "
         "and why some must stay at chance, stands at the top of the script.",
         "",
@@ -166,10 +158,6 @@ def classification(runs: Runs, plot: Path) -> list[str]:
     ]
     by_table["strategies"] = scaled(strategies, "name", [name for name in figures if name != "mflops"])
     text = [
-        "## Classification: eight kinds of documents, sources left out",
-        "",
-        f"`{COMMANDS['schemes']}`",
-        "",
         "Short runs, all alike: they set ways apart and are not the best that the model can do. Milliseconds are those "
         "of one core, pages already rendered. The strategies judge the models of `spatial+page`.",
         "",
@@ -229,7 +217,11 @@ def bars(rows: Rows, columns: Sequence[str], file: Path, label: str, *, chance: 
     figure.savefig(file, dpi=120)
 
 
-SECTIONS = {"page_order": page_order, "cross_page": cross_page, "schemes": classification}
+SECTIONS = {
+    "page_order": ("Are the pages in order? (real documents)", page_order),
+    "cross_page": ("Made documents whose class lies between pages", cross_page),
+    "schemes": ("Classification: eight kinds of documents, sources left out", classification),
+}
 
 
 def gather(source: Path, target: Path) -> None:
@@ -255,9 +247,11 @@ def gather(source: Path, target: Path) -> None:
         "",
     ]
     for name, results in found.items():
-        section = SECTIONS[name](list(results["runs"].values()), target / f"positions-{name.replace('_', '-')}.png")
-        title_and_command, rest = section[:4], section[4:]
-        text += [*title_and_command, *([results["note"], ""] if "note" in results else []), *rest]
+        title, section = SECTIONS[name]
+        text += [f"## {title}", "", f"`{COMMANDS[name]}`", ""]
+        if "note" in results:
+            text += [results["note"], ""]
+        text += section(list(results["runs"].values()), target / f"positions-{name.replace('_', '-')}.png")
     write(target / "positions.json", json.dumps({"commands": COMMANDS, **found}, indent=1))
     write(target / "positions.md", "\n".join(text).rstrip())
 

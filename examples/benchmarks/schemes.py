@@ -3,7 +3,7 @@
     python examples/benchmarks/schemes.py DOCUMENTS.csv --output runs/schemes
 
 DOCUMENTS.csv has the columns path, label and source_repo. Seed S leaves out fold S of scikit-learn's
-StratifiedGroupKFold(5). All runs train the compact variant alike and shortly, some three minutes on one core: too short
+StratifiedGroupKFold(5). All runs train the compact variant alike and shortly, a few minutes on one core: too short
 for its best accuracy, long enough to set the ways apart. The strategies judge the models of the scheme `spatial+page`.
 """
 
