@@ -112,13 +112,16 @@ class InkStem(Stem):
         return self.proj(_normalise(self.norm, self.describe(patches).to(patches.dtype)))
 
     def embed(self, batch: PatchSequence, page_lengths: Tensor) -> tuple[Tensor, Tensor]:
-        patches = batch.patches
-        with torch.no_grad(), torch.autocast(patches.device.type, enabled=False):
-            measured = self.measure(patches.float())
-            features, statistics = ink.compare(measured), ink.gather(measured, batch, page_lengths)
-        tokens = self.proj(_normalise(self.norm, features.to(patches.dtype)))
-        statistics = _normalise(self.page_norm, statistics.to(patches.dtype)).clamp(-FARTHEST, FARTHEST)
-        return tokens, self.tell(statistics, batch)
+        features, statistics = (x.to(batch.patches.dtype) for x in self.observe(batch, page_lengths))
+        statistics = _normalise(self.page_norm, statistics).clamp(-FARTHEST, FARTHEST)
+        return self.proj(_normalise(self.norm, features)), self.tell(statistics, batch)
+
+    @torch.no_grad()
+    def observe(self, batch: PatchSequence, page_lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """What tokens and class tokens are told of, before anything is learned: (T, features) and (N, statistics)."""
+        with torch.autocast(batch.patches.device.type, enabled=False):
+            measured = self.measure(batch.patches.float())
+            return ink.compare(measured), ink.gather(measured, batch, page_lengths)
 
     def tell(self, statistics: Tensor, batch: PatchSequence) -> Tensor:
         """What is added to class tokens (N, D) by normalised statistics of their pages (N, statistics)."""

@@ -12,7 +12,7 @@ nor the numbers say anything.
 
 Page-independent encoding with pooling is at 50 % by construction: its output does not depend on the order of its input,
 so that it says the same of a document before and after its pages are moved. All schemes alike are told, page by page,
-what sets a page apart from the others of its document (`MeasuredStem`, which the library does not have): no order
+what sets a page apart from the others of its document (`ApartStem`, which the library does not have): no order
 comes through that.
 
 What the ink stem measures on a page holds nothing learned. It is measured once, on the page as it is and on changed
@@ -25,23 +25,24 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from measured import Kept, MeasuredStem, Page, measure, pages_of, put_together
 from runs import configuration, open_results, parser, run_all
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from docvit import DocViT, PatchSequence, create_model, ink
+from docvit import DocViT, PatchSequence, create_model
 from docvit.augment import Augmentation, augment
 from docvit.cache import CachedDocument, PageCache, default_cache
 from docvit.data import Batch, LabelledDocuments, read_labelled
 from docvit.files import replaced
 from docvit.pages import find_documents, spread
 from docvit.recipes import split_groups
-from docvit.stems import STEMS, InkStem
+from docvit.stems import STEMS
 from docvit.train import TrainSettings, fit, make_ema
 
 UNTOUCHED, TASKS = "untouched", ("reversed", "first-last", "swapped")
@@ -88,25 +89,15 @@ class Settings:
     train: TrainSettings = field(default_factory=lambda: TrainSettings(epochs=10, weight_decay=1.0, bf16=False))
 
 
-class MeasuredStem(InkStem):
-    """The ink stem, given what it measures (`measurements`) instead of pixels: (T, figures) -> (T, D)
+class ApartStem(MeasuredStem):
+    """The ink stem, whose class tokens are also told what sets their page apart from the others of its document.
 
-    A class token is also told what sets its page apart from the others of its document, figure by figure: how many
-    standard deviations, and in which direction.
+    Figure by figure: how many standard deviations, and in which direction.
     """
 
     def __init__(self, in_chans: int, patch_size: int, dim: int) -> None:
         super().__init__(in_chans, patch_size, dim)
         self.page_proj = nn.Linear(3 * self.page_proj.in_features, dim)
-
-    def measure(self, patches: Tensor) -> ink.Measured:
-        nothing = super().measure(patches.new_zeros(0, self.in_chans * self.patch_size**2))  # for its shapes
-        shapes = [part.shape[1:] for part in (nothing.ink, *nothing.edges, *nothing[2:])]
-        parts = patches.split([shape.numel() for shape in shapes], 1)
-        density, *edges, modulation, lines, rows, cols = (
-            p.unflatten(1, shape) for p, shape in zip(parts, shapes, strict=True)
-        )
-        return ink.Measured(density, edges, modulation, lines, rows.long(), cols.long())
 
     def tell(self, statistics: Tensor, batch: PatchSequence) -> Tensor:
         apart = set_apart(statistics.detach(), batch.document_bounds.diff())
@@ -131,31 +122,21 @@ def set_apart(figures: Tensor, counts: Tensor) -> Tensor:
     return apart.to(figures.dtype)
 
 
-STEMS["measured-ink"] = MeasuredStem
-
-
-class Page(NamedTuple):
-    """The patches of a page that say something, measured."""
-
-    patches: Tensor  # (T, figures)
-    row: Tensor  # (T,)
-    col: Tensor  # (T,)
-    grid: Tensor  # (2,)
+STEMS["apart-ink"] = ApartStem
 
 
 Views = list[list[Page]]  # a document: views x pages; the first view is the pages as they are
-Measured = tuple[Tensor, Tensor, Tensor, Tensor, list[int]]  # one view: patches, rows, columns, grids, patches a page
 
 
 def build(scheme: str, settings: Settings, **more: Any) -> DocViT:
-    given = {"num_classes": len(ORDERS), "max_pages": settings.max_pages, "stem": "measured-ink", **settings.model}
+    given = {"num_classes": len(ORDERS), "max_pages": settings.max_pages, "stem": "apart-ink", **settings.model}
     if scheme == "pages-concat":
         del given["scopes"]  # it brings its own
     return create_model("docvit_compact_patch32", **{**given, **configuration(scheme), **more})
 
 
-def measure(data: LabelledDocuments, settings: Settings) -> dict[int, list[Measured]]:
-    """By place in the data set, without the documents that are too short."""
+def measure_all(data: LabelledDocuments, settings: Settings) -> dict[int, list[Kept]]:
+    """All views by place in the data set, without the documents that are too short."""
     model = build("page-independent", settings, stem="ink")
     files, errors = PageCache(default_cache(), model.config.rendering).prepare(data.paths)
     for error in errors:
@@ -169,36 +150,17 @@ def measure(data: LabelledDocuments, settings: Settings) -> dict[int, list[Measu
     return measured
 
 
-@torch.inference_mode()
-def _view(pages: Sequence[Any], model: DocViT, settings: Settings, place: int, view: int) -> Measured:
+def _view(pages: Sequence[Any], model: DocViT, settings: Settings, place: int, view: int) -> Kept:
     if view:
         mean, std = model.config.mean[0], model.config.std[0]
         changed = augment(pages, settings.augmentation, np.random.default_rng((view, place)))
         pages = [(page - mean) / std for page in changed]
-    batch = model.pack([pages])
-    return (
-        measurements(model.patch_embed, batch.patches).half(),  # which holds the counts among them exactly
-        batch.row,
-        batch.col,
-        batch.grids,
-        batch.page_bounds.diff().tolist(),
-    )
-
-
-def measurements(stem: nn.Module, patches: Tensor) -> Tensor:
-    """All that the ink stem measures: (T, C * P * P) -> (T, figures)"""
-    assert isinstance(stem, InkStem)
-    density, edges, *of_patches = stem.measure(patches)
-    return torch.cat([part.flatten(1) for part in (density, *edges, *of_patches)], 1)
+    return measure(model, model.pack([pages]))
 
 
 def load(measured: Path) -> dict[int, Views]:
-    """What `measure` gave, page by page."""
-
-    def split(patches: Tensor, row: Tensor, col: Tensor, grids: Tensor, counts: list[int]) -> list[Page]:
-        return [Page(*page) for page in zip(*(x.split(counts) for x in (patches, row, col)), grids, strict=True)]
-
-    return {place: [split(*view) for view in views] for place, views in torch.load(measured, mmap=True).items()}
+    """What `measure_all` gave, page by page."""
+    return {place: [pages_of(view) for view in views] for place, views in torch.load(measured, mmap=True).items()}
 
 
 def moved(count: int, task: str, random: np.random.Generator) -> list[int]:
@@ -214,21 +176,9 @@ def moved(count: int, task: str, random: np.random.Generator) -> list[int]:
     return order
 
 
-def put_together(documents: Sequence[Sequence[Page]]) -> PatchSequence:
-    """A packed sequence; a page's place in its list is its page index."""
-    pages = [page for document in documents for page in document]
-    counts = torch.tensor([len(page.row) for page in pages])
-    index = torch.cat([torch.arange(len(document)) for document in documents])
-    return PatchSequence(
-        patches=torch.cat([page.patches for page in pages]),
-        page=index.repeat_interleave(counts),
-        row=torch.cat([page.row for page in pages]),
-        col=torch.cat([page.col for page in pages]),
-        grids=torch.stack([page.grid for page in pages]),
-        page_index=index,
-        page_bounds=F.pad(counts.cumsum(0), (1, 0)),
-        document_bounds=F.pad(torch.tensor([len(document) for document in documents]).cumsum(0), (1, 0)),
-    )
+def ordered(pages: Sequence[Page], order: Sequence[int]) -> list[Page]:
+    """A document of `pages` in this order, numbered anew."""
+    return [pages[i]._replace(index=torch.tensor(place)) for place, i in enumerate(order)]
 
 
 class Shuffled:
@@ -256,7 +206,7 @@ class Shuffled:
             where = [0] + [2] * (len(pages) - 2) + [1]
             for task in ORDERS:
                 order = moved(len(pages), task, random)
-                copies.append([pages[i] for i in order])
+                copies.append(ordered(pages, order))
                 truth += [where[i] for i in order]
         labels = torch.arange(len(ORDERS)).repeat(len(places))
         return Batch(put_together(copies), labels, torch.tensor(truth))
@@ -305,7 +255,8 @@ def judge(model: OrderModel, documents: Sequence[Views], settings: Settings) -> 
     for place, views in enumerate(documents):
         pages = [views[0][i] for i in spread(len(views[0]), settings.max_pages)]
         random = np.random.default_rng(place)
-        logits.append(model(put_together([[pages[i] for i in moved(len(pages), t, random)] for t in tasks]))[0])
+        copies = [ordered(pages, moved(len(pages), task, random)) for task in tasks]
+        logits.append(model(put_together(copies))[0])
     scores = torch.stack(logits)  # (documents, copies, orders)
     figures = {}
     for name in TASKS:
@@ -372,7 +323,7 @@ def main() -> None:
     measured = arguments.output / "measured.pt"
     if not measured.exists():
         with replaced(measured) as partial:
-            torch.save(measure(data, settings), partial)
+            torch.save(measure_all(data, settings), partial)
     tasks = {
         f"{scheme} seed {seed}": (scheme, seed, data, measured, settings)
         for seed in range(arguments.seeds)

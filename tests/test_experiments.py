@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from docvit import PatchSequence
 from docvit.data import LabelledDocuments
 from docvit.recipes import Recipe
 from docvit.train import TrainSettings
@@ -38,10 +39,13 @@ def cross_page():
 def made_page(page_order, random):
     count = int(random.integers(2, 6))
     cells = torch.from_numpy(random.permutation(16)[:count].copy())
-    stem = page_order.build("page-independent", page_order.Settings(), stem="ink").patch_embed
-    pixels = torch.from_numpy(random.random((count, stem.in_chans * 64 * 64), dtype=np.float32))
-    patches = page_order.measurements(stem, pixels)
-    return page_order.Page(patches, cells // 4, cells % 4, torch.tensor([4, 4]))
+    model = page_order.build("page-independent", page_order.Settings(), stem="ink")
+    pixels = torch.from_numpy(random.random((count, model.config.in_chans * 64 * 64), dtype=np.float32))
+    nothing = torch.zeros_like(cells)
+    bounds = torch.tensor([0, count]), torch.tensor([0, 1])
+    one = PatchSequence(pixels, nothing, cells // 4, cells % 4, torch.tensor([[4, 4]]), nothing[:1], *bounds)
+    (page,) = page_order.pages_of(page_order.measure(model, one))
+    return page
 
 
 def run_main(module, monkeypatch, *arguments):
@@ -85,13 +89,18 @@ def test_a_page_is_told_what_sets_it_apart(page_order):
     )
 
 
-def test_what_is_measured_once_is_what_the_stem_measures(page_order):
-    stem = page_order.build("page-independent", page_order.Settings(), stem="ink").patch_embed
-    pixels = torch.randn(3, stem.in_chans * stem.patch_size**2)
-    found = page_order.MeasuredStem(stem.in_chans, stem.patch_size, 8).measure(page_order.measurements(stem, pixels))
-    expected = stem.measure(pixels)
-    for here, there in zip([*found.edges, *found], [*expected.edges, *expected], strict=True):
-        assert isinstance(here, list) or torch.equal(here, there)
+def test_what_is_measured_once_is_what_the_stem_observes(page_order):
+    measured, random = importlib.import_module("measured"), np.random.default_rng(0)
+    model = page_order.build("page-independent", page_order.Settings(), stem="ink")
+    pages = [random.integers(0, 256, (256, 192, 3), dtype=np.uint8) for _ in range(3)]
+    packed = model.pack([pages])
+    batch = measured.put_together([measured.pages_of(measured.measure(model, packed))])
+    found = measured.MeasuredStem(3, model.config.patch_size, 8).observe(batch, batch.page_bounds.diff())
+    expected = model.patch_embed.observe(packed, packed.page_bounds.diff())
+    for here, there in zip(found, expected, strict=True):
+        torch.testing.assert_close(here.float(), there, rtol=1e-3, atol=1e-3)
+    for name in ("page", "row", "col", "grids", "page_index", "page_bounds", "document_bounds"):
+        assert torch.equal(getattr(batch, name), getattr(packed, name))
 
 
 def test_training_batches_hold_every_order_and_where_pages_were(page_order):

@@ -3,8 +3,10 @@
     python examples/benchmarks/schemes.py DOCUMENTS.csv --output runs/schemes
 
 DOCUMENTS.csv has the columns path, label and source_repo. Seed S leaves out fold S of scikit-learn's
-StratifiedGroupKFold(5). All runs train the compact variant alike and shortly, a few minutes on one core: too short
-for its best accuracy, long enough to set the ways apart. The strategies judge the models of the scheme `spatial+page`.
+StratifiedGroupKFold(5), so that five seeds leave out every source once. All runs train the compact variant alike and
+shortly: too short for its best accuracy, long enough to set the ways apart. What its stem measures on pages as they are
+changed in training holds nothing learned, and is measured once for all of them: a run takes about a minute on one core.
+The strategies judge the models of the scheme `spatial+page`.
 """
 
 from __future__ import annotations
@@ -15,25 +17,29 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from measured import MEASURED_INK, Kept, Page, measure, pages_of, put_together
 from runs import open_results, parser, run_all
+from tqdm import tqdm
 
-from docvit import DocumentClassifier
+from docvit import DocumentClassifier, DocViT, DocViTConfig
 from docvit.cache import CachedDocument, PageCache, default_cache
-from docvit.data import LabelledDocuments, read_labelled
+from docvit.data import Batch, DocumentDataset, Key, LabelledDocuments, View, balance, read_labelled
+from docvit.files import replaced
 from docvit.metrics import report
 from docvit.pages import PageStack
 from docvit.positions import POSITIONS
-from docvit.recipes import Recipe, build_model, split_groups, train_documents
+from docvit.prepare import Place, shuffled
+from docvit.recipes import Recipe, build_model, classification_loss, split_groups, training_view
 from docvit.shapes import predict_cost
 from docvit.strategies import STRATEGIES
-from docvit.train import TrainSettings
+from docvit.train import Record, TrainSettings, fit, make_ema
 from docvit.variants import BASELINES, with_baseline
 
 DEFAULT = {"positions": "spatial+page", "scopes": "page-then-document:2"}
@@ -46,14 +52,51 @@ FIGURES = ("accuracy", "macro_f1", "ece", "aurc")
 BATCH = 8  # documents judged at once
 
 
-def run(table: str, name: str, seed: int, data: LabelledDocuments, recipe: Recipe, folds: int) -> dict[str, Any]:
+class MeasuredDataset(DocumentDataset):
+    """The documents at `places`, measured on the pages that `measure_all` saw in each epoch."""
+
+    def __init__(
+        self, files: Sequence[Path], labels: Sequence[int], view: View, measured: Path, places: Sequence[int], seed: int
+    ) -> None:
+        super().__init__(files, labels, view, seed=seed)
+        self.measured, self.places = torch.load(measured, mmap=True), places
+
+    def __getitem__(self, key: Key) -> tuple[int, list[Page]]:
+        epoch, place = key
+        return place, pages_of(self.measured[epoch, self.places[place]])
+
+    def collate(self, samples: list[tuple[int, list[Page]]]) -> Batch:
+        places = [place for place, _ in samples]
+        labels = torch.tensor([self.labels[place] for place in places])
+        return Batch(put_together([pages for _, pages in samples]), labels, torch.tensor(places))
+
+
+def measure_all(data: LabelledDocuments, recipe: Recipe) -> dict[Key, Kept]:
+    """The documents as they are seen in each epoch of a training, by epoch and place."""
+    model = build_model(recipe, data.classes)
+    dataset = DocumentDataset(files_of(data, model.config), data.labels, training_view(model.config, recipe))
+    keys = [(epoch, place) for place in range(len(data)) for epoch in range(recipe.train.epochs)]
+    return {
+        key: measure(model, dataset.collate([dataset[key]]).sequence)
+        for key in tqdm(keys, desc="measuring", unit="view", disable=None)
+    }
+
+
+def files_of(data: LabelledDocuments, config: DocViTConfig) -> list[Path]:
+    """The rendered pages of all documents, from the cache."""
+    files, _ = PageCache(default_cache(), config.rendering).prepare(data.paths, workers=1)
+    return [files[path] for path in data.paths]
+
+
+def run(
+    table: str, name: str, seed: int, data: LabelledDocuments, measured: Path, recipe: Recipe, folds: int
+) -> dict[str, Any]:
     """Trains one model on all sources but those of fold `seed`, and judges it on those."""
     training, held_out = split_groups(data, seed % folds, folds)
     seeded = replace(
         recipe, settings={**recipe.settings, **TABLES[table][name]}, train=replace(recipe.train, seed=seed)
     )
-    with TemporaryDirectory() as folder:
-        model, history = train_documents(training, folder, seeded, device="cpu", workers=1)
+    model, history = train(data, training, measured, seeded)
     classifier = DocumentClassifier(model, device="cpu")
     documents = rendered(held_out, classifier)
     figures = judge(classifier, documents, held_out)
@@ -65,10 +108,31 @@ def run(table: str, name: str, seed: int, data: LabelledDocuments, recipe: Recip
     return {**about, "seconds": seconds, **figures, "mflops": mflops(classifier, documents), "strategies": strategies}
 
 
+def train(
+    data: LabelledDocuments, training: LabelledDocuments, measured: Path, recipe: Recipe
+) -> tuple[DocViT, list[Record]]:
+    """As `docvit.recipes.train_documents` does it, on what was measured; the model reads pages again."""
+    where = {path: place for place, path in enumerate(data.paths)}
+    trained = build_model(recipe, data.classes)
+    dataset = MeasuredDataset(
+        files_of(training, trained.config),
+        training.labels,
+        training_view(trained.config, recipe),
+        measured,
+        [where[path] for path in training.paths],
+        recipe.train.seed,
+    )
+    batches = shuffled(dataset, Place(torch.device("cpu")), budget=recipe.budget, weights=balance(training))
+    model = build_model(replace(recipe, settings={**recipe.settings, "stem": MEASURED_INK}), data.classes)
+    ema = make_ema(model, recipe.ema)
+    history = fit(model, batches, classification_loss(recipe), recipe.train, ema=ema)
+    trained.load_state_dict((model if ema is None else ema.module).state_dict())
+    return trained.eval(), history
+
+
 def rendered(data: LabelledDocuments, classifier: DocumentClassifier) -> list[PageStack]:
-    """All pages of all documents, from the cache of rendered pages."""
-    files, _ = PageCache(default_cache(), classifier.rendering).prepare(data.paths, workers=1)
-    documents = [CachedDocument.open(files[path]) for path in data.paths]
+    """All pages of all documents."""
+    documents = [CachedDocument.open(file) for file in files_of(data, classifier.model.config)]
     return [document.load(document.indices) for document in documents]
 
 
@@ -106,7 +170,7 @@ def settings_of(data: LabelledDocuments, recipe: Recipe, folds: int) -> Mapping[
 
 
 def main() -> None:
-    options = parser(__doc__)
+    options = parser(__doc__, seeds=5)  # one for each fold
     options.add_argument("data", type=Path)
     options.add_argument("--group-by", default="source_repo")
     options.add_argument("--folds", type=int, default=5)
@@ -117,10 +181,12 @@ def main() -> None:
     loop = TrainSettings(epochs=arguments.epochs, bf16=False)  # every batch has shapes of its own: no kernels for each
     recipe = Recipe(settings={"page_size": arguments.page_size}, train=loop, budget=600, ema=0.99)
     results = open_results(arguments.output, settings_of(data, recipe, arguments.folds))
-    model = build_model(recipe, data.classes)
-    PageCache(default_cache(), model.config.rendering).prepare(data.paths)  # once, and not in every process
+    measured = arguments.output / "measured.pt"
+    if not measured.exists():
+        with replaced(measured) as partial:
+            torch.save(measure_all(data, recipe), partial)
     tasks = {
-        f"{table} {name} seed {seed}": (table, name, seed, data, recipe, arguments.folds)
+        f"{table} {name} seed {seed}": (table, name, seed, data, measured, recipe, arguments.folds)
         for seed in range(arguments.seeds)
         for table, names in TABLES.items()
         for name in names
