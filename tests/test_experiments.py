@@ -253,8 +253,11 @@ def test_verdicts_know_the_spread():
         "a": {"x": {0: 90.0, 1: 91.0, 2: 90.5}},
         "b": {"x": {0: 80.0, 1: 81.5, 2: 80.0}},
         "c": {"x": {0: 85.0, 1: 95.0, 2: 91.0}},
+        "easy and hard folds": {"x": {0: 95.0, 1: 60.0, 2: 75.0}},
+        "those": {"x": {0: 85.0, 1: 50.5, 2: 65.0}},
     }
     assert scheme_report.compare(rows, "a", "b", "x")[1] == 1
+    assert scheme_report.compare(rows, "easy and hard folds", "those", "x")[1] == 1
     assert scheme_report.compare(rows, "b", "a", "x")[1] == -1
     assert scheme_report.compare(rows, "a", "c", "x")[1] == 0
     assert scheme_report.compare(rows, "a", "b", "x", among=500)[1] == 0  # the best of many is ahead by chance

@@ -65,8 +65,9 @@ def table(rows: Rows, columns: Mapping[str, str], title: str, digits: Mapping[st
 def compare(rows: Rows, one: str, other: str, column: str, *, among: int = 1) -> tuple[str, int]:
     """A sentence on the difference of two rows, and 1, -1 or, within the spread, 0; no sentence on less than two seeds.
 
-    The interval holds for `among` such comparisons together (Bonferroni), since of many rows one is always ahead by
-    chance; and it is at least as wide as either row's spread.
+    Of the differences seed by seed, so that what folds have in common, which is most of either row's spread, does not
+    count. The interval holds for `among` such comparisons together (Bonferroni), since of many rows one is always ahead
+    by chance.
     """
     a, b = rows.get(one, {}).get(column, {}), rows.get(other, {}).get(column, {})
     gaps = [a[seed] - b[seed] for seed in a if seed in b]
@@ -74,7 +75,6 @@ def compare(rows: Rows, one: str, other: str, column: str, *, among: int = 1) ->
         return "", 0
     mean = fmean(gaps)
     half = float(student_t.ppf(1 - 0.025 / among, len(gaps) - 1)) * stdev(gaps) / len(gaps) ** 0.5
-    half = max(half, stdev(a.values()), stdev(b.values()))  # three gaps may agree by chance
     sign = 0 if abs(mean) <= half else 1 if mean > 0 else -1
     word = {1: "better than", -1: "worse than", 0: "not told apart from"}[sign]
     return f"`{one}` is {word} `{other}` ({mean:+.1f} ± {half:.1f} points)", sign
