@@ -62,7 +62,6 @@ PositionsOption = Annotated[str | None, typer.Option("--positions", help=f"Posit
 Scopes = Annotated[str | None, typer.Option(help="What blocks see: page, document, page-then-document:K, alternate:K.")]
 PageSize = Annotated[int | None, typer.Option(min=16, help="Longer side of a page in px.")]
 LearningRate = Annotated[float, typer.Option("--lr", min=0.0, help="Peak learning rate.")]
-WeightDecay = Annotated[float, typer.Option(min=0.0, help="Of AdamW; less where documents are many.")]
 Budget = Annotated[int, typer.Option(min=1, help="Tokens a batch, about.")]
 PagesSeen = Annotated[int, typer.Option("--max-pages", min=1, max=64, help="Pages of a document seen in one epoch.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
@@ -240,7 +239,6 @@ def train(
     page_size: PageSize = None,
     epochs: Annotated[int, typer.Option(min=1)] = TrainSettings.epochs,
     lr: LearningRate = TrainSettings.lr,
-    weight_decay: WeightDecay = TrainSettings.weight_decay,
     budget: Budget = Recipe.budget,
     max_pages: PagesSeen = Recipe.max_pages,
     ema: EMA = Recipe.ema,
@@ -262,7 +260,7 @@ def train(
         max_pages=max_pages,
         budget=budget,
         ema=ema,
-        train=TrainSettings(epochs=epochs, lr=lr, weight_decay=weight_decay, seed=seed),
+        train=TrainSettings(epochs=epochs, lr=lr, seed=seed),
     )
     if resume:
         check_resumed(context, options_of(recipe), options_of(read_recipe(output)))

@@ -55,8 +55,7 @@ class TrainSettings:
     Attributes:
         epochs: passes over the batches.
         lr: peak learning rate.
-        weight_decay: on matrices only; biases, norms and embeddings are left alone. The default is made for runs of a
-            thousand steps or so, on few documents; with more steps it wants to be smaller (arXiv 2405.13698).
+        weight_decay: on matrices only; biases, norms and embeddings are left alone.
         optimizer: a name that timm's `create_optimizer_v2` knows.
         momentum: for optimisers that have one.
         schedule: `cosine` (to zero) or `constant`.
@@ -69,7 +68,7 @@ class TrainSettings:
 
     epochs: int = 16
     lr: float = 1e-3
-    weight_decay: float = 1.0
+    weight_decay: float = 0.1
     optimizer: str = "adamw"
     momentum: float = 0.9
     schedule: str = "cosine"

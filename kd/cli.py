@@ -23,7 +23,6 @@ from docvit.cli import (
     Resume,
     Scopes,
     Seed,
-    WeightDecay,
     Workers,
     check_resumed,
     options_of,
@@ -107,7 +106,6 @@ def distill(
     page_size: PageSize = None,
     epochs: Annotated[int, typer.Option(min=1)] = TrainSettings.epochs,
     lr: LearningRate = TrainSettings.lr,
-    weight_decay: WeightDecay = TrainSettings.weight_decay,
     budget: Budget = Recipe.budget,
     max_pages: PagesSeen = Recipe.max_pages,
     seed: Seed = 0,
@@ -135,7 +133,7 @@ def distill(
         max_pages=max_pages,
         budget=budget,
         ema=ema,
-        train=TrainSettings(epochs=epochs, lr=lr, weight_decay=weight_decay, seed=seed),
+        train=TrainSettings(epochs=epochs, lr=lr, seed=seed),
     )
     teaching = Teaching(
         alpha=alpha,
