@@ -40,7 +40,9 @@ def made_page(page_order, random):
     count = int(random.integers(2, 6))
     cells = torch.from_numpy(random.permutation(16)[:count].copy())
     model = page_order.build("page-independent", page_order.Settings(), stem="ink")
-    pixels = torch.from_numpy(random.random((count, model.config.in_chans * 64 * 64), dtype=np.float32))
+    pixels = torch.from_numpy(
+        random.random((count, model.config.in_chans * model.config.patch_size**2), dtype=np.float32)
+    )
     nothing = torch.zeros_like(cells)
     bounds = torch.tensor([0, count]), torch.tensor([0, 1])
     one = PatchSequence(pixels, nothing, cells // 4, cells % 4, torch.tensor([[4, 4]]), nothing[:1], *bounds)
@@ -92,7 +94,7 @@ def test_a_page_is_told_what_sets_it_apart(page_order):
 def test_what_is_measured_once_is_what_the_stem_observes(page_order):
     measured, random = importlib.import_module("measured"), np.random.default_rng(0)
     model = page_order.build("page-independent", page_order.Settings(), stem="ink")
-    pages = [random.integers(0, 256, (256, 192, 3), dtype=np.uint8) for _ in range(3)]
+    pages = [random.integers(0, 256, (512, 384, 3), dtype=np.uint8) for _ in range(3)]
     packed = model.pack([pages])
     batch = measured.put_together([measured.pages_of(measured.measure(model, packed))])
     found = measured.MeasuredStem(3, model.config.patch_size, 8).observe(batch, batch.page_bounds.diff())

@@ -29,13 +29,13 @@ from runs import open_results, parser, run_all
 from tqdm import tqdm
 
 from docvit import DocumentClassifier, DocViT, DocViTConfig
-from docvit.cache import CachedDocument, PageCache, default_cache
+from docvit.cache import CachedDocument
 from docvit.data import Batch, DocumentDataset, Key, LabelledDocuments, View, balance, read_labelled
 from docvit.files import replaced
 from docvit.metrics import report
 from docvit.pages import PageStack
 from docvit.positions import POSITIONS
-from docvit.prepare import Place, shuffled
+from docvit.prepare import Place, render_all, shuffled
 from docvit.recipes import Recipe, build_model, classification_loss, split_groups, training_view
 from docvit.shapes import predict_cost
 from docvit.strategies import STRATEGIES
@@ -83,8 +83,8 @@ def measure_all(data: LabelledDocuments, recipe: Recipe) -> dict[Key, Kept]:
 
 
 def files_of(data: LabelledDocuments, config: DocViTConfig) -> list[Path]:
-    """The rendered pages of all documents, from the cache."""
-    files, _ = PageCache(default_cache(), config.rendering).prepare(data.paths, workers=1)
+    """The rendered pages of all documents."""
+    files = render_all(data.paths, config.rendering, Place(torch.device("cpu")), workers=1)
     return [files[path] for path in data.paths]
 
 
