@@ -63,6 +63,7 @@ def measure(model: DocViT, document: PatchSequence) -> Kept:
 
 
 def pages_of(document: Kept) -> list[Page]:
+    """The pages that `measure` gave, one by one."""
     counts = document["page_bounds"].diff().tolist()
     patches, row, col = (document[name].split(counts) for name in ("patches", "row", "col"))
     rows = zip(patches, document["statistics"], row, col, document["grids"], document["page_index"], strict=True)

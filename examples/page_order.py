@@ -16,7 +16,7 @@ what sets a page apart from the others of its document (`ApartStem`, which the l
 comes through that.
 
 What the ink stem measures on a page holds nothing learned. It is measured once, on the page as it is and on changed
-copies, and all models train on that: a run takes about two minutes on one core.
+copies, and all models train on that: a run takes about a minute on one core.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def test_a_page_is_told_what_sets_it_apart(page_order):
 def test_what_is_measured_once_is_what_the_stem_observes(page_order):
     measured, random = importlib.import_module("measured"), np.random.default_rng(0)
     model = page_order.build("page-independent", page_order.Settings(), stem="ink")
-    pages = [random.integers(0, 256, (512, 384, 3), dtype=np.uint8) for _ in range(3)]
+    pages = [random.integers(0, 256, (256, 192, 3), dtype=np.uint8) for _ in range(3)]
     packed = model.pack([pages])
     batch = measured.put_together([measured.pages_of(measured.measure(model, packed))])
     found = measured.MeasuredStem(3, model.config.patch_size, 8).observe(batch, batch.page_bounds.diff())

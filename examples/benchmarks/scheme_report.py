@@ -63,7 +63,7 @@ def table(rows: Rows, columns: Mapping[str, str], title: str, digits: Mapping[st
 
 
 def compare(rows: Rows, one: str, other: str, column: str, *, among: int = 1) -> tuple[str, int]:
-    """A sentence on the difference of two rows, and 1, -1 or, within the spread, 0; no sentence on less than two seeds.
+    """A sentence on the difference of two rows, and 1, -1 or, within its interval, 0; no sentence on less than two seeds.
 
     Of the differences seed by seed, so that what folds have in common, which is most of either row's spread, does not
     count. The interval holds for `among` such comparisons together (Bonferroni), since of many rows one is always ahead
@@ -171,7 +171,7 @@ def classification(runs: Runs, plot: Path) -> list[str]:
     others = [name for name in everything if name not in (DEFAULT, "strategy document")]
     compared = [compare(everything, name, DEFAULT, "macro_f1", among=len(others)) for name in others]
     better = [name for name, (_, sign) in zip(others, compared, strict=True) if sign > 0]
-    verdict = f"{_names(better)} beyond the spread" if better else "nothing beyond the spread"
+    verdict = _names(better) if better else "nothing that is told apart"
     text += ["Against the default (`spatial+page`, its own way to classify a document), macro-F1:", ""]
     text += [f"- {sentence}." for sentence in told(others, [sentence for sentence, _ in compared])]
     text += ["", f"**Better than the default: {verdict}** over {len({run['seed'] for run in runs})} seeds.", ""]
