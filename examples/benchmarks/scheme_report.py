@@ -63,7 +63,7 @@ def table(rows: Rows, columns: Mapping[str, str], title: str, digits: Mapping[st
 
 
 def compare(rows: Rows, one: str, other: str, column: str, *, among: int = 1) -> tuple[str, int]:
-    """A sentence on the difference of two rows, and 1, -1 or, within its interval, 0; no sentence on less than two seeds.
+    """A sentence on the difference of two rows, and 1, -1 or, within its interval, 0; none on less than two seeds.
 
     Of the differences seed by seed, so that what folds have in common, which is most of either row's spread, does not
     count. The interval holds for `among` such comparisons together (Bonferroni), since of many rows one is always ahead
