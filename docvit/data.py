@@ -1,4 +1,4 @@
-"""Labelled documents for training: folders and CSVs, the page cache, batches by token budget."""
+"""Labelled documents for training: folders and CSVs, the page cache, batches."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import csv
 import hashlib
 import json
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from docvit.augment import Augmentation, augment
 from docvit.cache import CachedDocument
 from docvit.pages import SUFFIXES, PageStack, Rendering, find_documents, spread
 from docvit.patches import PatchSequence, pack
+from docvit.sampling import Key, Partners, TokenBudget, put_after
 
 MAX_LISTED = 20
 UNLABELLED = -1
@@ -162,6 +162,8 @@ class View:
         max_pages: pages of a document that are read; in training a random choice, else spread evenly.
         augmentation: changes to the pages; None outside training.
         patch_dropout: largest share of patches left out at random in training; how many is drawn for each document.
+        mix_pages: share of documents whose later pages are, in training, those of another of their class, from another
+            source; of any other where there are no labels.
     """
 
     rendering: Rendering
@@ -170,10 +172,8 @@ class View:
     max_pages: int = 64
     augmentation: Augmentation | None = None
     patch_dropout: float = 0.0
+    mix_pages: float = 0.0
     training: bool = field(default=False)
-
-
-Key = tuple[int, int]  # epoch, place in the data set
 
 
 class DocumentDataset(Dataset[tuple[int, int, PageStack]]):
@@ -181,20 +181,39 @@ class DocumentDataset(Dataset[tuple[int, int, PageStack]]):
 
     Without labels every document's is `UNLABELLED`. Data sets that differ in `draw` alone show the same pages at the
     same keys, changed and thinned out in other ways.
+
+    Args:
+        groups: the source of each document, for `View.mix_pages`; without, each is its own.
     """
 
     def __init__(
-        self, files: Sequence[Path], labels: Sequence[int] | None, view: View, *, seed: int = 0, draw: int = 0
+        self,
+        files: Sequence[Path],
+        labels: Sequence[int] | None,
+        view: View,
+        *,
+        groups: Sequence[str] | None = None,
+        seed: int = 0,
+        draw: int = 0,
     ) -> None:
         self.documents = [CachedDocument.open(file) for file in files]
         self.labels = [UNLABELLED] * len(files) if labels is None else list(labels)
         self.view, self.seed, self.draw = view, seed, draw
+        self.partners = Partners(self.labels, groups) if view.training and view.mix_pages else None
 
     def __len__(self) -> int:
         return len(self.documents)
 
     def __getitem__(self, key: Key) -> tuple[int, int, PageStack]:
         epoch, place = key
+        stack, partner = self.see(epoch, place), self.partner(epoch, place)
+        if partner is not None:
+            pages = put_after(stack.pages, self.see(epoch, partner).pages)
+            stack = stack._replace(pages=pages, indices=stack.indices[: len(pages)])
+        return place, epoch, stack
+
+    def see(self, epoch: int, place: int) -> PageStack:
+        """The pages of one document in one epoch, changed."""
         document, view = self.documents[place], self.view
         random = np.random.default_rng((self.seed, epoch, place))
         stack = document.load(self._choose(document, random))
@@ -205,7 +224,15 @@ class DocumentDataset(Dataset[tuple[int, int, PageStack]]):
             mean, std = (torch.tensor(v)[:, None, None] for v in (view.mean, view.std))
             normalised = [(page - mean) / std for page in changed]  # float tensors, which `pack` takes as they are
             stack = stack._replace(pages=normalised)  # type: ignore[arg-type]
-        return place, epoch, stack
+        return stack
+
+    def partner(self, epoch: int, place: int) -> int | None:
+        """The document whose later pages this one has in this epoch; None for its own."""
+        if self.partners is None:
+            return None
+        # by five numbers: four that end with 0 are as good as three
+        random = np.random.default_rng((self.seed, epoch, place, 0, 1))
+        return self.partners.draw(place, random) if random.random() < self.view.mix_pages else None
 
     def _choose(self, document: CachedDocument, random: np.random.Generator) -> list[int]:
         count = min(self.view.max_pages, len(document.indices))
@@ -221,15 +248,18 @@ class DocumentDataset(Dataset[tuple[int, int, PageStack]]):
         return np.array([min(limit, len(d.kept)) * (1 + keep * float(np.mean(d.kept))) for d in self.documents])
 
     def collate(self, samples: list[tuple[int, int, PageStack]]) -> Batch:
-        view, channels = self.view, 1 if self.view.rendering.mode == "L" else 3
-        stacks = [stack for _, _, stack in samples]
-        sequence = pack(stacks, view.rendering.multiple, channels=channels, mean=view.mean, std=view.std)
-        if view.patch_dropout:
+        sequence = self.pack([stack for _, _, stack in samples])
+        if self.view.patch_dropout:
             counts = sequence.page_bounds[sequence.document_bounds].diff().tolist()
             keep = [self._thin(epoch, place, count) for (place, epoch, _), count in zip(samples, counts, strict=True)]
             sequence = sequence.select(torch.from_numpy(np.concatenate(keep)))
         index = torch.tensor([place for place, _, _ in samples])
         return Batch(sequence, torch.tensor([self.labels[place] for place, _, _ in samples]), index)
+
+    def pack(self, stacks: Sequence[PageStack]) -> PatchSequence:
+        """A packed batch of documents as `see` gives them."""
+        view, channels = self.view, 1 if self.view.rendering.mode == "L" else 3
+        return pack(stacks, view.rendering.multiple, channels=channels, mean=view.mean, std=view.std)
 
     def _thin(self, epoch: int, place: int, count: int) -> np.ndarray:
         """(count,) which of a document's patches are kept: sometimes nearly all, as in use, sometimes few."""
@@ -237,66 +267,12 @@ class DocumentDataset(Dataset[tuple[int, int, PageStack]]):
         return random.random(count) >= self.view.patch_dropout * random.random()
 
 
-class TokenBudget(Sampler[list[Key]]):
-    """Batches of about `budget` tokens each; the same number of batches every epoch, so that schedules can be planned.
-
-    Args:
-        tokens: (documents,) tokens that each brings.
-        budget: tokens a batch, on average.
-        shuffle: a new order every epoch, from `seed`.
-        weights: (documents,) draw with replacement in these proportions instead of shuffling; see `balance`.
-        rank, world_size: this process's share of the batches.
-
-    Raises:
-        ValueError: fewer documents than processes.
-    """
-
-    def __init__(
-        self,
-        tokens: np.ndarray,
-        budget: int,
-        *,
-        shuffle: bool,
-        weights: np.ndarray | None = None,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.tokens, self.shuffle, self.seed, self.rank, self.world_size = tokens, shuffle, seed, rank, world_size
-        self.weights = None if weights is None else weights / weights.sum()
-        if len(tokens) < world_size:
-            raise ValueError(f"{len(tokens)} documents cannot be shared among {world_size} processes")
-        count = min(len(tokens), max(world_size, round(float(tokens.sum()) / budget)))
-        self.count = count - count % world_size  # as many for each process
-        self.epoch, self.skip = 0, 0
-
-    def __len__(self) -> int:
-        return self.count // self.world_size
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        order = np.arange(len(self.tokens))
-        random = np.random.default_rng((self.seed, self.epoch))
-        if self.weights is not None:
-            order = random.choice(order, len(order), p=self.weights)
-        elif self.shuffle:
-            order = random.permutation(order)
-        filled = self.tokens[order].cumsum()
-        places = ((filled - self.tokens[order] / 2) * self.count / filled[-1]).astype(int)
-        batches = [order[places == i] for i in range(self.count)]
-        if not all(len(batch) for batch in batches):  # one document larger than a whole batch
-            batches = np.array_split(order, self.count)
-        for batch in batches[self.rank :: self.world_size][self.skip : len(self)]:
-            yield [(self.epoch, int(place)) for place in batch]
-
-
 def balance(documents: LabelledDocuments) -> np.ndarray:
     """Weights (documents,) for drawing: every class as often as the others; within it, a group by the root of its size.
 
     One prolific source then no longer decides what its class looks like.
     """
-    groups = documents.groups or tuple(str(i) for i in range(len(documents)))
-    sizes = Counter(zip(documents.labels, groups, strict=True))
-    weights = np.array([sizes[key] ** -0.5 for key in zip(documents.labels, groups, strict=True)])
+    weights = Partners(documents.labels, documents.groups).weights
     totals = np.bincount(documents.labels, weights)
     return weights / totals[list(documents.labels)]
 

@@ -48,7 +48,7 @@ class Layout(NamedTuple):
             page_counts=batch.document_bounds.diff().to(device),
             page_lengths=batch.page_bounds.diff().to(device),
             segments={scope: Segments.of(bounds[scope], device) for scope in sorted(set(scopes))},
-            last=Segments.of(bounds[scopes[-1]], device, places=begins[:-1]),
+            last=Segments.of(bounds[scopes[-1] if scopes else "page"], device, places=begins[:-1]),
         )
 
 

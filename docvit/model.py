@@ -16,10 +16,10 @@ from docvit.layout import Layout, Rotation, rotate
 from docvit.pages import Rendering
 from docvit.patches import PatchSequence, pack
 from docvit.positions import Positions, create_positions
-from docvit.stems import STEMS
+from docvit.stems import STEMS, InkStem
 
 SCOPES = ("page", "document", "page-then-document:K", "alternate:K")
-POOLINGS = ("mean", "max", "mean+std")
+POOLINGS = {"mean": 1, "max": 1, "mean+std": 2, "mean+std+first": 3}  # how many times a page token's width
 States = dict[str, Tensor]
 CACHED_ROWS = 768
 LEAST_SPREAD = 1e-3  # the root's slope at 0 is infinite
@@ -32,10 +32,13 @@ class DocViTConfig:
     Attributes:
         positions: name of the positional scheme: `page-independent`, `continued`, `sincos`, `sincos2d+page`,
             `spatial+page` or `rope` (`docvit.positions`).
+        depth: blocks; with none, page tokens are what the stem tells class tokens, normalised, and their patches do not
+            count.
         scopes: what each block sees: `page`, `document`, `page-then-document:K` (the last K blocks see the document)
             or `alternate:K` (every K-th block does).
-        pooling: how page tokens become the document's feature: `mean`, `max`, or `mean+std`, which is twice as wide and
-            also says how much the pages differ (statistics pooling, Snyder et al., "X-Vectors", ICASSP 2018).
+        pooling: how page tokens become the document's feature: `mean`, `max`, `mean+std`, which is twice as wide and
+            also says how much the pages differ (statistics pooling, Snyder et al., "X-Vectors", ICASSP 2018), or
+            `mean+std+first`, three times as wide, with the first page's token.
         stem: how a patch becomes a token: `linear` (as in ViT), `conv` (convolutions within the patch) or `ink` (how
             much ink there is, how colourful, and which way its edges run; `docvit.stems`).
         grid: rows and columns of the learned spatial table; other grids interpolate it.
@@ -76,7 +79,7 @@ class DocViTConfig:
     def __post_init__(self) -> None:
         for name in ("grid", "mean", "std", "classes"):  # JSON has lists only
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        least = {"embed_dim": 1, "depth": 1, "num_heads": 1, "patch_size": 1, "max_pages": 1, "num_registers": 0}
+        least = {"embed_dim": 1, "depth": 0, "num_heads": 1, "patch_size": 1, "max_pages": 1, "num_registers": 0}
         for name, number in least.items():
             if getattr(self, name) < number:
                 raise ValueError(f"{name} must be at least {number}, not {getattr(self, name)}")
@@ -215,11 +218,14 @@ def _pool(pages: Tensor, counts: Tensor, how: str) -> Tensor:
         # unsafe: no check of the lengths, which would wait for the device
         return torch.segment_reduce(x, by, lengths=counts, unsafe=True)
 
-    if how != "mean+std":
+    if how in ("mean", "max"):
         return reduce(pages, how)
     mean = reduce(pages, "mean")
     variance = reduce(pages.square(), "mean") - mean.square()
-    return torch.cat([mean, variance.clamp(min=LEAST_SPREAD**2).sqrt()], 1)
+    parts = [mean, variance.clamp(min=LEAST_SPREAD**2).sqrt()]
+    if how == "mean+std+first":
+        parts.append(pages.index_select(0, counts.cumsum(0) - counts))
+    return torch.cat(parts, 1)
 
 
 def _head(dim: int, num_classes: int) -> nn.Module:
@@ -243,8 +249,12 @@ class DocViT(nn.Module):
         dim = config.embed_dim
         self.num_classes = config.num_classes
         self.embed_dim = dim
-        self.num_features = 2 * dim if config.pooling == "mean+std" else dim  # width of a document's feature
+        self.num_features = POOLINGS[config.pooling] * dim  # width of a document's feature
         self.patch_embed = STEMS[config.stem](config.in_chans, config.patch_size, dim)
+        if not config.depth and not isinstance(self.patch_embed, InkStem):
+            raise ValueError(
+                f"without blocks the {config.stem} stem tells nothing of a page: take the ink stem, or blocks"
+            )
         self.cls_token = nn.Parameter(torch.empty(1, dim))
         self.reg_token = nn.Parameter(torch.empty(config.num_registers, dim)) if config.num_registers else None
         self.positions: Positions = create_positions(
@@ -318,6 +328,7 @@ class DocViT(nn.Module):
         layout = Layout.of(batch, self.num_prefix_tokens, parse_scopes(self.config.scopes, self.config.depth))
         x, rotation = self._embed(batch, layout)
         states = {"embed": x} if wanted("embed") else {}
+        last = False
         for i, block in enumerate(self.blocks):
             name = f"blocks.{i}"
             last = i == len(self.blocks) - 1 and not wanted(name)  # of the last block only class tokens are read
@@ -336,7 +347,7 @@ class DocViT(nn.Module):
     def forward_head(self, x: Features, pre_logits: bool = False) -> Tensor:
         """Pools page tokens to documents (B, F) and classifies them (B, num_classes); `pre_logits` stops between.
 
-        F is `num_features`: D, or 2 D under `mean+std` pooling.
+        F is `num_features`: D, 2 D under `mean+std` pooling, 3 D under `mean+std+first`.
         """
         pooled = _pool(x.pages.float(), x.page_counts, self.config.pooling).to(x.pages.dtype)
         return pooled if pre_logits else self.head(self.head_drop(pooled))
@@ -347,7 +358,8 @@ class DocViT(nn.Module):
 
     def alone(self, pages: Tensor) -> Tensor:
         """Features (N, F) of documents of which each has one of these page tokens (N, D): no page differs from it."""
-        return F.pad(pages, (0, self.num_features - self.embed_dim), value=LEAST_SPREAD)
+        spread = pages.new_full(pages.shape, LEAST_SPREAD)
+        return torch.cat([pages, spread, pages][: POOLINGS[self.config.pooling]], 1)
 
     def forward(self, batch: PatchSequence) -> Tensor:
         return self.forward_head(self.forward_features(batch))

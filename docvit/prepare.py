@@ -120,13 +120,15 @@ def training_batches(
     *,
     budget: int,
     seed: int,
+    groups: Sequence[str] | None = None,
     weights: np.ndarray | None = None,
 ) -> Batches:
     """Shuffled batches of about `budget` tokens, this process's share; without labels all of them are `UNLABELLED`.
 
     `weights` draw documents with replacement instead, see `docvit.data.balance`.
     """
-    return shuffled(DocumentDataset(files, labels, view, seed=seed), place, budget=budget, weights=weights)
+    dataset = DocumentDataset(files, labels, view, groups=groups, seed=seed)
+    return shuffled(dataset, place, budget=budget, weights=weights)
 
 
 def shuffled(dataset: DocumentDataset, place: Place, *, budget: int, weights: np.ndarray | None = None) -> Batches:

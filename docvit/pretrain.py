@@ -117,6 +117,8 @@ class MaskedDocViT(nn.Module):
 
     def __init__(self, encoder: DocViT, target: str) -> None:
         super().__init__()
+        if not encoder.blocks:
+            raise ValueError("a model without blocks has nothing to pre-train")
         self.encoder = encoder
         self.target = Target(target, encoder.config)
         self.decoder = Decoder(encoder.config, self.target.size)

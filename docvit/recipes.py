@@ -50,6 +50,8 @@ class Recipe:
         budget: tokens a batch, about.
         patch_dropout: largest share of patches left out at random; how many is drawn for each document. It saves work,
             and a batch holds more documents; but what the ink stem tells of a page's layout is spoilt by it.
+        mix_pages: share of documents whose later pages are taken from another of their class, of another source: what
+            pages of one source have in common then says less.
         label_smoothing: of the cross-entropy.
         page_loss: weight of a second cross-entropy, on what each page's token says alone.
         ema: decay of the moving average that is kept as the model; 0 for none.
@@ -64,6 +66,7 @@ class Recipe:
     max_pages: int = 4
     budget: int = 1500
     patch_dropout: float = 0.0
+    mix_pages: float = 0.5
     label_smoothing: float = 0.05
     page_loss: float = 0.5
     ema: float = 0.998
@@ -185,6 +188,7 @@ def labelled_batches(
         place,
         budget=recipe.budget,
         seed=recipe.train.seed,
+        groups=data.groups,
         weights=balance(data) if recipe.balanced else None,
     )
 
@@ -205,6 +209,7 @@ def training_view(config: DocViTConfig, recipe: Recipe) -> View:
         max_pages=recipe.max_pages,
         augmentation=recipe.augmentation,
         patch_dropout=recipe.patch_dropout,
+        mix_pages=recipe.mix_pages,
         training=True,
     )
 

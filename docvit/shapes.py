@@ -14,7 +14,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.flop_counter import FlopCounterMode
 
 from docvit import ink
-from docvit.model import DocViT, DocViTConfig, parse_scopes
+from docvit.model import POOLINGS, DocViT, DocViTConfig, parse_scopes
 from docvit.pages import PageStack
 from docvit.patches import PatchSequence
 from docvit.weights import adapt
@@ -113,22 +113,23 @@ def predict_cost(config: DocViTConfig, batch: PatchSequence, layout: str = "pack
     pages = counts + 1 + config.num_registers  # in tokens
     ends = torch.cat([torch.zeros(1, dtype=torch.long), pages.cumsum(0)])
     lengths = {"page": pages, "document": ends[batch.document_bounds].diff()}
-    *others, last = parse_scopes(config.scopes, config.depth)
-    blocks = Counter([*others, last])
+    scopes = parse_scopes(config.scopes, config.depth)
+    others, last = scopes[:-1], scopes[-1:]
+    blocks = Counter(scopes)
     scores = {scope: tuple(lengths[scope].tolist()) for scope in sorted(blocks)}
     class_tokens = {"page": torch.ones_like(pages), "document": batch.document_bounds.diff()}
     entries = sum(side**2 for scope in others for side in scores[scope])
-    entries += int((class_tokens[last] * lengths[last]).sum())
+    entries += sum(int((class_tokens[scope] * lengths[scope]).sum()) for scope in last)
     tokens, patches, dim, ratio = int(pages.sum()), int(counts.sum()), config.embed_dim, config.mlp_ratio
     stem = STEM_COSTS[config.stem](config)
     # key and value 2 D^2; query and output 2 D^2, the MLP's two layers 2 ratio D^2; scores and their use 2 D an entry
-    attending = len(others) * tokens + batch.num_pages
+    attending = len(others) * tokens + len(last) * batch.num_pages
     products = (config.depth * tokens * 2 + attending * (2 + 2 * ratio)) * dim**2 + 2 * dim * entries
-    width = 2 * dim if config.pooling == "mean+std" else dim
+    width = POOLINGS[config.pooling] * dim
     heads = 2 * batch.num_documents * width * config.num_classes
     flops = 2 * products + patches * stem.flops + batch.num_pages * stem.page_flops + heads
     floats = tokens * sum(_kept_a_token(config, scores[scope]) for scope in others)
-    floats += _kept_by_the_last(config, tokens, batch.num_pages, scores[last])
+    floats += sum(_kept_by_the_last(config, tokens, batch.num_pages, scores[scope]) for scope in last)
     return Cost(
         tokens=tokens,
         blocks=dict(sorted(blocks.items())),

@@ -89,6 +89,13 @@ def docvit_compact_patch32(pretrained: bool = False, **settings: Any) -> DocViT:
 
 
 @register_model
+def docvit_linear_patch32(pretrained: bool = False, **settings: Any) -> DocViT:
+    """The compact variant without blocks: what the ink stem tells of pages, pooled, and a linear map. A teacher."""
+    shape = {"depth": 0, "scopes": "page", "positions": "page-independent", "pooling": "mean+std+first"}
+    return docvit_compact_patch32(pretrained, **{**shape, **settings})
+
+
+@register_model
 def docvit_tiny_patch16(pretrained: bool = False, **settings: Any) -> DocViT:
     """ViT-Ti's width, depth and heads."""
     return _build(settings, pretrained=pretrained, embed_dim=192, depth=12, num_heads=3)

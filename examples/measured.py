@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
-from docvit import DocViT, PatchSequence
+from docvit import DocViT, DocViTConfig, PatchSequence
+from docvit.data import DocumentDataset, LabelledDocuments, balance
+from docvit.pages import PageStack
+from docvit.prepare import Place, render_all, shuffled
+from docvit.recipes import Recipe, build_model, classification_loss, training_view
+from docvit.sampling import Key
 from docvit.stems import STEMS, InkStem
+from docvit.train import Record, fit, make_ema
+from kd.features import Pupil
+from kd.teaching import DocumentLesson, Guide, Teaching
+from kd.views import TaughtBatches, TaughtDataset
 
 MEASURED_INK = "measured-ink"
 
@@ -86,3 +97,101 @@ def put_together(documents: Sequence[Sequence[Page]]) -> MeasuredSequence:
         page_bounds=F.pad(counts.cumsum(0), (1, 0)),
         document_bounds=F.pad(torch.tensor([len(document) for document in documents]).cumsum(0), (1, 0)),
     )
+
+
+CPU = Place(torch.device("cpu"))
+
+
+def files_of(data: LabelledDocuments, config: DocViTConfig) -> list[Path]:
+    """The rendered pages of all documents."""
+    files = render_all(data.paths, config.rendering, CPU, workers=1)
+    return [files[path] for path in data.paths]
+
+
+def measure_all(data: LabelledDocuments, recipe: Recipe, epochs: int) -> dict[Key, Kept]:
+    """The documents as they are seen in the first `epochs` of a training, by epoch and place."""
+    model = build_model(recipe, data.classes)
+    view = replace(training_view(model.config, recipe), mix_pages=0.0)  # pages are put together when they are read
+    dataset = DocumentDataset(files_of(data, model.config), data.labels, view)
+    keys = [(epoch, place) for place in range(len(data)) for epoch in range(epochs)]
+    return {
+        key: measure(model, dataset.collate([dataset[key]]).sequence)
+        for key in tqdm(keys, desc="measuring", unit="view", disable=None)
+    }
+
+
+class Views(DocumentDataset):
+    """Documents as `measure_all` saw them, in turn where there are more epochs."""
+
+    measured: Mapping[Key, Kept]
+    epochs: int
+    places: Sequence[int]  # where each of these documents is in what was measured
+
+    def see(self, epoch: int, place: int) -> PageStack:
+        found = pages_of(self.measured[epoch % self.epochs, self.places[place]])
+        indices = [int(page.index) for page in found]
+        return PageStack("", cast(Any, found), indices, len(self.documents[place].indices))
+
+    def pack(self, stacks: Sequence[PageStack]) -> PatchSequence:
+        return put_together(
+            [
+                [page._replace(index=torch.tensor(index)) for page, index in zip(pages, stack.indices, strict=True)]
+                for stack in stacks
+                for pages in [cast(Sequence[Page], stack.pages)]
+            ]
+        )
+
+
+class TaughtViews(Views, TaughtDataset):
+    """Likewise, for a student."""
+
+
+def train_measured(
+    data: LabelledDocuments,
+    training: LabelledDocuments,
+    measured: Mapping[Key, Kept],
+    recipe: Recipe,
+    teachers: Sequence[DocViT] = (),
+    teaching: Teaching = Teaching(),
+    *,
+    device: torch.device = CPU.device,
+) -> tuple[DocViT, list[Record]]:
+    """Trains on `training`, a part of the `data` that was measured: a model that reads pages again, and its history.
+
+    As `docvit.recipes.train_documents` does it, or given teachers as `kd.distill_documents`, whose documents without
+    labels are the same ones once more. In float32: every batch has shapes of its own, for which bfloat16 kernels would
+    first be built.
+    """
+    where = {path: place for place, path in enumerate(data.paths)}
+    trained = build_model(recipe, data.classes)
+    files, view, seed = files_of(training, trained.config), training_view(trained.config, recipe), recipe.train.seed
+
+    def views(labels: Sequence[int] | None, groups: Sequence[str] | None) -> TaughtViews:
+        dataset = TaughtViews(files, labels, view, groups=groups, seed=seed, others=[None] * len(teachers))
+        dataset.measured, dataset.epochs = measured, 1 + max(epoch for epoch, _ in measured)
+        dataset.places = [where[path] for path in training.paths]
+        return dataset
+
+    labelled = shuffled(views(training.labels, training.groups), CPU, budget=recipe.budget, weights=balance(training))
+    model = with_stem(trained, MEASURED_INK).to(device)
+    if not teachers:
+        ema = make_ema(model, recipe.ema)
+        history = fit(model, labelled, classification_loss(recipe), recipe.train, ema=ema, device=device)
+        kept = model if ema is None else ema.module
+    else:
+        batches = TaughtBatches(labelled, shuffled(views(None, None), CPU, budget=recipe.budget))
+        told = [with_stem(teacher, MEASURED_INK).to(device) for teacher in teachers]
+        guide = Guide(told, teaching.states((), pages=bool(recipe.page_loss)))
+        lesson = DocumentLesson(teaching, recipe, guide, steps=recipe.train.epochs * len(batches))
+        pupil = Pupil(model)
+        ema = make_ema(pupil, recipe.ema)
+        history = fit(pupil, batches, lesson, recipe.train, ema=ema, device=device)
+        kept = cast(Pupil, pupil if ema is None else ema.module).student
+    return with_stem(cast(DocViT, kept.cpu()), "ink").eval(), history
+
+
+def with_stem(model: DocViT, stem: str) -> DocViT:
+    """A model of the same weights that reads pages (`ink`) or what was measured of them (`measured-ink`)."""
+    other = DocViT(replace(model.config, stem=stem))
+    other.load_state_dict(model.state_dict())
+    return other

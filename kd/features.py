@@ -52,8 +52,8 @@ def _resolve(state: str, config: DocViTConfig) -> str:
     if block and -config.depth <= int(block[1]) < config.depth:
         return f"blocks.{int(block[1]) % config.depth}"
     if state not in ("embed", *ROWS):
-        blocks = f"blocks.0 to blocks.{config.depth - 1} (blocks.-1 is the last)"
-        raise DistillationError(f"no state {state!r}: choose pages, document, embed or {blocks}")
+        blocks = f" or blocks.0 to blocks.{config.depth - 1} (blocks.-1 is the last)" if config.depth else ""
+        raise DistillationError(f"no state {state!r}: choose pages, document, embed{blocks}")
     return state
 
 

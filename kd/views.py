@@ -88,11 +88,12 @@ class TaughtDataset(DocumentDataset):
         labels: Sequence[int] | None,
         view: View,
         *,
+        groups: Sequence[str] | None = None,
         seed: int = 0,
         others: Sequence[DocumentDataset | None] = (),
         cache: TeacherCache | None = None,
     ) -> None:
-        super().__init__(files, labels, view, seed=seed)
+        super().__init__(files, labels, view, groups=groups, seed=seed)
         self.others, self.cache = tuple(others), cache
         for other in self.others:
             self._check_pages(other)
@@ -110,6 +111,7 @@ class TaughtDataset(DocumentDataset):
             "documents": len(self),
             "content": content.hexdigest(),
             "seed": self.seed,
+            "mixed": None if self.partners is None else self.partners.fingerprint(),
             "view": asdict(self.view),
             "teachers' views": [asdict(other.view) if other is not None else None for other in self.others],
         }
@@ -234,21 +236,23 @@ def taught_batches(
     readable = [path for path in further if all(path in found for found in rendered.values())]
     each_once = {further[path]: path for path in readable}  # copies of a document are one
 
-    def dataset(paths: Sequence[str], labels: Sequence[int] | None) -> TaughtDataset:
+    def dataset(
+        paths: Sequence[str], labels: Sequence[int] | None, groups: Sequence[str] | None = None
+    ) -> TaughtDataset:
         def other(view: View) -> DocumentDataset | None:
             found = [rendered[view.rendering][path] for path in paths]
             if second_draw:
-                return DocumentDataset(found, labels, own_view, seed=seed, draw=1)
+                return DocumentDataset(found, labels, own_view, groups=groups, seed=seed, draw=1)
             if view == own_view:
                 return None
-            return DocumentDataset(found, labels, replace(view, patch_dropout=0.0), seed=seed)
+            return DocumentDataset(found, labels, replace(view, patch_dropout=0.0), groups=groups, seed=seed)
 
         found = [rendered[own_view.rendering][path] for path in paths]
-        return TaughtDataset(found, labels, own_view, seed=seed, others=[other(view) for view in views])
+        return TaughtDataset(found, labels, own_view, groups=groups, seed=seed, others=[other(view) for view in views])
 
     seed, budget = recipe.train.seed, recipe.budget
     weights = balance(data) if recipe.balanced else None
-    labelled = shuffled(dataset(data.paths, data.labels), place, budget=budget, weights=weights)
+    labelled = shuffled(dataset(data.paths, data.labels, data.groups), place, budget=budget, weights=weights)
     if not each_once:
         return TaughtBatches(labelled), tuple(left_out)
     extra = shuffled(dataset(list(each_once.values()), None), place, budget=budget)

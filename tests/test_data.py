@@ -15,13 +15,13 @@ from docvit.data import (
     DataError,
     DocumentDataset,
     LabelledDocuments,
-    TokenBudget,
     View,
     balance,
     read_labelled,
 )
 from docvit.pages import Rendering
 from docvit.patches import pack
+from docvit.sampling import TokenBudget
 
 RENDERING = Rendering(size=64, mode="L")
 
@@ -339,6 +339,42 @@ def test_the_first_page_and_random_others_in_training_evenly_spread_ones_outside
     assert chosen == {(0, 1), (0, 2)}
     assert training(documents, max_pages=1)[0, place][2].indices == [0]
     assert dataset(documents, max_pages=2)[7, place][2].indices == [0, 2]
+
+
+def mixed(documents, groups=None, labelled=True, **view):
+    data, files = documents
+    settings = {"max_pages": 3, "mix_pages": 1.0, "training": True} | view
+    return DocumentDataset(files, data.labels if labelled else None, View(RENDERING, **settings), groups=groups)
+
+
+def test_later_pages_come_from_another_source_of_the_class(documents):
+    data, _ = documents
+    groups = [str(place % 2) for place in range(len(data))]
+    own = training(documents, max_pages=3, patch_dropout=0.0, augmentation=None)
+    mixing = mixed(documents, groups)
+    several = 0
+    for key in [(epoch, place) for epoch in range(3) for place in range(len(data))]:
+        (_, _, before), (_, _, after) = own[key], mixing[key]
+        partner = mixing.partner(*key)
+        assert data.labels[partner] == data.labels[key[1]]
+        assert groups[partner] != groups[key[1]]
+        others = own[key[0], partner][2].pages
+        expected = [before.pages[0], *others[1 : len(before.pages)]] if len(others) > 1 else before.pages
+        assert all(np.array_equal(a, b) for a, b in zip(after.pages, expected, strict=True))
+        assert after.indices == before.indices[: len(after.pages)]
+        several += len(after.pages) > 1
+    assert several
+
+
+def test_pages_are_mixed_as_often_as_asked_and_without_labels_across_classes(documents):
+    data, _ = documents
+    keys = [(epoch, place) for epoch in range(60) for place in range(len(data))]
+    some = mixed(documents, mix_pages=0.3)
+    assert np.mean([some.partner(*key) is not None for key in keys]) == pytest.approx(0.3, abs=0.06)
+    across = mixed(documents, labelled=False)
+    assert {data.labels[across.partner(*key)] == data.labels[key[1]] for key in keys} == {True, False}
+    assert all(mixed(documents, groups=["one"] * len(data)).partner(*key) is None for key in keys)
+    assert mixed(documents, training=False).partners is None
 
 
 def test_patch_dropout_leaves_out_a_share_drawn_for_each_document(documents):

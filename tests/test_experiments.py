@@ -15,6 +15,7 @@ from docvit import PatchSequence
 from docvit.data import LabelledDocuments
 from docvit.recipes import Recipe
 from docvit.train import TrainSettings
+from docvit.weights import load_pretrained
 from kd.teaching import Teaching
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -207,13 +208,18 @@ def test_cross_page_runs_and_is_reported(cross_page, tmp_path, monkeypatch):
     assert all(f"### `{task}`" in text for task in cross_page.TASKS)
 
 
+def sources(corpus, folder):
+    """The corpus as a CSV in `folder`, the last digits of names for sources."""
+    rows = [f"{p.relative_to(corpus)},{p.parent.name},{p.stem[-1]}" for p in sorted(corpus.glob("*/*.pdf"))]
+    table = folder / "documents.csv"
+    table.write_text("path,label,source\n" + "\n".join(f"{corpus}/{row}" for row in rows))
+    return table
+
+
 def test_classification_compares_and_says_no_more_than_the_spread(corpus, tmp_path, monkeypatch):
     schemes = importlib.import_module("schemes")
     scheme_report = importlib.import_module("scheme_report")
-    table = corpus / "documents.csv"
-    rows = [f"{p.relative_to(corpus)},{p.parent.name},{p.stem[-1]}" for p in sorted(corpus.glob("*/*.pdf"))]
-    table = tmp_path / "documents.csv"
-    table.write_text("path,label,source\n" + "\n".join(f"{corpus}/{row}" for row in rows))
+    table = sources(corpus, tmp_path)
     default = schemes.TABLES["schemes"]["spatial+page"]
     tables = {
         "schemes": {"spatial+page": default},
@@ -236,7 +242,7 @@ def test_classification_compares_and_says_no_more_than_the_spread(corpus, tmp_pa
 def test_sources_left_out_under_other_settings_are_left_alone(tmp_path):
     module = importlib.import_module("leave_source_out")
     data = LabelledDocuments(("a/1.pdf", "a/2.pdf"), (0, 1), ("form", "paper"), ("here", "there"))
-    plan = module.Plan(Recipe(), 5, (), Teaching())
+    plan = module.Plan(Recipe(), 5, 16, (), Teaching())
     settings = module.settings_of(data, plan)
     for _ in range(2):
         module.agree_on_settings(tmp_path / "out", settings)
@@ -247,6 +253,26 @@ def test_sources_left_out_under_other_settings_are_left_alone(tmp_path):
         with pytest.raises(SystemExit, match=f"other settings: {told}"):
             module.agree_on_settings(tmp_path / "out", other)
     assert (tmp_path / "out" / module.SETTINGS).read_bytes() == before
+
+
+def test_a_student_learns_from_the_models_of_its_fold_on_what_was_measured_once(corpus, tmp_path, monkeypatch):
+    module, runs = importlib.import_module("leave_source_out"), tmp_path / "runs"
+    arguments = [sources(corpus, tmp_path), "--views", runs / "views.pt", "--group-by", "source", "--folds", 2]
+    arguments += ["--epochs", 2, "--set", "page_size=64", "--set", "embed_dim=16"]
+    monkeypatch.setattr(module.TrainSettings, "epochs", 1)  # views: the second epoch sees the first one's again
+    run_main(module, monkeypatch, *arguments, "--output", runs / "teachers", "--model", "docvit_linear_patch32")
+    measured = (runs / "views.pt").stat().st_mtime_ns
+    run_main(module, monkeypatch, *arguments, "--output", runs / "student", "--teachers", runs / "teachers")
+    assert (runs / "views.pt").stat().st_mtime_ns == measured
+    found = {name: json.loads((runs / name / "results.json").read_text()) for name in ("teachers", "student")}
+    assert [found[name]["teachers a model"] for name in found] == [0, 1]
+    assert found["student"]["summary"]["log_loss"]["mean"] == found["student"]["seeds averaged"]["log_loss"] > 0
+    trained = load_pretrained(runs / "student" / "seed-0" / "fold-1")
+    assert (trained.config.stem, len(trained.blocks)) == ("ink", 3)
+    with pytest.raises(SystemExit, match="views of other documents or settings"):
+        run_main(module, monkeypatch, *arguments, "--set", "page_size=96", "--output", runs / "other")
+    with pytest.raises(SystemExit, match="conv stem"):
+        run_main(module, monkeypatch, *arguments, "--set", "stem=conv", "--output", runs / "other")
 
 
 def test_verdicts_know_the_spread():

@@ -216,7 +216,9 @@ def test_a_fresh_head():
     assert model(batch).shape == (5, model.num_classes) == (5, 3)
 
 
-@pytest.mark.parametrize("settings", [{"num_heads": 0}, {"depth": 0}, {"max_pages": 0}, {"num_registers": -1}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"num_heads": 0}, {"depth": -1}, {"max_pages": 0}, {"num_registers": -1}], ids=str
+)
 def test_settings_below_their_least_are_refused(settings):
     (name,) = settings
     with pytest.raises(ValueError, match=f"{name} must be at least"):

@@ -226,14 +226,16 @@ def test_ink_learns_from_single_patches_and_pages_too(stem):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in stem.parameters())
 
 
+@pytest.mark.parametrize("pooling", ["mean+std", "mean+std+first"])
 @torch.no_grad()
-def test_mean_and_spread_of_page_tokens():
+def test_mean_and_spread_of_page_tokens_and_the_first(pooling):
     torch.manual_seed(0)
-    model = DocViT(DocViTConfig(embed_dim=8, depth=1, num_heads=2, num_classes=3, pooling="mean+std"))
+    model = DocViT(DocViTConfig(embed_dim=8, depth=1, num_heads=2, num_classes=3, pooling=pooling))
     tokens, counts = torch.randn(5, 8), torch.tensor([3, 1, 1])
     features = Features(tokens, torch.tensor([0, 0, 0, 1, 2]), counts)
     pooled = model.forward_head(features, pre_logits=True)
-    close(pooled[0], torch.cat([tokens[:3].mean(0), tokens[:3].std(0, unbiased=False)]))
+    expected = torch.cat([tokens[:3].mean(0), tokens[:3].std(0, unbiased=False), tokens[0]])
+    close(pooled[0], expected[: model.num_features])
     close(model.forward_head(features)[1:], model.forward_pages(features)[3:])  # documents of one page
     assert model.forward_head(features).shape == (3, 3)
     model.reset_classifier(4)

@@ -43,6 +43,21 @@ def test_every_variant_takes_every_scheme(name):
             assert create_model(name, positions=positions).config.positions == positions
 
 
+@torch.no_grad()
+def test_without_blocks_documents_are_what_the_stem_tells_of_their_pages():
+    torch.manual_seed(0)
+    model = create_model("docvit_linear_patch32", num_classes=3, page_size=64).eval()
+    assert not model.blocks
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    batch = model.pack([list(pixels)])
+    _, told = model.patch_embed.embed(batch, batch.page_bounds.diff())
+    pages = model.norm(model.cls_token + told)
+    spread = pages.var(0, unbiased=False).clamp(min=1e-6).sqrt()
+    close(model(batch)[0], model.head(torch.cat([pages.mean(0), spread, pages[0]])))
+    with pytest.raises(ValueError, match="without blocks the linear stem"):
+        create_model("docvit_linear_patch32", stem="linear")
+
+
 def test_variants_have_the_shapes_of_timms():
     for name in ("tiny", "small", "base"):
         with torch.device("meta"):

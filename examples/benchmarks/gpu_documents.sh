@@ -1,25 +1,25 @@
 #!/usr/bin/env bash
 # All that a GPU is needed for on documents, in one go:  gpu_documents.sh DOCUMENTS.csv OUT [STEP ...]
 #
-# DOCUMENTS.csv has the columns path, label and source_repo. Steps: check, speed (of the positional schemes), large (a
-# large model, whole sources left out), small (the compact one, likewise), distilled (the compact one, taught by the
-# large one of the same sources). OUT gets JSON and PNG files. SEEDS (3) and LARGE, the large model's settings, may be
-# set; TOY=1 runs everything at toy size on whatever device there is. See gpu_steps.sh for what happens when it is stopped.
+# DOCUMENTS.csv has the columns path, label and source_repo. Steps: check, speed (of the positional schemes), linear (no
+# blocks at all, whole sources left out), large (a large model, taught by those), small (the compact one alone),
+# distilled (the compact one, taught by both of the same sources). OUT gets JSON and PNG files. SEEDS (3) and LARGE, the
+# large model's settings, may be set; TOY=1 runs everything at toy size on whatever device there is. See gpu_steps.sh for what happens when it is stopped.
 set -euo pipefail
 
 data=$1 out=$2
 shift 2
 steps=("$@")
-[ ${#steps[@]} -gt 0 ] || steps=(check speed large small distilled)
+[ ${#steps[@]} -gt 0 ] || steps=(check speed linear large small distilled)
 source "$(dirname "$0")/gpu_steps.sh"
-# some 25 times the compact model's FLOPs a page
-large=${LARGE:---set embed_dim=256 --set num_heads=4 --set depth=6 --set page_size=512 --set grid=[16,16]}
+# some 18 times the compact model's FLOPs a page; of the same pages, for what is measured of them to do for all
+large=${LARGE:---set embed_dim=384 --set num_heads=6 --set depth=6}
 
 lso() { # NAME ARGUMENTS...
   local name=$1 size=(--seeds "${SEEDS:-3}" --jobs 5)
   shift
-  [ -z "${TOY:-}" ] || size=(--folds 2 --epochs 1)
-  (cd "$work" && "$python" "$here/leave_source_out.py" "$data" --output "$name" --device "$device" "${size[@]}" "$@")
+  [ -z "${TOY:-}" ] || size=(--folds 2)
+  (cd "$work" && "$python" "$here/leave_source_out.py" "$data" --output "$name" --device "$device" "${size[@]}" "$@" ${TOY:+--epochs 1})
 }
 
 run() { # STEP
@@ -29,11 +29,12 @@ run() { # STEP
       local toy=()
       [ -z "${TOY:-}" ] || toy=(--model docvit_tiny_patch16 --documents 1 --pages 1 --turns 1)
       "$python" "$here/positions_speed.py" --output "$out/positions_speed.json" "${toy[@]}" ;;
+    linear) lso linear --model docvit_linear_patch32 --epochs 32 --label-smoothing 0 ;;
     # shellcheck disable=SC2086
-    large) lso large $large ;;
+    large) lso large $large --teachers linear ;;
     small) lso small ;;
-    distilled) lso distilled --teachers large --alpha 0.8 ;;
-    *) echo "no step is called $1: check, speed, large, small, distilled" >&2; return 2 ;;
+    distilled) lso distilled --teachers linear large ;;
+    *) echo "no step is called $1: check, speed, linear, large, small, distilled" >&2; return 2 ;;
   esac
 }
 

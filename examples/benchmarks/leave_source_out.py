@@ -1,14 +1,16 @@
 """Accuracy on sources never trained on: every fold leaves whole sources out, one model a fold and seed.
 
-    python examples/benchmarks/leave_source_out.py DOCUMENTS.csv --output runs/sources
-    python examples/benchmarks/leave_source_out.py DOCUMENTS.csv --output runs/large --set embed_dim=256 --set depth=8
-    python examples/benchmarks/leave_source_out.py DOCUMENTS.csv --output runs/distilled --teachers runs/large
+    python examples/benchmarks/leave_source_out.py DOCUMENTS.csv --output runs/linear --model docvit_linear_patch32 \\
+        --epochs 32 --label-smoothing 0
+    python examples/benchmarks/leave_source_out.py DOCUMENTS.csv --output runs/alone
+    python examples/benchmarks/leave_source_out.py DOCUMENTS.csv --output runs/small --teachers runs/linear
 
 DOCUMENTS.csv has the columns path, label and source_repo. Folds are scikit-learn's StratifiedGroupKFold(5). A run that
-is finished is not repeated, an interrupted one goes on; under other settings than those in settings.json neither. With
-`--teachers`, outputs of this script, the model of a seed and fold also learns from theirs of the same seed and fold,
-which saw the same sources. Writes results.json: the pooled predictions of all folds scored once per seed (last epoch,
-never the best), mean and spread over seeds.
+is finished is not repeated; under other settings than those in settings.json neither. With `--teachers`, outputs of
+this script, the model of a seed and fold also learns from theirs of the same fold and of all their seeds, which saw the
+same sources. What the ink stem measures on pages as they are changed in training holds nothing learned: it is measured
+once, in `--views`, and all runs, whatever their seed, train on that. Writes results.json: the pooled predictions of all
+folds scored once per seed (last epoch, never the best), mean and spread over seeds, and what the seeds averaged give.
 """
 
 from __future__ import annotations
@@ -31,14 +33,18 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from measured import measure_all, train_measured
+
 from docvit.classify import DocumentClassifier
 from docvit.data import LabelledDocuments, read_labelled
+from docvit.files import replaced
 from docvit.hardware import choose_device
 from docvit.metrics import report
-from docvit.prepare import Place, render_all
-from docvit.recipes import RECIPE, Recipe, build_model, split_groups, train_documents
-from docvit.train import CHECKPOINT, TrainSettings
-from kd.documents import distill_documents
+from docvit.recipes import Recipe, build_model, split_groups
+from docvit.train import TrainSettings
+from docvit.weights import load_pretrained, save_pretrained
 from kd.results import describe_device, differences
 from kd.teaching import Teaching
 
@@ -55,31 +61,57 @@ class Plan:
     """How every model is trained, but for its seed and fold.
 
     Attributes:
+        views: how many times each document was seen; in more epochs they come again.
         teachers: outputs of this script.
         teaching: how much is learnt from them, if there are any.
     """
 
     recipe: Recipe
     folds: int
+    views: int
     teachers: tuple[str, ...]
     teaching: Teaching
 
 
-def run_fold(data: LabelledDocuments, plan: Plan, seed: int, fold: int, output: Path, device: str) -> dict[str, list]:
-    place = Path(f"seed-{seed}") / f"fold-{fold + 1}"
-    folder, recipe = output / place, replace(plan.recipe, train=replace(plan.recipe.train, seed=seed))
+def run_fold(
+    data: LabelledDocuments, plan: Plan, seed: int, fold: int, output: Path, views: Path, device: str
+) -> dict[str, list]:
+    folder = output / f"seed-{seed}" / f"fold-{fold + 1}"
     result = folder / "predictions.json"
     if not result.exists():
         training, held_out = split_groups(data, fold, plan.folds)
-        resume = (folder / RECIPE).exists() and (folder / CHECKPOINT).exists()
-        if plan.teachers:
-            teachers = [teacher / place for teacher in map(Path, plan.teachers)]
-            distill_documents(recipe, teachers, training, folder, plan.teaching, resume=resume, device=device)
-        else:
-            train_documents(training, folder, recipe, resume=resume, device=device)
-        predicted = scores(DocumentClassifier.from_pretrained(folder, device=device), held_out)
-        result.write_text(json.dumps({"scores": predicted.tolist(), "labels": list(held_out.labels)}))
+        recipe = replace(plan.recipe, train=replace(plan.recipe.train, seed=seed))
+        folders = [found for runs in plan.teachers for found in sorted(Path(runs).glob(f"seed-*/{folder.name}"))]
+        if plan.teachers and not folders:
+            raise SystemExit(f"no models of {folder.name} in {', '.join(plan.teachers)}")
+        teachers = [load_pretrained(teacher) for teacher in folders]
+        measured = torch.load(views, mmap=True)["views"]
+        model, _ = train_measured(
+            data, training, measured, recipe, teachers, plan.teaching, device=torch.device(device)
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        save_pretrained(model, folder)
+        predicted = scores(DocumentClassifier(model, device=device), held_out)
+        found = {"scores": predicted.tolist(), "labels": list(held_out.labels), "teachers": len(teachers)}
+        result.write_text(json.dumps(found))
     return json.loads(result.read_text())
+
+
+def see(data: LabelledDocuments, recipe: Recipe, epochs: int, file: Path) -> None:
+    """Measures the views of the training into `file`, unless they are there; ends the program where they are others."""
+    config = build_model(recipe, data.classes).config
+    if config.stem != "ink":
+        raise SystemExit(f"only what the ink stem measures can be kept, and this model has the {config.stem} stem")
+    names = [Path(path).name for path in data.paths]
+    about: list[Any] = [names, asdict(config.rendering), config.patch_size, config.mean, config.std, epochs]
+    about += [recipe.max_pages, asdict(recipe.augmentation)]
+    digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replaced(file) as partial:
+            torch.save({"of": digest, "views": measure_all(data, recipe, epochs)}, partial)
+    elif torch.load(file, mmap=True)["of"] != digest:
+        raise SystemExit(f"{file} holds views of other documents or settings: name another file with --views")
 
 
 def settings_of(data: LabelledDocuments, plan: Plan) -> dict[str, Any]:
@@ -88,7 +120,7 @@ def settings_of(data: LabelledDocuments, plan: Plan) -> dict[str, Any]:
     digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()
     taught = {"teachers": plan.teachers, "teaching": asdict(plan.teaching)} if plan.teachers else {}
     data_seen = {"documents": len(data), "sha256": digest}
-    return {"folds": plan.folds, "data": data_seen, "recipe": asdict(plan.recipe), **taught}
+    return {"folds": plan.folds, "data": data_seen, "views": plan.views, "recipe": asdict(plan.recipe), **taught}
 
 
 def agree_on_settings(folder: Path, settings: dict[str, Any]) -> None:
@@ -141,50 +173,65 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--views", type=Path, default=Path("runs/views.pt"), help="file for what the stem measures")
     parser.add_argument("--group-by", default="source_repo")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=TrainSettings.epochs)
+    parser.add_argument("--label-smoothing", type=float, default=Recipe.label_smoothing)
+    parser.add_argument("--mix-pages", type=float, default=Recipe.mix_pages)
     parser.add_argument("--model", default=Recipe.model, help="name of a variant")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of DocViTConfig")
     parser.add_argument(
         "--teachers", nargs="+", default=[], metavar="RUNS", help="outputs of this script to learn from"
     )
-    parser.add_argument("--alpha", type=float, default=Teaching.alpha)
-    parser.add_argument("--temperature", type=float, default=Teaching.temperature)
+    parser.add_argument("--alpha", type=float, default=1.0)
+    parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--jobs", type=int, default=1, help="folds trained side by side, sharing the cores")
+    parser.add_argument("--jobs", type=int, default=1, help="folds trained side by side, each on one core")
     arguments = parser.parse_args()
     data = read_labelled(arguments.data, group_column=arguments.group_by)
     changes = {name: _value(text) for name, _, text in (change.partition("=") for change in arguments.set)}
-    recipe = Recipe(arguments.model, settings=changes, train=TrainSettings(epochs=arguments.epochs))
+    recipe = Recipe(
+        arguments.model,
+        settings=changes,
+        mix_pages=arguments.mix_pages,
+        label_smoothing=arguments.label_smoothing,
+        train=TrainSettings(epochs=arguments.epochs, bf16=False),
+    )
     teaching = Teaching(alpha=arguments.alpha, temperature=arguments.temperature)
-    plan = Plan(recipe, arguments.folds, tuple(arguments.teachers), teaching)
+    views = min(arguments.epochs, TrainSettings.epochs)
+    plan = Plan(recipe, arguments.folds, views, tuple(arguments.teachers), teaching)
     device = choose_device(arguments.device)
-    # what cannot be read is known before anything is trained
-    render_all(data.paths, build_model(recipe, data.classes).config.rendering, Place(torch.device("cpu")))
+    see(data, recipe, plan.views, arguments.views)
     agree_on_settings(arguments.output, settings_of(data, plan))
-    runs = []
-    cores = torch.get_num_threads()
+    tasks = [(s, f) for s in range(arguments.seeds) for f in range(plan.folds)]
+    given = [(data, plan, seed, fold, arguments.output, arguments.views, str(device)) for seed, fold in tasks]
+    with ProcessPoolExecutor(arguments.jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        done = dict(zip(tasks, pool.map(run_fold, *zip(*given, strict=True)), strict=True))
+    names, runs, tables = ("accuracy", "macro_f1", "ece", "aurc"), [], []
+    labels = [label for fold in range(plan.folds) for label in done[0, fold]["labels"]]
     for seed in range(arguments.seeds):
-        tasks = [(data, plan, seed, fold, arguments.output, str(device)) for fold in range(plan.folds)]
-        with ProcessPoolExecutor(
-            arguments.jobs, get_context("spawn"), torch.set_num_threads, (max(1, cores // arguments.jobs),)
-        ) as pool:
-            folds = list(pool.map(run_fold, *zip(*tasks, strict=True)))
-        labels = [label for fold in folds for label in fold["labels"]]
-        runs.append(report(np.concatenate([fold["scores"] for fold in folds]), labels, data.classes).as_dict())
+        folds = [done[seed, fold] for fold in range(plan.folds)]
+        tables.append(np.concatenate([fold["scores"] for fold in folds]))
+        runs.append(judge(tables[-1], labels, data.classes))
         runs[-1]["accuracy_by_fold"] = [accuracy(fold) for fold in folds]
-        print(f"seed {seed}: " + "  ".join(f"{k} {runs[-1][k]:.3f}" for k in ("accuracy", "macro_f1", "ece", "aurc")))
-    names = ("accuracy", "macro_f1", "ece", "aurc")
-    summary = {name: spread([run[name] for run in runs]) for name in names}
+        print(f"seed {seed}: " + "  ".join(f"{k} {runs[-1][k]:.3f}" for k in (*names, "log_loss")))
+    summary = {name: spread([run[name] for run in runs]) for name in (*names, "log_loss")}
+    averaged = judge(np.mean(tables, axis=0), labels, data.classes)
     versions = {"torch": torch.__version__, "timm": timm.__version__}
-    machine = {"device": describe_device(device), "cores": cores, "platform": platform.platform()}
-    results = {**settings_of(data, plan), "seeds": arguments.seeds, "summary": summary}
-    results |= {"runs": runs, "versions": versions, "machine": machine}
+    machine = {"device": describe_device(device), "cores": arguments.jobs, "platform": platform.platform()}
+    results = {**settings_of(data, plan), "seeds": arguments.seeds, "summary": summary, "seeds averaged": averaged}
+    results |= {"teachers a model": done[0, 0]["teachers"], "runs": runs, "versions": versions, "machine": machine}
     results["command"] = " ".join(["python", "examples/benchmarks/leave_source_out.py", "documents.csv", *sys.argv[2:]])
     draw_confusion(runs, data.classes, arguments.output / "confusion.png")
     (arguments.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+
+
+def judge(table: np.ndarray, labels: list[int], classes: tuple[str, ...]) -> dict[str, Any]:
+    """What `docvit.metrics.report` says of scores (documents, classes), and their log loss."""
+    of_label = table[range(len(labels)), labels]
+    return {**report(table, labels, classes).as_dict(), "log_loss": float(-np.log(of_label.clip(1e-9)).mean())}
 
 
 if __name__ == "__main__":

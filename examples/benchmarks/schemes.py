@@ -24,22 +24,20 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from measured import MEASURED_INK, Kept, Page, measure, pages_of, put_together
+from measured import files_of, measure_all, train_measured
 from runs import open_results, parser, run_all
-from tqdm import tqdm
 
-from docvit import DocumentClassifier, DocViT, DocViTConfig
+from docvit import DocumentClassifier
 from docvit.cache import CachedDocument
-from docvit.data import Batch, DocumentDataset, Key, LabelledDocuments, View, balance, read_labelled
+from docvit.data import LabelledDocuments, read_labelled
 from docvit.files import replaced
 from docvit.metrics import report
 from docvit.pages import PageStack
 from docvit.positions import POSITIONS
-from docvit.prepare import Place, render_all, shuffled
-from docvit.recipes import Recipe, build_model, classification_loss, split_groups, training_view
+from docvit.recipes import Recipe, split_groups
 from docvit.shapes import predict_cost
 from docvit.strategies import STRATEGIES
-from docvit.train import Record, TrainSettings, fit, make_ema
+from docvit.train import TrainSettings
 from docvit.variants import BASELINES, with_baseline
 
 DEFAULT = {"positions": "spatial+page", "scopes": "page-then-document:2"}
@@ -52,42 +50,6 @@ FIGURES = ("accuracy", "macro_f1", "ece", "aurc")
 BATCH = 8  # documents judged at once
 
 
-class MeasuredDataset(DocumentDataset):
-    """The documents at `places`, measured on the pages that `measure_all` saw in each epoch."""
-
-    def __init__(
-        self, files: Sequence[Path], labels: Sequence[int], view: View, measured: Path, places: Sequence[int], seed: int
-    ) -> None:
-        super().__init__(files, labels, view, seed=seed)
-        self.measured, self.places = torch.load(measured, mmap=True), places
-
-    def __getitem__(self, key: Key) -> tuple[int, list[Page]]:
-        epoch, place = key
-        return place, pages_of(self.measured[epoch, self.places[place]])
-
-    def collate(self, samples: list[tuple[int, list[Page]]]) -> Batch:
-        places = [place for place, _ in samples]
-        labels = torch.tensor([self.labels[place] for place in places])
-        return Batch(put_together([pages for _, pages in samples]), labels, torch.tensor(places))
-
-
-def measure_all(data: LabelledDocuments, recipe: Recipe) -> dict[Key, Kept]:
-    """The documents as they are seen in each epoch of a training, by epoch and place."""
-    model = build_model(recipe, data.classes)
-    dataset = DocumentDataset(files_of(data, model.config), data.labels, training_view(model.config, recipe))
-    keys = [(epoch, place) for place in range(len(data)) for epoch in range(recipe.train.epochs)]
-    return {
-        key: measure(model, dataset.collate([dataset[key]]).sequence)
-        for key in tqdm(keys, desc="measuring", unit="view", disable=None)
-    }
-
-
-def files_of(data: LabelledDocuments, config: DocViTConfig) -> list[Path]:
-    """The rendered pages of all documents."""
-    files = render_all(data.paths, config.rendering, Place(torch.device("cpu")), workers=1)
-    return [files[path] for path in data.paths]
-
-
 def run(
     table: str, name: str, seed: int, data: LabelledDocuments, measured: Path, recipe: Recipe, folds: int
 ) -> dict[str, Any]:
@@ -96,7 +58,7 @@ def run(
     seeded = replace(
         recipe, settings={**recipe.settings, **TABLES[table][name]}, train=replace(recipe.train, seed=seed)
     )
-    model, history = train(data, training, measured, seeded)
+    model, history = train_measured(data, training, torch.load(measured, mmap=True), seeded)
     classifier = DocumentClassifier(model, device="cpu")
     documents = rendered(held_out, classifier)
     figures = judge(classifier, documents, held_out)
@@ -106,28 +68,6 @@ def run(
     seconds = sum(record["seconds"] for record in history)
     about = {"table": table, "name": name, "seed": seed, "fold": seed % folds, "documents": len(held_out)}
     return {**about, "seconds": seconds, **figures, "mflops": mflops(classifier, documents), "strategies": strategies}
-
-
-def train(
-    data: LabelledDocuments, training: LabelledDocuments, measured: Path, recipe: Recipe
-) -> tuple[DocViT, list[Record]]:
-    """As `docvit.recipes.train_documents` does it, on what was measured; the model reads pages again."""
-    where = {path: place for place, path in enumerate(data.paths)}
-    trained = build_model(recipe, data.classes)
-    dataset = MeasuredDataset(
-        files_of(training, trained.config),
-        training.labels,
-        training_view(trained.config, recipe),
-        measured,
-        [where[path] for path in training.paths],
-        recipe.train.seed,
-    )
-    batches = shuffled(dataset, Place(torch.device("cpu")), budget=recipe.budget, weights=balance(training))
-    model = build_model(replace(recipe, settings={**recipe.settings, "stem": MEASURED_INK}), data.classes)
-    ema = make_ema(model, recipe.ema)
-    history = fit(model, batches, classification_loss(recipe), recipe.train, ema=ema)
-    trained.load_state_dict((model if ema is None else ema.module).state_dict())
-    return trained.eval(), history
 
 
 def rendered(data: LabelledDocuments, classifier: DocumentClassifier) -> list[PageStack]:
@@ -179,12 +119,12 @@ def main() -> None:
     arguments = options.parse_args()
     data = read_labelled(arguments.data, group_column=arguments.group_by)
     loop = TrainSettings(epochs=arguments.epochs, bf16=False)  # every batch has shapes of its own: no kernels for each
-    recipe = Recipe(settings={"page_size": arguments.page_size}, train=loop, budget=600, ema=0.99)
+    recipe = Recipe(settings={"page_size": arguments.page_size}, train=loop, budget=600, ema=0.99, mix_pages=0.0)
     results = open_results(arguments.output, settings_of(data, recipe, arguments.folds))
     measured = arguments.output / "measured.pt"
     if not measured.exists():
         with replaced(measured) as partial:
-            torch.save(measure_all(data, recipe), partial)
+            torch.save(measure_all(data, recipe, recipe.train.epochs), partial)
     tasks = {
         f"{table} {name} seed {seed}": (table, name, seed, data, measured, recipe, arguments.folds)
         for seed in range(arguments.seeds)
