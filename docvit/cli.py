@@ -64,6 +64,9 @@ PageSize = Annotated[int | None, typer.Option(min=16, help="Longer side of a pag
 LearningRate = Annotated[float, typer.Option("--lr", min=0.0, help="Peak learning rate.")]
 Budget = Annotated[int, typer.Option(min=1, help="Tokens a batch, about.")]
 PagesSeen = Annotated[int, typer.Option("--max-pages", min=1, max=64, help="Pages of a document seen in one epoch.")]
+MixPages = Annotated[
+    float, typer.Option(min=0, max=1, help="Share of documents with later pages of another source of their class.")
+]
 Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
 EMA = Annotated[float, typer.Option(min=0, max=1, help="Decay of the moving average; 0 for none.")]
 GroupBy = Annotated[
@@ -241,6 +244,8 @@ def train(
     lr: LearningRate = TrainSettings.lr,
     budget: Budget = Recipe.budget,
     max_pages: PagesSeen = Recipe.max_pages,
+    mix_pages: MixPages = Recipe.mix_pages,
+    label_smoothing: Annotated[float, typer.Option(min=0, max=0.99)] = Recipe.label_smoothing,
     ema: EMA = Recipe.ema,
     seed: Seed = 0,
     valid: Annotated[Path | None, typer.Option(help="Evaluate on these after every epoch.")] = None,
@@ -258,6 +263,8 @@ def train(
         init=init,
         settings=settings if baseline is None else with_baseline(baseline, settings),
         max_pages=max_pages,
+        mix_pages=mix_pages,
+        label_smoothing=label_smoothing,
         budget=budget,
         ema=ema,
         train=TrainSettings(epochs=epochs, lr=lr, seed=seed),

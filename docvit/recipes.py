@@ -248,12 +248,13 @@ def read_recipe(folder: str | os.PathLike[str], kind: type[AnyRecipe] = Recipe) 
         raise TrainingError(f"{folder} holds no {RECIPE}: there is no run to resume; train without --resume first")
     try:
         values = json.loads(file.read_text())
+        # runs from before documents could lose their colours, and have pages of others, go on as they began
+        before = {"mix_pages": 0.0} if kind is Recipe else {}
         nested = {
-            # runs from before documents could lose their colours go on as they began
             "augmentation": Augmentation(**{"grey": 0.0} | values["augmentation"]),
             "train": TrainSettings(**values["train"]),
         }
-        return kind(**{**values, **nested})
+        return kind(**{**before, **values, **nested})
     except (ValueError, TypeError, KeyError) as error:
         raise TrainingError(f"{file} is damaged, or of another kind of run: {error}") from error
 

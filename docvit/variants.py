@@ -91,7 +91,7 @@ def docvit_compact_patch32(pretrained: bool = False, **settings: Any) -> DocViT:
 @register_model
 def docvit_linear_patch32(pretrained: bool = False, **settings: Any) -> DocViT:
     """The compact variant without blocks: what the ink stem tells of pages, pooled, and a linear map. A teacher."""
-    shape = {"depth": 0, "scopes": "page", "positions": "page-independent", "pooling": "mean+std+first"}
+    shape = {"depth": 0, "scopes": "page", "pooling": "mean+std+first"}
     return docvit_compact_patch32(pretrained, **{**shape, **settings})
 
 

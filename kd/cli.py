@@ -16,6 +16,7 @@ from docvit.cli import (
     Fold,
     GroupBy,
     LearningRate,
+    MixPages,
     Output,
     PageSize,
     PagesSeen,
@@ -97,7 +98,8 @@ def distill(
         typer.Option(help="With --teacher self: weight of agreeing with it on the same pages, changed otherwise."),
     ] = Teaching.consistency,
     unlabelled: Annotated[
-        Path | None, typer.Option(metavar="DIR|CSV", help="Further documents, to learn what the teacher says of them.")
+        Path | None,
+        typer.Option(metavar="DIR|CSV", help="Documents, new or the same, to learn what teachers say of them."),
     ] = None,
     fine_tune: Annotated[int, typer.Option(min=0, help="Epochs on labels alone afterwards.")] = Teaching.fine_tune,
     ema: EMA = Recipe.ema,
@@ -108,6 +110,7 @@ def distill(
     lr: LearningRate = TrainSettings.lr,
     budget: Budget = Recipe.budget,
     max_pages: PagesSeen = Recipe.max_pages,
+    mix_pages: MixPages = Recipe.mix_pages,
     seed: Seed = 0,
     valid: Annotated[
         Path | None, typer.Option(help="Evaluate on these after every epoch, and compare with the teacher in the end.")
@@ -131,6 +134,7 @@ def distill(
         recipe_for(student),
         settings={k: v for k, v in given.items() if v is not None},
         max_pages=max_pages,
+        mix_pages=mix_pages,
         budget=budget,
         ema=ema,
         train=TrainSettings(epochs=epochs, lr=lr, seed=seed),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -334,3 +335,11 @@ def test_evaluation_is_over_all_batches(data, trained, page_cache):
     )
     assert small == pytest.approx(large, rel=0.02, abs=0.01)  # bfloat16, where the machine is fast at it
     assert large["valid_accuracy"] == 1
+
+
+def test_a_run_from_before_pages_were_mixed_goes_on_without(tmp_path):
+    values = json.loads(json.dumps(asdict(Recipe())))
+    del values["mix_pages"]
+    (tmp_path / "recipe.json").write_text(json.dumps(values))
+    assert Recipe().mix_pages > 0
+    assert read_recipe(tmp_path) == Recipe(mix_pages=0.0)

@@ -51,7 +51,7 @@ def test_without_blocks_documents_are_what_the_stem_tells_of_their_pages():
     pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
     batch = model.pack([list(pixels)])
     _, told = model.patch_embed.embed(batch, batch.page_bounds.diff())
-    pages = model.norm(model.cls_token + told)
+    pages = model.norm(model.cls_token + told + model.positions.pages(batch))
     spread = pages.var(0, unbiased=False).clamp(min=1e-6).sqrt()
     close(model(batch)[0], model.head(torch.cat([pages.mean(0), spread, pages[0]])))
     with pytest.raises(ValueError, match="without blocks the linear stem"):
