@@ -251,10 +251,11 @@ class DocViT(nn.Module):
         self.embed_dim = dim
         self.num_features = POOLINGS[config.pooling] * dim  # width of a document's feature
         self.patch_embed = STEMS[config.stem](config.in_chans, config.patch_size, dim)
-        if not config.depth and not isinstance(self.patch_embed, InkStem):
-            raise ValueError(
-                f"without blocks the {config.stem} stem tells nothing of a page: take the ink stem, or blocks"
-            )
+        if not config.depth:
+            if not isinstance(self.patch_embed, InkStem):
+                raise ValueError(f"without blocks the {config.stem} stem tells nothing of a page: take ink, or blocks")
+            for part in (self.patch_embed.norm, self.patch_embed.proj):  # nobody reads patches, so nothing is learned
+                part.requires_grad_(False)
         self.cls_token = nn.Parameter(torch.empty(1, dim))
         self.reg_token = nn.Parameter(torch.empty(config.num_registers, dim)) if config.num_registers else None
         self.positions: Positions = create_positions(

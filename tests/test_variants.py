@@ -54,6 +54,9 @@ def test_without_blocks_documents_are_what_the_stem_tells_of_their_pages():
     pages = model.norm(model.cls_token + told + model.positions.pages(batch))
     spread = pages.var(0, unbiased=False).clamp(min=1e-6).sqrt()
     close(model(batch)[0], model.head(torch.cat([pages.mean(0), spread, pages[0]])))
+    with torch.enable_grad():
+        model(batch).sum().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)  # as several processes need it
     with pytest.raises(ValueError, match="without blocks the linear stem"):
         create_model("docvit_linear_patch32", stem="linear")
 
