@@ -17,6 +17,25 @@ def token_places(batch: PatchSequence, num_prefix: int) -> Tensor:
     return torch.arange(batch.num_patches) + num_prefix * (batch.page_of_patch + 1)
 
 
+SCOPES = ("page", "document", "page-then-document:K", "alternate:K")
+
+
+def parse_scopes(scopes: str, depth: int) -> tuple[str, ...]:
+    """`scopes` spelled out, one of "page" and "document" for each block.
+
+    Raises:
+        ValueError: not one of the four forms, or K outside 1..depth.
+    """
+    name, _, number = scopes.partition(":")
+    if scopes in ("page", "document"):
+        return (scopes,) * depth
+    if name in ("page-then-document", "alternate") and number.isdecimal() and 1 <= int(number) <= depth:
+        k = int(number)
+        document = (lambda i: i >= depth - k) if name == "page-then-document" else (lambda i: i % k == k - 1)
+        return tuple("document" if document(i) else "page" for i in range(depth))
+    raise ValueError(f"scopes {scopes!r} of {depth} blocks: choose {', '.join(SCOPES)}, with K from 1 to {depth}")
+
+
 class Layout(NamedTuple):
     """Where every token of a batch sits; computed once a batch and shared by all blocks.
 

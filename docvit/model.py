@@ -12,13 +12,12 @@ from timm.layers import DropPath, LayerScale, Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from docvit.attention import Segments, attend
-from docvit.layout import Layout, Rotation, rotate
+from docvit.layout import Layout, Rotation, parse_scopes, rotate
 from docvit.pages import Rendering
 from docvit.patches import PatchSequence, pack
 from docvit.positions import Positions, create_positions
 from docvit.stems import STEMS, InkStem
 
-SCOPES = ("page", "document", "page-then-document:K", "alternate:K")
 POOLINGS = {"mean": 1, "max": 1, "mean+std": 2, "mean+std+first": 3}  # how many times a page token's width
 States = dict[str, Tensor]
 CACHED_ROWS = 768
@@ -115,22 +114,6 @@ class DocViTConfig:
         if unknown:
             raise ValueError(f"unknown model settings: {', '.join(unknown)}")
         return cls(**values)
-
-
-def parse_scopes(scopes: str, depth: int) -> tuple[str, ...]:
-    """`scopes` spelled out, one of "page" and "document" for each block.
-
-    Raises:
-        ValueError: not one of the four forms, or K outside 1..depth.
-    """
-    name, _, number = scopes.partition(":")
-    if scopes in ("page", "document"):
-        return (scopes,) * depth
-    if name in ("page-then-document", "alternate") and number.isdecimal() and 1 <= int(number) <= depth:
-        k = int(number)
-        document = (lambda i: i >= depth - k) if name == "page-then-document" else (lambda i: i % k == k - 1)
-        return tuple("document" if document(i) else "page" for i in range(depth))
-    raise ValueError(f"scopes {scopes!r} of {depth} blocks: choose {', '.join(SCOPES)}, with K from 1 to {depth}")
 
 
 class Features(NamedTuple):

@@ -14,7 +14,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.flop_counter import FlopCounterMode
 
 from docvit import ink
-from docvit.model import POOLINGS, DocViT, DocViTConfig, parse_scopes
+from docvit.layout import parse_scopes
+from docvit.model import POOLINGS, DocViT, DocViTConfig
 from docvit.pages import PageStack
 from docvit.patches import PatchSequence
 from docvit.weights import adapt

@@ -7,7 +7,8 @@ import math
 import torch
 import torch.nn.functional as F
 
-from docvit.model import DocViT, DocViTConfig, parse_scopes
+from docvit.layout import parse_scopes
+from docvit.model import DocViT, DocViTConfig
 
 P = 4
 

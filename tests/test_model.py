@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from reference import P, close, dense_logits, documents, is_blank, model_of, page
 
-from docvit.layout import Layout, Rotation, rotate, token_places
-from docvit.model import CACHED_ROWS, DocViT, DocViTConfig, parse_scopes
+from docvit.layout import Layout, Rotation, parse_scopes, rotate, token_places
+from docvit.model import CACHED_ROWS, DocViT, DocViTConfig
 from docvit.patches import pack
 from docvit.positions import POSITIONS
 
