@@ -91,7 +91,8 @@ def print_inspection(found: Inspection) -> None:
     kept, blank = sum(p.kept for p in found.pages), sum(p.blank for p in found.pages)
     _print_aligned([("page", "grid", "kept", "blank"), *pages, ("all", "", str(kept), str(blank))])
     a = found.attention
-    print(f"\nA block: {a.heads} heads with query, key and value layers {_by(a.query)}; {_by(a.output)} after them.\n")
+    block = f"A block: {a.heads} heads with query, key and value layers {_by(a.query)}; {_by(a.output)} after them."
+    print(f"\n{block if any(cost.predicted.blocks for cost in found.costs) else 'No blocks.'}\n")
     head = ("scopes", "patches", "tokens", "score matrices", "in all", "FLOPs", "measured", "activations", "measured")
     rows: list[tuple[str, ...]] = [head]
     for cost in found.costs:

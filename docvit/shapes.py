@@ -137,7 +137,8 @@ def predict_cost(config: DocViTConfig, batch: PatchSequence, layout: str = "pack
         scores=scores,
         score_memory=FLOAT * config.num_heads * entries,
         flops=round(flops),
-        memory=round(FLOAT * (floats + patches * stem.floats + batch.num_pages * stem.page_floats)),
+        # without blocks nothing is learned from patches
+        memory=round(FLOAT * (floats + patches * stem.floats * bool(scopes) + batch.num_pages * stem.page_floats)),
     )
 
 
