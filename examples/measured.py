@@ -37,6 +37,13 @@ class MeasuredSequence(PatchSequence):
 
     statistics: Tensor
 
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PatchSequence:
+        moved = super().to(device, non_blocking)
+        return replace(moved, statistics=self.statistics.to(device, non_blocking=non_blocking))  # type: ignore[call-arg]
+
+    def pin_memory(self) -> PatchSequence:
+        return replace(super().pin_memory(), statistics=self.statistics.pin_memory())  # type: ignore[call-arg]
+
 
 class MeasuredStem(InkStem):
     """The ink stem, with the same parameters, for a `MeasuredSequence`."""

@@ -112,8 +112,8 @@ class TaughtDataset(DocumentDataset):
             "content": content.hexdigest(),
             "seed": self.seed,
             "mixed": None if self.partners is None else self.partners.fingerprint(),
-            "view": asdict(self.view),
-            "teachers' views": [asdict(other.view) if other is not None else None for other in self.others],
+            "view": _described(self.view),
+            "teachers' views": [_described(other.view) if other is not None else None for other in self.others],
         }
 
     def collate(self, samples: list[tuple[int, int, PageStack]]) -> TaughtBatch:
@@ -134,6 +134,11 @@ class TaughtDataset(DocumentDataset):
                 view = same_regions(view, own.sequence)
             views.append(view)
         return tuple(views)
+
+
+def _described(view: View) -> dict[str, Any]:
+    """Runs and caches from before pages were mixed are those in which none are."""
+    return {name: value for name, value in asdict(view).items() if name != "mix_pages" or value}
 
 
 def same_regions(theirs: PatchSequence, ours: PatchSequence) -> PatchSequence:

@@ -98,6 +98,7 @@ def test_what_is_measured_once_is_what_the_stem_observes(page_order):
     pages = [random.integers(0, 256, (256, 192, 3), dtype=np.uint8) for _ in range(3)]
     packed = model.pack([pages])
     batch = measured.put_together([measured.pages_of(measured.measure(model, packed))])
+    assert {batch.to("meta").patches.device.type, batch.to("meta").statistics.device.type} == {"meta"}
     found = measured.MeasuredStem(3, model.config.patch_size, 8).observe(batch, batch.page_bounds.diff())
     expected = model.patch_embed.observe(packed, packed.page_bounds.diff())
     for here, there in zip(found, expected, strict=True):
