@@ -328,7 +328,10 @@ class Batches:
         names = [document.file.stem for document in self.dataset.documents]
         weights = self.sampler.weights
         drawn = None if weights is None else weights.round(12).tolist()
-        return hashlib.sha256(json.dumps([names, self.dataset.labels, drawn]).encode()).hexdigest()
+        parts = [names, self.dataset.labels, drawn]
+        if self.dataset.partners is not None:
+            parts.append(self.dataset.partners.fingerprint())
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _ignore_interrupts(_: int) -> None:

@@ -21,7 +21,12 @@ def put_after(pages: Sequence[AnyPage], others: Sequence[AnyPage]) -> list[AnyPa
 
 
 class Partners:
-    """For each document the others of its class that are from other groups, as often as `balance` has them."""
+    """For each document the others of its class that are from other groups, as often as `balance` has them.
+
+    Args:
+        labels: (documents,) classes.
+        groups: (documents,) sources; None where each document is its own.
+    """
 
     def __init__(self, labels: Sequence[int], groups: Sequence[str] | None) -> None:
         self.labels = np.array(labels)
@@ -32,6 +37,7 @@ class Partners:
         )
 
     def fingerprint(self) -> str:
+        """Of labels and groups, which decide who is drawn."""
         return hashlib.sha256(json.dumps([self.labels.tolist(), self.groups.tolist()]).encode()).hexdigest()
 
     def draw(self, place: int, random: np.random.Generator) -> int | None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from docvit import DocViT, DocViTConfig, PatchSequence
@@ -140,13 +140,11 @@ class Views(DocumentDataset):
         return PageStack("", cast(Any, found), indices, len(self.documents[place].indices))
 
     def pack(self, stacks: Sequence[PageStack]) -> PatchSequence:
-        return put_together(
-            [
-                [page._replace(index=torch.tensor(index)) for page, index in zip(pages, stack.indices, strict=True)]
-                for stack in stacks
-                for pages in [cast(Sequence[Page], stack.pages)]
-            ]
-        )
+        return put_together([_addressed(cast(Sequence[Page], stack.pages), stack.indices) for stack in stacks])
+
+
+def _addressed(pages: Sequence[Page], indices: Sequence[int]) -> list[Page]:
+    return [page._replace(index=torch.tensor(index)) for page, index in zip(pages, indices, strict=True)]
 
 
 class TaughtViews(Views, TaughtDataset):
@@ -180,21 +178,20 @@ def train_measured(
         return dataset
 
     labelled = shuffled(views(training.labels, training.groups), CPU, budget=recipe.budget, weights=balance(training))
-    model = with_stem(trained, MEASURED_INK).to(device)
-    if not teachers:
-        ema = make_ema(model, recipe.ema)
-        history = fit(model, labelled, classification_loss(recipe), recipe.train, ema=ema, device=device)
-        kept = model if ema is None else ema.module
-    else:
+    learner: nn.Module = with_stem(trained, MEASURED_INK).to(device)
+    batches: Any = labelled
+    loss: Any = classification_loss(recipe)
+    if teachers:
+        learner = Pupil(cast(DocViT, learner))
         batches = TaughtBatches(labelled, shuffled(views(None, None), CPU, budget=recipe.budget))
         told = [with_stem(teacher, MEASURED_INK).to(device) for teacher in teachers]
         guide = Guide(told, teaching.states((), pages=bool(recipe.page_loss)))
-        lesson = DocumentLesson(teaching, recipe, guide, steps=recipe.train.epochs * len(batches))
-        pupil = Pupil(model)
-        ema = make_ema(pupil, recipe.ema)
-        history = fit(pupil, batches, lesson, recipe.train, ema=ema, device=device)
-        kept = cast(Pupil, pupil if ema is None else ema.module).student
-    return with_stem(cast(DocViT, kept.cpu()), "ink").eval(), history
+        loss = DocumentLesson(teaching, recipe, guide, steps=recipe.train.epochs * len(batches))
+    ema = make_ema(learner, recipe.ema)
+    history = fit(learner, batches, loss, replace(recipe.train, bf16=False), ema=ema, device=device)
+    kept = learner if ema is None else ema.module
+    model = kept.student if isinstance(kept, Pupil) else cast(DocViT, kept)
+    return with_stem(model.cpu(), "ink").eval(), history
 
 
 def with_stem(model: DocViT, stem: str) -> DocViT:

@@ -142,10 +142,10 @@ cli.main()
 
 
 CTRL_C_WHILE_DRAWING = """
-import os, signal
+import signal
 from docvit import cache, cli
 def interrupted(*arguments, **options):
-    os.kill(os.getpid(), signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)  # to this thread: another one would let the generator go on first
     yield
 cache.read_documents = interrupted
 cli.main()
