@@ -145,9 +145,10 @@ CTRL_C_WHILE_DRAWING = """
 import signal
 from docvit import cache, cli
 def interrupted(*arguments, **options):
-    signal.raise_signal(signal.SIGINT)  # to this thread: another one would let the generator go on first
+    signal.raise_signal(signal.SIGINT)
     yield
 cache.read_documents = interrupted
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs begin without
 cli.main()
 """
 
