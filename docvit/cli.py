@@ -70,7 +70,10 @@ MixPages = Annotated[
 Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
 EMA = Annotated[float, typer.Option(min=0, max=1, help="Decay of the moving average; 0 for none.")]
 GroupBy = Annotated[
-    str | None, typer.Option(metavar="COLUMN", help="CSV column naming each document's source: balances them.")
+    str | None,
+    typer.Option(
+        metavar="COLUMN", help="CSV column of sources, which are balanced and mixed. Else each document is its own."
+    ),
 ]
 Fold = Annotated[
     str | None, typer.Option(metavar="K/N", help="Leave out the K-th of N folds of whole sources; evaluate there.")

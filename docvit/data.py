@@ -228,7 +228,7 @@ class DocumentDataset(Dataset[tuple[int, int, PageStack]]):
 
     def partner(self, epoch: int, place: int) -> int | None:
         """The document whose later pages this one has in this epoch; None for its own."""
-        if self.partners is None:
+        if self.partners is None or min(self.view.max_pages, len(self.documents[place].indices)) == 1:
             return None
         # by five numbers: four that end with 0 are as good as three
         random = np.random.default_rng((self.seed, epoch, place, 0, 1))

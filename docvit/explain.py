@@ -16,10 +16,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
+from torch import Tensor
 
 from docvit.classify import DocumentClassifier, Prediction
 from docvit.layout import token_places
+from docvit.model import DocViT
 from docvit.pages import PageStack, read_document
+from docvit.patches import PatchSequence
 
 MAX_DRAWN = 24
 
@@ -74,7 +77,8 @@ def explain(
 
     Evidence is gradient times activation of the patch tokens that enter the last block, where it is positive
     (Grad-CAM, arXiv 1610.02391, on tokens). The gradient is that of the label's logit: that of its probability would
-    vanish, and show rounding noise, where the model is sure.
+    vanish, and show rounding noise, where the model is sure. A model without blocks reads no patches: there all of a
+    page's patches have the page's share.
 
     Raises:
         DocumentError: the file cannot be read.
@@ -89,12 +93,10 @@ def explain(
     )
     prediction = classifier.classify_pages([stack])[0]
     batch = model.pack([stack]).to(classifier.device)
-    with torch.enable_grad():
-        states = model.forward_intermediates(batch)
-        tokens = states[f"blocks.{len(model.blocks) - 2}" if len(model.blocks) > 1 else "embed"]
-        target = states["logits"][0, classifier.classes.index(prediction.label or "")]
-        (gradient,) = torch.autograd.grad(target, tokens)
-    evidence = (gradient * tokens).sum(1).detach().cpu()[token_places(batch, model.num_prefix_tokens)].clamp(min=0)
+    if len(model.blocks):
+        evidence = _evidence(model, batch, classifier.classes.index(prediction.label or ""))
+    else:
+        evidence = torch.tensor(prediction.page_relevance)[batch.page_of_patch]
     evidence = evidence / evidence.max().clamp(min=1e-12) if len(evidence) else evidence
     maps = []
     for page, grid in enumerate(batch.grids.tolist()):
@@ -103,6 +105,15 @@ def explain(
         relevance[batch.row[patches].cpu(), batch.col[patches].cpu()] = evidence[patches].numpy()
         maps.append(relevance)
     return Explanation(prediction, stack.pages, maps)
+
+
+def _evidence(model: DocViT, batch: PatchSequence, label: int) -> Tensor:
+    """Gradient times activation (T,) of each patch, where it is positive."""
+    with torch.enable_grad():
+        states = model.forward_intermediates(batch)
+        tokens = states[f"blocks.{len(model.blocks) - 2}" if len(model.blocks) > 1 else "embed"]
+        (gradient,) = torch.autograd.grad(states["logits"][0, label], tokens)
+    return (gradient * tokens).sum(1).detach().cpu()[token_places(batch, model.num_prefix_tokens)].clamp(min=0)
 
 
 def _name(path: str, limit: int) -> str:

@@ -122,15 +122,17 @@ def predict_cost(config: DocViTConfig, batch: PatchSequence, layout: str = "pack
     entries = sum(side**2 for scope in others for side in scores[scope])
     entries += sum(int((class_tokens[scope] * lengths[scope]).sum()) for scope in last)
     tokens, patches, dim, ratio = int(pages.sum()), int(counts.sum()), config.embed_dim, config.mlp_ratio
+    width = POOLINGS[config.pooling] * dim
     stem = STEM_COSTS[config.stem](config)
     # key and value 2 D^2; query and output 2 D^2, the MLP's two layers 2 ratio D^2; scores and their use 2 D an entry
     attending = len(others) * tokens + len(last) * batch.num_pages
     products = (config.depth * tokens * 2 + attending * (2 + 2 * ratio)) * dim**2 + 2 * dim * entries
-    width = POOLINGS[config.pooling] * dim
     heads = 2 * batch.num_documents * width * config.num_classes
     flops = 2 * products + patches * stem.flops + batch.num_pages * stem.page_flops + heads
     floats = tokens * sum(_kept_a_token(config, scores[scope]) for scope in others)
     floats += sum(_kept_by_the_last(config, tokens, batch.num_pages, scores[scope]) for scope in last)
+    if not scopes:  # in and out of the norm, what is pooled, and the document's feature with what it is made of
+        floats += 3 * dim * batch.num_pages + (4 * dim + width) * batch.num_documents
     return Cost(
         tokens=tokens,
         blocks=dict(sorted(blocks.items())),
@@ -197,7 +199,7 @@ def _conv(config: DocViTConfig) -> StemCost:
 def _ink(config: DocViTConfig) -> StemCost:
     (features, statistics), dim = ink.sizes(config.in_chans, config.patch_size), config.embed_dim
     flops = 2 * (features * 2 * dim + 2 * dim * dim)  # edges are no products of matrices
-    return StemCost(flops, 2 * features + 4 * dim, 2 * statistics * dim, 2 * statistics)
+    return StemCost(flops, 2 * features + 4 * dim, 2 * statistics * dim, 3 * statistics)  # statistics: also to clamp
 
 
 STEM_COSTS: dict[str, Callable[[DocViTConfig], StemCost]] = {"linear": _linear, "conv": _conv, "ink": _ink}

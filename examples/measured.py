@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from docvit import DocViT, DocViTConfig, PatchSequence
@@ -115,16 +116,29 @@ def files_of(data: LabelledDocuments, config: DocViTConfig) -> list[Path]:
     return [files[path] for path in data.paths]
 
 
-def measure_all(data: LabelledDocuments, recipe: Recipe, epochs: int) -> dict[Key, Kept]:
-    """The documents as they are seen in the first `epochs` of a training, by epoch and place."""
-    model = build_model(recipe, data.classes)
-    view = replace(training_view(model.config, recipe), mix_pages=0.0)  # pages are put together when they are read
-    dataset = DocumentDataset(files_of(data, model.config), data.labels, view)
-    keys = [(epoch, place) for place in range(len(data)) for epoch in range(epochs)]
-    return {
-        key: measure(model, dataset.collate([dataset[key]]).sequence)
-        for key in tqdm(keys, desc="measuring", unit="view", disable=None)
-    }
+class ToMeasure(Dataset[Kept]):
+    """The documents as they are seen in the first `epochs` of a training, each measured when it is asked for."""
+
+    def __init__(self, data: LabelledDocuments, recipe: Recipe, epochs: int) -> None:
+        self.model = build_model(recipe, data.classes)
+        view = replace(training_view(self.model.config, recipe), mix_pages=0.0)  # they are put together when read
+        self.seen = DocumentDataset(files_of(data, self.model.config), data.labels, view)
+        self.keys: list[Key] = [(epoch, place) for place in range(len(data)) for epoch in range(epochs)]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> Kept:
+        return measure(self.model, self.seen.collate([self.seen[self.keys[index]]]).sequence)
+
+
+def measure_all(data: LabelledDocuments, recipe: Recipe, epochs: int, workers: int = 0) -> dict[Key, Kept]:
+    """What the stem measures of all documents in the first `epochs` of a training, by epoch and place."""
+    views = ToMeasure(data, recipe, epochs)
+    loader = DataLoader(views, batch_size=None, num_workers=workers)
+    seen = tqdm(loader, desc="measuring", unit="view", disable=None)
+    # a copy: each tensor that comes from a worker keeps a file open
+    return {key: {name: x.clone() for name, x in kept.items()} for key, kept in zip(views.keys, seen, strict=True)}
 
 
 class Views(DocumentDataset):

@@ -375,6 +375,7 @@ def test_pages_are_mixed_as_often_as_asked_and_without_labels_across_classes(doc
     assert {data.labels[across.partner(*key)] == data.labels[key[1]] for key in keys} == {True, False}
     assert all(mixed(documents, groups=["one"] * len(data)).partner(*key) is None for key in keys)
     assert mixed(documents, training=False).partners is None
+    assert all(mixed(documents, max_pages=1).partner(*key) is None for key in keys)  # there are no later pages
     of_one, of_other = (Batches(mixed(documents, [str(i % n) for i in range(len(data))])) for n in (2, 3))
     assert of_one.fingerprint() != of_other.fingerprint()  # nothing is resumed with other partners
 

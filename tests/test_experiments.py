@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
 
-from docvit import PatchSequence
+from docvit import DocViT, DocViTConfig, PatchSequence
 from docvit.data import LabelledDocuments
 from docvit.recipes import Recipe
 from docvit.train import TrainSettings
@@ -274,6 +275,38 @@ def test_a_student_learns_from_the_models_of_its_fold_on_what_was_measured_once(
         run_main(module, monkeypatch, *arguments, "--set", "page_size=96", "--output", runs / "other")
     with pytest.raises(SystemExit, match="conv stem"):
         run_main(module, monkeypatch, *arguments, "--set", "stem=conv", "--output", runs / "other")
+
+
+def test_teachers_of_other_folds_documents_or_pages_are_refused(tmp_path):
+    module = importlib.import_module("leave_source_out")
+    data = LabelledDocuments(("a/1.pdf", "a/2.pdf"), (0, 1), ("form", "paper"), ("here", "there"))
+    runs = tmp_path / "runs"
+    plan = module.Plan(Recipe(), 2, 16, (str(runs),), Teaching())
+    settings, seen = module.settings_of(data, plan), DocViTConfig(**TINY)
+
+    def refused(match, plan=plan, settings=settings, seeds=1, config=seen):
+        with pytest.raises(SystemExit, match=match):
+            module.check_teachers(plan, seeds, settings, config)
+
+    def finish(seed, fold):
+        folder = runs / f"seed-{seed}" / f"fold-{fold}"
+        DocViT(seen).save_pretrained(folder)
+        (folder / module.PREDICTIONS).write_text("{}")
+
+    refused("runs is no output of this script")
+    module.agree_on_settings(runs, settings)
+    refused("same number of finished models")
+    for task in ((0, 1), (0, 2), (1, 1)):
+        finish(*task)
+    refused("same number of finished models")
+    finish(1, 2)
+    module.check_teachers(plan, 3, settings, seen)
+    refused("same number", replace(plan, same_seed=True), seeds=3)  # of the third there is none
+    module.check_teachers(replace(plan, same_seed=True), 2, settings, seen)
+    assert [f.parent.name for f in module.teachers_of(replace(plan, same_seed=True), 1, 0)] == ["seed-1"]
+    refused("folds was 2, not 5", settings=settings | {"folds": 5})
+    refused("data sha256 was", settings=module.settings_of(replace(data, labels=(1, 0)), plan))
+    refused("sees pages of another size", config=replace(seen, patch_size=32))
 
 
 def test_verdicts_know_the_spread():

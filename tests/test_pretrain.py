@@ -49,6 +49,11 @@ def as_batch(sequence):
     return Batch(sequence, labels, torch.arange(len(sequence)))
 
 
+def test_without_blocks_there_is_nothing_to_pretrain():
+    with pytest.raises(ValueError, match="nothing to pre-train"):
+        masked_model(depth=0, stem="ink")
+
+
 # --- what the model sees ---
 
 

@@ -84,6 +84,23 @@ def test_without_dropout_nothing_is_left_out_for_the_teacher(squares):
     assert torch.equal(batch.views[1].patches, alone.patches)
 
 
+def test_a_teacher_of_another_rendering_sees_the_same_pages_mixed(squares):
+    recipe = replace(RECIPE, patch_dropout=0.0, mix_pages=1.0)
+    batch = next(iter(Batches(dataset(squares, recipe), budget=10**6)))
+    unmixed = next(iter(Batches(dataset(squares, replace(recipe, mix_pages=0.0)), budget=10**6)))
+    ours, theirs = batch.sequence, batch.views[1]
+    differing = 0
+    for page in range(ours.num_pages):
+        (a, _), (b, seen), (before, _) = (
+            image(ours, page, 16),
+            image(theirs, page, 8),
+            image(unmixed.sequence, page, 16),
+        )
+        torch.testing.assert_close(b[seen], a[seen])
+        differing += not torch.equal(a, before)
+    assert 0 < differing < ours.num_pages  # first pages are a document's own
+
+
 def test_regions_overlap_whatever_the_grids():
     generator = torch.Generator().manual_seed(0)
 

@@ -7,16 +7,18 @@
 
 DOCUMENTS.csv has the columns path, label and source_repo. Folds are scikit-learn's StratifiedGroupKFold(5). A run that
 is finished is not repeated; under other settings than those in settings.json neither. With `--teachers`, outputs of
-this script, the model of a seed and fold also learns from theirs of the same fold and of all their seeds, which saw the
-same sources. What the ink stem measures on pages as they are changed in training holds nothing learned: it is measured
-once, in `--views`, and all runs, whatever their seed, train on that. Writes results.json: the pooled predictions of all
-folds scored once per seed (last epoch, never the best), mean and spread over seeds, and what the seeds averaged give.
+this script, the model of a seed and fold also learns from theirs of the same fold, which saw the same sources: of all
+their seeds, or with `--same-seed` of its own. What the ink stem measures on pages as they are changed in training holds
+nothing learned: it is measured once, in `--views`, and all runs, whatever their seed, train on that. Writes
+results.json: the pooled predictions of all folds scored once per seed (last epoch, never the best), mean and spread
+over seeds, and what the seeds averaged give.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import platform
 import statistics
@@ -42,13 +44,14 @@ from docvit.data import LabelledDocuments, read_labelled
 from docvit.files import replaced
 from docvit.hardware import choose_device
 from docvit.metrics import report
+from docvit.model import DocViTConfig
 from docvit.recipes import Recipe, build_model, split_groups
 from docvit.train import TrainSettings
-from docvit.weights import load_pretrained, save_pretrained
+from docvit.weights import CONFIG, load_pretrained, save_pretrained
 from kd.results import describe_device, differences
 from kd.teaching import Teaching
 
-SETTINGS = "settings.json"
+SETTINGS, PREDICTIONS = "settings.json", "predictions.json"
 
 
 def scores(classifier: DocumentClassifier, held_out: LabelledDocuments) -> np.ndarray:
@@ -63,6 +66,7 @@ class Plan:
     Attributes:
         views: how many times each document was seen; in more epochs they come again.
         teachers: outputs of this script.
+        same_seed: learn from their model of the same seed alone.
         teaching: how much is learnt from them, if there are any.
     """
 
@@ -71,20 +75,29 @@ class Plan:
     views: int
     teachers: tuple[str, ...]
     teaching: Teaching
+    same_seed: bool = False
+
+
+def teachers_of(plan: Plan, seed: int, fold: int) -> list[Path]:
+    """The folders of the finished models that the one of this seed and fold learns from."""
+    pattern = f"seed-{seed if plan.same_seed else '*'}/fold-{fold + 1}/{PREDICTIONS}"
+    return [file.parent for runs in plan.teachers for file in sorted(Path(runs).glob(pattern))]
+
+
+def pages_seen(config: DocViTConfig) -> list[Any]:
+    """What must be the same for models to learn from the same measured pages."""
+    return [asdict(config.rendering), config.patch_size, config.mean, config.std]
 
 
 def run_fold(
     data: LabelledDocuments, plan: Plan, seed: int, fold: int, output: Path, views: Path, device: str
 ) -> dict[str, list]:
     folder = output / f"seed-{seed}" / f"fold-{fold + 1}"
-    result = folder / "predictions.json"
+    result = folder / PREDICTIONS
     if not result.exists():
         training, held_out = split_groups(data, fold, plan.folds)
         recipe = replace(plan.recipe, train=replace(plan.recipe.train, seed=seed))
-        folders = [found for runs in plan.teachers for found in sorted(Path(runs).glob(f"seed-*/{folder.name}"))]
-        if plan.teachers and not folders:
-            raise SystemExit(f"no models of {folder.name} in {', '.join(plan.teachers)}")
-        teachers = [load_pretrained(teacher) for teacher in folders]
+        teachers = [load_pretrained(teacher) for teacher in teachers_of(plan, seed, fold)]
         measured = torch.load(views, mmap=True)["views"]
         model, _ = train_measured(
             data, training, measured, recipe, teachers, plan.teaching, device=torch.device(device)
@@ -97,21 +110,21 @@ def run_fold(
     return json.loads(result.read_text())
 
 
-def see(data: LabelledDocuments, recipe: Recipe, epochs: int, file: Path) -> None:
+def see(data: LabelledDocuments, recipe: Recipe, config: DocViTConfig, epochs: int, file: Path, jobs: int) -> None:
     """Measures the views of the training into `file`, unless they are there; ends the program where they are others."""
-    config = build_model(recipe, data.classes).config
     if config.stem != "ink":
         raise SystemExit(f"only what the ink stem measures can be kept, and this model has the {config.stem} stem")
     names = [Path(path).name for path in data.paths]
-    about: list[Any] = [names, asdict(config.rendering), config.patch_size, config.mean, config.std, epochs]
-    about += [recipe.max_pages, asdict(recipe.augmentation)]
+    about = [names, *pages_seen(config), recipe.max_pages, asdict(recipe.augmentation)]
     digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         with replaced(file) as partial:
-            torch.save({"of": digest, "views": measure_all(data, recipe, epochs)}, partial)
-    elif torch.load(file, mmap=True)["of"] != digest:
-        raise SystemExit(f"{file} holds views of other documents or settings: name another file with --views")
+            torch.save({"of": digest, "epochs": epochs, "views": measure_all(data, recipe, epochs, jobs)}, partial)
+        return
+    found = torch.load(file, mmap=True)
+    if found["of"] != digest or found["epochs"] < epochs:
+        raise SystemExit(f"{file} holds views of other documents or settings, or too few: name another with --views")
 
 
 def settings_of(data: LabelledDocuments, plan: Plan) -> dict[str, Any]:
@@ -119,6 +132,8 @@ def settings_of(data: LabelledDocuments, plan: Plan) -> dict[str, Any]:
     about = [[Path(path).name for path in data.paths], data.labels, data.classes, data.groups]
     digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()
     taught = {"teachers": plan.teachers, "teaching": asdict(plan.teaching)} if plan.teachers else {}
+    if plan.same_seed:
+        taught["same_seed"] = True
     data_seen = {"documents": len(data), "sha256": digest}
     return {"folds": plan.folds, "data": data_seen, "views": plan.views, "recipe": asdict(plan.recipe), **taught}
 
@@ -131,6 +146,27 @@ def agree_on_settings(folder: Path, settings: dict[str, Any]) -> None:
         file.write_text(json.dumps(asked, indent=1) + "\n")
     elif differing := differences(json.loads(file.read_text()), asked):
         raise SystemExit(f"{folder} holds results of other settings: {'; '.join(differing)}")
+
+
+def check_teachers(plan: Plan, seeds: int, settings: dict[str, Any], config: DocViTConfig) -> None:
+    """Ends the program where teachers are of other folds or documents, see other pages, or are not all there."""
+    asked = {name: settings[name] for name in ("folds", "data")}
+    for runs in plan.teachers:
+        file = Path(runs) / SETTINGS
+        if not file.exists():
+            raise SystemExit(f"{runs} is no output of this script")
+        theirs = json.loads(file.read_text())
+        if differing := differences({name: theirs[name] for name in asked}, json.loads(json.dumps(asked))):
+            raise SystemExit(f"{runs} cannot teach: {'; '.join(differing)}")
+        tasks = itertools.product(range(seeds), range(plan.folds))
+        folders = {task: teachers_of(replace(plan, teachers=(runs,)), *task) for task in tasks}
+        counts = set(map(len, folders.values()))
+        if len(counts) > 1 or 0 in counts:
+            raise SystemExit(f"{runs} has not the same number of finished models for every fold: finish it")
+        for folder in {folder for found in folders.values() for folder in found}:
+            seen = pages_seen(DocViTConfig.from_dict(json.loads((folder / CONFIG).read_text())))
+            if seen != pages_seen(config):
+                raise SystemExit(f"{folder} sees pages of another size, patches, colours or normalisation")
 
 
 def accuracy(fold: dict[str, list]) -> float:
@@ -178,6 +214,7 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=TrainSettings.epochs)
+    parser.add_argument("--lr", type=float, default=TrainSettings.lr)
     parser.add_argument("--label-smoothing", type=float, default=Recipe.label_smoothing)
     parser.add_argument("--mix-pages", type=float, default=Recipe.mix_pages)
     parser.add_argument("--model", default=Recipe.model, help="name of a variant")
@@ -185,6 +222,7 @@ def main() -> None:
     parser.add_argument(
         "--teachers", nargs="+", default=[], metavar="RUNS", help="outputs of this script to learn from"
     )
+    parser.add_argument("--same-seed", action="store_true", help="learn from their model of the same seed alone")
     parser.add_argument("--alpha", type=float, default=1.0)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--device", default="cpu")
@@ -197,14 +235,16 @@ def main() -> None:
         settings=changes,
         mix_pages=arguments.mix_pages,
         label_smoothing=arguments.label_smoothing,
-        train=TrainSettings(epochs=arguments.epochs, bf16=False),
+        train=TrainSettings(epochs=arguments.epochs, lr=arguments.lr, bf16=False),
     )
     teaching = Teaching(alpha=arguments.alpha, temperature=arguments.temperature)
     views = min(arguments.epochs, TrainSettings.epochs)
-    plan = Plan(recipe, arguments.folds, views, tuple(arguments.teachers), teaching)
+    plan = Plan(recipe, arguments.folds, views, tuple(arguments.teachers), teaching, arguments.same_seed)
     device = choose_device(arguments.device)
-    see(data, recipe, plan.views, arguments.views)
-    agree_on_settings(arguments.output, settings_of(data, plan))
+    config, settings = build_model(recipe, data.classes).config, settings_of(data, plan)
+    check_teachers(plan, arguments.seeds, settings, config)
+    see(data, recipe, config, plan.views, arguments.views, arguments.jobs)
+    agree_on_settings(arguments.output, settings)
     tasks = [(s, f) for s in range(arguments.seeds) for f in range(plan.folds)]
     given = [(data, plan, seed, fold, arguments.output, arguments.views, str(device)) for seed, fold in tasks]
     with ProcessPoolExecutor(arguments.jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
@@ -221,7 +261,7 @@ def main() -> None:
     averaged = judge(np.mean(tables, axis=0), labels, data.classes)
     versions = {"torch": torch.__version__, "timm": timm.__version__}
     machine = {"device": describe_device(device), "cores": arguments.jobs, "platform": platform.platform()}
-    results = {**settings_of(data, plan), "seeds": arguments.seeds, "summary": summary, "seeds averaged": averaged}
+    results = {**settings, "seeds": arguments.seeds, "summary": summary, "seeds averaged": averaged}
     results |= {"teachers a model": done[0, 0]["teachers"], "runs": runs, "versions": versions, "machine": machine}
     results["command"] = " ".join(["python", "examples/benchmarks/leave_source_out.py", "documents.csv", *sys.argv[2:]])
     draw_confusion(runs, data.classes, arguments.output / "confusion.png")

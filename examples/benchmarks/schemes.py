@@ -124,7 +124,7 @@ def main() -> None:
     measured = arguments.output / "measured.pt"
     if not measured.exists():
         with replaced(measured) as partial:
-            torch.save(measure_all(data, recipe, recipe.train.epochs), partial)
+            torch.save(measure_all(data, recipe, recipe.train.epochs, arguments.jobs), partial)
     tasks = {
         f"{table} {name} seed {seed}": (table, name, seed, data, measured, recipe, arguments.folds)
         for seed in range(arguments.seeds)
