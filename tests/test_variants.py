@@ -66,6 +66,16 @@ def test_without_blocks_documents_are_what_the_stem_tells_of_their_pages():
         create_model("docvit_linear_patch32", stem="linear")
 
 
+def test_the_wide_variant_costs_ten_times_the_compact_one():
+    with torch.device("meta"):
+        compact, wide = (create_model(f"docvit_{name}_patch32").config for name in ("compact", "wide"))
+    pages = np.random.default_rng(0).integers(0, 256, (4, 256, 192, 3), dtype=np.uint8)
+    batch = pack([list(pages)], compact.patch_size, channels=compact.in_chans)
+    costs = [predict_cost(config, batch).flops for config in (compact, wide)]
+    assert 10 < costs[1] / costs[0] < 13
+    assert compact.rendering == wide.rendering  # what is measured of pages does for both
+
+
 def test_variants_have_the_shapes_of_timms():
     for name in ("tiny", "small", "base"):
         with torch.device("meta"):

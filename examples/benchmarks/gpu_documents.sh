@@ -4,7 +4,9 @@
 # DOCUMENTS.csv has the columns path, label and source_repo. Steps: check, speed (of the positional schemes), linear (no
 # blocks at all, whole sources left out), large (a large model, taught by those), small (the compact one alone),
 # distilled (the compact one, taught by both of the same sources). OUT gets JSON and PNG files. SEEDS (3) and LARGE, the
-# large model's settings, may be set; TOY=1 runs everything at toy size on whatever device there is. See gpu_steps.sh for what happens when it is stopped.
+# large model's settings, may be set; TOY=1 runs everything at toy size on whatever device there is. Pages are measured
+# on CPUs first: to spare the GPU's time, bring OUT.work/runs/views.pt along. See gpu_steps.sh for what happens when it
+# is stopped.
 set -euo pipefail
 
 data=$1 out=$2
@@ -12,8 +14,8 @@ shift 2
 steps=("$@")
 [ ${#steps[@]} -gt 0 ] || steps=(check speed linear large small distilled)
 source "$(dirname "$0")/gpu_steps.sh"
-# some 18 times the compact model's FLOPs a page; of the same pages, for what is measured of them to do for all
-large=${LARGE:---set embed_dim=384 --set num_heads=6 --set depth=6}
+# more than ten times the compact model's FLOPs a page; of the same pages, for what is measured of them to do for all
+large=${LARGE:---model docvit_wide_patch32 --lr 5e-4}
 
 lso() { # NAME ARGUMENTS...
   local name=$1 size=(--seeds "${SEEDS:-3}" --jobs 5)
