@@ -91,7 +91,7 @@ def distill_documents(
             arXiv 1703.01780). Of several, the softened probabilities are averaged.
         valid: documents to evaluate on after every epoch, and to compare on in the end.
         unlabelled: documents without labels, a batch of them beside every labelled one (`docvit.pretrain` finds them).
-            Those that cannot be read are left out, and so are those to evaluate on.
+            Those that cannot be read are left out, and so are those to evaluate on and copies of them.
         resume: go on where an interrupted run in `output` stopped, under its own recipe and teaching.
         cache, workers: as for `train_documents`.
         teacher_cache: folder to keep what the teachers say; a student that sees the same views again need not ask.
@@ -107,8 +107,6 @@ def distill_documents(
     recipe = agree_on_recipe(folder, student if isinstance(student, Recipe) else recipe_for(student), resume=resume)
     teaching = read_teaching(folder) if resume else teaching
     check_labels(data)
-    held_back = {os.path.realpath(path) for path in (valid.paths if valid else ())}
-    unlabelled = [path for path in unlabelled if os.path.realpath(path) not in held_back]
     with process_group(device) as place:
         # 1. The teachers have learnt; from here on they only predict.
         teachers = [model.to(place.device) for model in _load_teachers(teacher, data.classes)]

@@ -219,7 +219,7 @@ def taught_batches(
     """The training batches of a recipe for a student and its teachers, and the unlabelled documents left out.
 
     Args:
-        files: labelled documents as rendered for the student.
+        files: documents as rendered for the student: those of `data`, and others that nothing may be learnt from.
         second_draw: the only teacher looks as the student does, at the same pages changed in another way.
 
     Raises:
@@ -238,7 +238,12 @@ def taught_batches(
         more, problems = render_readable(list(further), rendering, place, **where) if further else ({}, [])
         rendered[rendering] = of_teacher | more
         left_out += problems
-    readable = [path for path in further if all(path in found for found in rendered.values())]
+    held_back = set(files.values()) - {files[path] for path in data.paths}
+    readable = [
+        path
+        for path, file in further.items()
+        if file not in held_back and all(path in found for found in rendered.values())
+    ]
     each_once = {further[path]: path for path in readable}  # copies of a document are one
 
     def dataset(

@@ -193,6 +193,19 @@ def test_broken_documents_without_labels_are_left_out_counted_and_listed(corpus,
     assert all(line in caplog.text for line in left_out)
 
 
+def test_what_is_evaluated_on_is_not_taught_without_labels_under_any_name(corpus, page_cache, further):
+    data, evaluated = read_labelled(corpus), next(path for path in further if path.endswith("0.pdf"))
+    copy = next(path for path in further if path.endswith("copy.pdf"))
+    files, _ = PageCache(page_cache, CONFIG.rendering).prepare([*data.paths, evaluated], workers=0)
+    batches, _ = taught_batches(data, files, CONFIG, [CONFIG], RECIPE, PLACE, unlabelled=further, workers=0)
+    assert len(batches.unlabelled.dataset) == 3
+    assert files[evaluated] not in [document.file for document in batches.unlabelled.dataset.documents]
+    of_labelled, _ = taught_batches(data, files, CONFIG, [CONFIG], RECIPE, PLACE, unlabelled=data.paths, workers=0)
+    assert len(of_labelled.unlabelled.dataset) == len(data)  # these may be
+    none, _ = taught_batches(data, files, CONFIG, [CONFIG], RECIPE, PLACE, unlabelled=[copy], workers=0)
+    assert none.unlabelled is None
+
+
 def seen(batch):
     other = batch.unlabelled
     return batch.step, batch.index.tolist(), batch.key, other.index.tolist(), other.key, other.labels.tolist()
