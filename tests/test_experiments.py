@@ -1,6 +1,7 @@
 """The experiments at toy size: what is drawn is what is labelled, theory holds, nothing runs twice."""
 
 import importlib
+import itertools
 import json
 import sys
 from collections import Counter
@@ -307,6 +308,36 @@ def test_teachers_of_other_folds_documents_or_pages_are_refused(tmp_path):
     refused("folds was 2, not 5", settings=settings | {"folds": 5})
     refused("data sha256 was", settings=module.settings_of(replace(data, labels=(1, 0)), plan))
     refused("sees pages of another size", config=replace(seen, patch_size=32))
+
+
+def test_gains_are_paired_and_their_interval_is_over_sources(tmp_path, corpus, monkeypatch, capsys):
+    module, table = importlib.import_module("paired_gain"), sources(corpus, tmp_path)
+    assert module.bootstrap(np.ones(6), list("aabbcc")) == {"mean": 1.0, "low": 1.0, "high": 1.0}
+    alike = module.bootstrap(np.array([1.0] * 50 + [0.0] * 50), ["one"] * 50 + ["other"] * 50)
+    apart = module.bootstrap(np.array([1.0] * 50 + [0.0] * 50), [str(i) for i in range(100)])
+    assert (alike["low"], alike["high"]) == (0, 1)
+    assert 0.3 < apart["low"] < 0.5 < apart["high"] < 0.7
+
+    def write(name, sure, folds=2):
+        for seed, fold in itertools.product(range(2), range(folds)):
+            count = len(module.split_groups(module.read_labelled(table, group_column="source"), fold, folds)[1])
+            told = {"scores": [[sure, (1 - sure) / 2, (1 - sure) / 2]] * count, "labels": [0] * count}
+            folder = tmp_path / name / f"seed-{seed}" / f"fold-{fold + 1}"
+            folder.mkdir(parents=True)
+            (folder / module.PREDICTIONS).write_text(json.dumps(told))
+        (tmp_path / name / module.SETTINGS).write_text(json.dumps({"folds": folds, "data": {"documents": 3}}))
+
+    write("good", 0.8)
+    write("bad", 0.2)
+    write("other", 0.2, folds=3)
+    arguments = [table, tmp_path / "good", tmp_path / "bad"]
+    run_main(module, monkeypatch, *arguments, "--group-by", "source", "--output", tmp_path / "gain.json")
+    found = json.loads((tmp_path / "gain.json").read_text())["against"]["bad"]
+    assert found["accuracy"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
+    assert found["log_loss"]["mean"] == pytest.approx(np.log(0.2 / 0.8))
+    assert "good against bad: accuracy +1.000 (+1.000 to +1.000)" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="folds was 2, not 3"):
+        run_main(module, monkeypatch, *arguments, tmp_path / "other", "--group-by", "source")
 
 
 def test_verdicts_know_the_spread():
