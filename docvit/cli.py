@@ -72,7 +72,8 @@ EMA = Annotated[float, typer.Option(min=0, max=1, help="Decay of the moving aver
 GroupBy = Annotated[
     str | None,
     typer.Option(
-        metavar="COLUMN", help="CSV column of sources, which are balanced and mixed. Else each document is its own."
+        metavar="COLUMN",
+        help="CSV column of sources, to balance and to tell apart; --fold needs it. Else each document is its own.",
     ),
 ]
 Fold = Annotated[

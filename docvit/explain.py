@@ -77,8 +77,8 @@ def explain(
 
     Evidence is gradient times activation of the patch tokens that enter the last block, where it is positive
     (Grad-CAM, arXiv 1610.02391, on tokens). The gradient is that of the label's logit: that of its probability would
-    vanish, and show rounding noise, where the model is sure. A model without blocks reads no patches: there all of a
-    page's patches have the page's share.
+    vanish, and show rounding noise, where the model is sure. In a model without blocks no patch has a token of its own:
+    there all patches of a page have the page's share.
 
     Raises:
         DocumentError: the file cannot be read.

@@ -131,8 +131,9 @@ def predict_cost(config: DocViTConfig, batch: PatchSequence, layout: str = "pack
     flops = 2 * products + patches * stem.flops + batch.num_pages * stem.page_flops + heads
     floats = tokens * sum(_kept_a_token(config, scores[scope]) for scope in others)
     floats += sum(_kept_by_the_last(config, tokens, batch.num_pages, scores[scope]) for scope in last)
-    if not scopes:  # in and out of the norm, what is pooled, and the document's feature with what it is made of
-        floats += 3 * dim * batch.num_pages + (4 * dim + width) * batch.num_documents
+    if not scopes:  # in and out of the norm; a document's feature; where there is one, what its spread is made of
+        spread = "std" in config.pooling
+        floats += (2 + spread) * dim * batch.num_pages + (4 * dim * spread + width) * batch.num_documents
     return Cost(
         tokens=tokens,
         blocks=dict(sorted(blocks.items())),

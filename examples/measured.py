@@ -132,10 +132,10 @@ class ToMeasure(Dataset[Kept]):
         return measure(self.model, self.seen.collate([self.seen[self.keys[index]]]).sequence)
 
 
-def measure_all(data: LabelledDocuments, recipe: Recipe, epochs: int, workers: int = 0) -> dict[Key, Kept]:
+def measure_all(data: LabelledDocuments, recipe: Recipe, epochs: int, jobs: int = 1) -> dict[Key, Kept]:
     """What the stem measures of all documents in the first `epochs` of a training, by epoch and place."""
     views = ToMeasure(data, recipe, epochs)
-    loader = DataLoader(views, batch_size=None, num_workers=workers)
+    loader = DataLoader(views, batch_size=None, num_workers=jobs if jobs > 1 else 0)
     seen = tqdm(loader, desc="measuring", unit="view", disable=None)
     # a copy: each tensor that comes from a worker keeps a file open
     return {key: {name: x.clone() for name, x in kept.items()} for key, kept in zip(views.keys, seen, strict=True)}

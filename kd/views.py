@@ -231,6 +231,8 @@ def taught_batches(
     left_out: list[str] = []
     if unlabelled:
         further, left_out = render_readable(unlabelled, student.rendering, place, **where)
+        held_back = set(files.values()) - {files[path] for path in data.paths}
+        further = {path: file for path, file in further.items() if file not in held_back}
     views = [training_view(config, recipe) for config in teachers]
     rendered = {student.rendering: {**files, **further}}
     for rendering in [view.rendering for view in views if view.rendering != student.rendering]:
@@ -238,12 +240,7 @@ def taught_batches(
         more, problems = render_readable(list(further), rendering, place, **where) if further else ({}, [])
         rendered[rendering] = of_teacher | more
         left_out += problems
-    held_back = set(files.values()) - {files[path] for path in data.paths}
-    readable = [
-        path
-        for path, file in further.items()
-        if file not in held_back and all(path in found for found in rendered.values())
-    ]
+    readable = [path for path in further if all(path in found for found in rendered.values())]
     each_once = {further[path]: path for path in readable}  # copies of a document are one
 
     def dataset(

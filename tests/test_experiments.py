@@ -274,6 +274,11 @@ def test_a_student_learns_from_the_models_of_its_fold_on_what_was_measured_once(
     assert (trained.config.stem, len(trained.blocks)) == ("ink", 3)
     with pytest.raises(SystemExit, match="views of other documents or settings"):
         run_main(module, monkeypatch, *arguments, "--set", "page_size=96", "--output", runs / "other")
+    monkeypatch.setattr(module.TrainSettings, "epochs", 2)
+    with pytest.raises(SystemExit, match="too few"):
+        run_main(module, monkeypatch, *arguments, "--output", runs / "other")
+    run_main(module, monkeypatch, *arguments, "--epochs", 1, "--output", runs / "short")
+    assert (runs / "views.pt").stat().st_mtime_ns == measured
     with pytest.raises(SystemExit, match="conv stem"):
         run_main(module, monkeypatch, *arguments, "--set", "stem=conv", "--output", runs / "other")
 
@@ -283,61 +288,78 @@ def test_teachers_of_other_folds_documents_or_pages_are_refused(tmp_path):
     data = LabelledDocuments(("a/1.pdf", "a/2.pdf"), (0, 1), ("form", "paper"), ("here", "there"))
     runs = tmp_path / "runs"
     plan = module.Plan(Recipe(), 2, 16, (str(runs),), Teaching())
+    own_seed = replace(plan, same_seed=True)
     settings, seen = module.settings_of(data, plan), DocViTConfig(**TINY)
 
-    def refused(match, plan=plan, settings=settings, seeds=1, config=seen):
+    def find(plan=plan, settings=settings, seeds=1, config=seen):
+        return module.find_teachers(plan, list(itertools.product(range(seeds), range(2))), settings, config)
+
+    def refused(match, **changes):
         with pytest.raises(SystemExit, match=match):
-            module.check_teachers(plan, seeds, settings, config)
+            find(**changes)
 
     def finish(seed, fold):
-        folder = runs / f"seed-{seed}" / f"fold-{fold}"
-        DocViT(seen).save_pretrained(folder)
-        (folder / module.PREDICTIONS).write_text("{}")
+        file = module.result_of(runs, (seed, fold))
+        DocViT(seen).save_pretrained(file.parent)
+        file.write_text("{}")
 
     refused("runs is no output of this script")
     module.agree_on_settings(runs, settings)
-    refused("same number of finished models")
-    for task in ((0, 1), (0, 2), (1, 1)):
-        finish(*task)
-    refused("same number of finished models")
-    finish(1, 2)
-    module.check_teachers(plan, 3, settings, seen)
-    refused("same number", replace(plan, same_seed=True), seeds=3)  # of the third there is none
-    module.check_teachers(replace(plan, same_seed=True), 2, settings, seen)
-    assert [f.parent.name for f in module.teachers_of(replace(plan, same_seed=True), 1, 0)] == ["seed-1"]
+    finish(0, 0)
+    refused("no finished model of fold 2")
+    finish(0, 1)
+    finish(1, 0)
+    assert [len(find(seeds=3)[task]) for task in ((2, 0), (2, 1))] == [2, 1]
+    refused("no finished model of seed 1 and fold 2", plan=own_seed, seeds=2)
+    finish(1, 1)
+    assert [folder.parent.name for folder in find(plan=own_seed, seeds=2)[1, 0]] == ["seed-1"]
     refused("folds was 2, not 5", settings=settings | {"folds": 5})
     refused("data sha256 was", settings=module.settings_of(replace(data, labels=(1, 0)), plan))
     refused("sees pages of another size", config=replace(seen, patch_size=32))
+    assert module.find_teachers(replace(plan, teachers=("gone",)), [], settings, seen) == {}  # all is done already
 
 
 def test_gains_are_paired_and_their_interval_is_over_sources(tmp_path, corpus, monkeypatch, capsys):
-    module, table = importlib.import_module("paired_gain"), sources(corpus, tmp_path)
-    assert module.bootstrap(np.ones(6), list("aabbcc")) == {"mean": 1.0, "low": 1.0, "high": 1.0}
-    alike = module.bootstrap(np.array([1.0] * 50 + [0.0] * 50), ["one"] * 50 + ["other"] * 50)
-    apart = module.bootstrap(np.array([1.0] * 50 + [0.0] * 50), [str(i) for i in range(100)])
+    module, lso = importlib.import_module("paired_gain"), importlib.import_module("leave_source_out")
+    alike = module.interval(np.array([1.0] * 50 + [0.0] * 50), ["one"] * 50 + ["other"] * 50)
+    apart = module.interval(np.array([1.0] * 50 + [0.0] * 50), [str(i) for i in range(100)])
     assert (alike["low"], alike["high"]) == (0, 1)
     assert 0.3 < apart["low"] < 0.5 < apart["high"] < 0.7
 
-    def write(name, sure, folds=2):
-        for seed, fold in itertools.product(range(2), range(folds)):
-            count = len(module.split_groups(module.read_labelled(table, group_column="source"), fold, folds)[1])
-            told = {"scores": [[sure, (1 - sure) / 2, (1 - sure) / 2]] * count, "labels": [0] * count}
-            folder = tmp_path / name / f"seed-{seed}" / f"fold-{fold + 1}"
-            folder.mkdir(parents=True)
-            (folder / module.PREDICTIONS).write_text(json.dumps(told))
-        (tmp_path / name / module.SETTINGS).write_text(json.dumps({"folds": folds, "data": {"documents": 3}}))
+    table = sources(corpus, tmp_path)
+    data = module.read_labelled(table, group_column="source")
+    held_out = [module.split_groups(data, fold, 2)[1] for fold in range(2)]
 
-    write("good", 0.8)
-    write("bad", 0.2)
-    write("other", 0.2, folds=3)
-    arguments = [table, tmp_path / "good", tmp_path / "bad"]
-    run_main(module, monkeypatch, *arguments, "--group-by", "source", "--output", tmp_path / "gain.json")
-    found = json.loads((tmp_path / "gain.json").read_text())["against"]["bad"]
-    assert found["accuracy"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
-    assert found["log_loss"]["mean"] == pytest.approx(np.log(0.2 / 0.8))
-    assert "good against bad: accuracy +1.000 (+1.000 to +1.000)" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="folds was 2, not 3"):
-        run_main(module, monkeypatch, *arguments, tmp_path / "other", "--group-by", "source")
+    def write(name, right, seeds=2):
+        """Models that are right on the documents of some sources, sure of .8."""
+        for seed, fold in itertools.product(range(seeds), range(2)):
+            part, file = held_out[fold], lso.result_of(tmp_path / name, (seed, fold))
+            said = [y if group in right else (y + 1) % 3 for y, group in zip(part.labels, part.groups, strict=True)]
+            file.parent.mkdir(parents=True)
+            told = {"scores": (0.1 + 0.7 * np.eye(3)[said]).tolist(), "labels": list(part.labels)}
+            file.write_text(json.dumps(told))
+        about = {"folds": 2, "data": lso.data_of(data)}
+        (tmp_path / name / lso.SETTINGS).write_text(json.dumps(about))
+
+    some, *rest = sorted(set(data.groups))
+    write("good", [some, *rest])
+    write("fair", [some], seeds=3)
+    lso.result_of(tmp_path / "fair", (2, 1)).unlink()  # in progress
+    good, fair = tmp_path / "good", tmp_path / "fair"
+    arguments = [table, good, "--group-by", "source", "--output", tmp_path / "gain.json"]
+    run_main(module, monkeypatch, *arguments, fair)
+    results = json.loads((tmp_path / "gain.json").read_text())
+    found, share = results["against"][str(fair)], np.mean([group != some for group in data.groups])
+    assert (results["seeds"], found["seeds"]) == (2, 2)
+    assert found["accuracy"]["mean"] == pytest.approx(share)
+    assert found["accuracy"]["low"] < share < found["accuracy"]["high"] == 1
+    assert found["log_loss"]["mean"] == pytest.approx(share * np.log(0.1 / 0.8))
+    assert found["documents better"] == sum(group != some for group in data.groups)
+    assert f"fair (2): accuracy {share:+.3f}" in capsys.readouterr().out
+    other = tmp_path / "other.csv"
+    other.write_text("\n".join(sorted(table.read_text().splitlines(), reverse=True)))
+    with pytest.raises(SystemExit, match="good cannot be compared: data sha256"):
+        run_main(module, monkeypatch, other, *arguments[1:], fair)
 
 
 def test_verdicts_know_the_spread():

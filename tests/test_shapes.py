@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from docvit.attention import Segments
-from docvit.model import Attention, DocViT, DocViTConfig
+from docvit.model import POOLINGS, Attention, DocViT, DocViTConfig
 from docvit.pages import PageStack
 from docvit.shapes import attention_shapes, inspect_document, measure_cost, patch_counts, predict_cost
 from docvit.stems import STEMS
@@ -158,6 +158,17 @@ def test_predicted_and_measured_costs_agree(settings):
     predicted, measured = predict_cost(model.config, batch), measure_cost(model, batch)
     assert predicted.flops == measured.flops
     assert predicted.memory == pytest.approx(measured.memory, rel=0.05)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_without_blocks_predicted_and_measured_costs_agree_but_for_indices(pooling):
+    settings = {"depth": 0, "stem": "ink", "positions": "sincos2d+page", "pooling": pooling}
+    model = DocViT(DocViTConfig(**SMALL | settings)).eval()
+    batch = model.pack(documents())
+    predicted, measured = predict_cost(model.config, batch), measure_cost(model, batch)
+    assert predicted.flops == pytest.approx(measured.flops, rel=0.05)
+    indices = 8 * (predicted.tokens + 2 * batch.num_pages)  # page order, class tokens, documents
+    assert predicted.memory == pytest.approx(measured.memory - indices, rel=0.05)
 
 
 def test_score_matrices_by_hand_and_as_they_are_computed():

@@ -15,7 +15,7 @@ import docvit.cli
 from docvit.model import DocViT, DocViTConfig
 from docvit.patches import pack
 from docvit.positions import POSITIONS
-from docvit.shapes import measure_cost, predict_cost
+from docvit.shapes import predict_cost
 from docvit.variants import BASELINES, baseline_of, create_model, with_baseline
 
 SMALL = {"embed_dim": 32, "depth": 3, "num_heads": 2, "patch_size": P, "num_classes": 5, "max_pages": 4}
@@ -57,8 +57,6 @@ def test_without_blocks_documents_are_what_the_stem_tells_of_their_pages():
     close(model(batch)[0], model.head(torch.cat([pages.mean(0), spread, pages[0]])))
     cost = predict_cost(model.config, batch)
     assert (cost.blocks, cost.scores, cost.score_memory) == ({}, {}, 0)
-    with torch.enable_grad():
-        assert 0.85 < cost.memory / measure_cost(model, batch).memory <= 1  # the rest is indices
     with torch.enable_grad():
         model(batch).sum().backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)  # as several processes need it

@@ -23,6 +23,7 @@ import json
 import platform
 import statistics
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
@@ -52,6 +53,7 @@ from kd.results import describe_device, differences
 from kd.teaching import Teaching
 
 SETTINGS, PREDICTIONS = "settings.json", "predictions.json"
+Task = tuple[int, int]  # seed, fold
 
 
 def scores(classifier: DocumentClassifier, held_out: LabelledDocuments) -> np.ndarray:
@@ -78,32 +80,30 @@ class Plan:
     same_seed: bool = False
 
 
-def teachers_of(plan: Plan, seed: int, fold: int) -> list[Path]:
-    """The folders of the finished models that the one of this seed and fold learns from."""
-    pattern = f"seed-{seed if plan.same_seed else '*'}/fold-{fold + 1}/{PREDICTIONS}"
-    return [file.parent for runs in plan.teachers for file in sorted(Path(runs).glob(pattern))]
-
-
 def pages_seen(config: DocViTConfig) -> list[Any]:
     """What must be the same for models to learn from the same measured pages."""
     return [asdict(config.rendering), config.patch_size, config.mean, config.std]
 
 
+def result_of(output: Path, task: Task) -> Path:
+    """Where the predictions of the model of this seed and fold are, once it has been trained."""
+    seed, fold = task
+    return output / f"seed-{seed}" / f"fold-{fold + 1}" / PREDICTIONS
+
+
 def run_fold(
-    data: LabelledDocuments, plan: Plan, seed: int, fold: int, output: Path, views: Path, device: str
+    data: LabelledDocuments, plan: Plan, task: Task, teachers: list[Path], output: Path, views: Path, device: str
 ) -> dict[str, list]:
-    folder = output / f"seed-{seed}" / f"fold-{fold + 1}"
-    result = folder / PREDICTIONS
+    result = result_of(output, task)
     if not result.exists():
+        seed, fold = task
         training, held_out = split_groups(data, fold, plan.folds)
         recipe = replace(plan.recipe, train=replace(plan.recipe.train, seed=seed))
-        teachers = [load_pretrained(teacher) for teacher in teachers_of(plan, seed, fold)]
         measured = torch.load(views, mmap=True)["views"]
-        model, _ = train_measured(
-            data, training, measured, recipe, teachers, plan.teaching, device=torch.device(device)
-        )
-        folder.mkdir(parents=True, exist_ok=True)
-        save_pretrained(model, folder)
+        models = [load_pretrained(str(teacher)) for teacher in teachers]
+        model, _ = train_measured(data, training, measured, recipe, models, plan.teaching, device=torch.device(device))
+        result.parent.mkdir(parents=True, exist_ok=True)
+        save_pretrained(model, result.parent)
         predicted = scores(DocumentClassifier(model, device=device), held_out)
         found = {"scores": predicted.tolist(), "labels": list(held_out.labels), "teachers": len(teachers)}
         result.write_text(json.dumps(found))
@@ -124,18 +124,21 @@ def see(data: LabelledDocuments, recipe: Recipe, config: DocViTConfig, epochs: i
         return
     found = torch.load(file, mmap=True)
     if found["of"] != digest or found["epochs"] < epochs:
-        raise SystemExit(f"{file} holds views of other documents or settings, or too few: name another with --views")
+        others = "other documents or settings, too few, or as an earlier version wrote them"
+        raise SystemExit(f"{file} holds views of {others}: delete it, or name another with --views")
+
+
+def data_of(data: LabelledDocuments) -> dict[str, Any]:
+    about = [[Path(path).name for path in data.paths], data.labels, data.classes, data.groups]
+    return {"documents": len(data), "sha256": hashlib.sha256(json.dumps(about).encode()).hexdigest()}
 
 
 def settings_of(data: LabelledDocuments, plan: Plan) -> dict[str, Any]:
     """All that the runs depend on, but for their seeds."""
-    about = [[Path(path).name for path in data.paths], data.labels, data.classes, data.groups]
-    digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()
     taught = {"teachers": plan.teachers, "teaching": asdict(plan.teaching)} if plan.teachers else {}
     if plan.same_seed:
         taught["same_seed"] = True
-    data_seen = {"documents": len(data), "sha256": digest}
-    return {"folds": plan.folds, "data": data_seen, "views": plan.views, "recipe": asdict(plan.recipe), **taught}
+    return {"folds": plan.folds, "data": data_of(data), "views": plan.views, "recipe": asdict(plan.recipe), **taught}
 
 
 def agree_on_settings(folder: Path, settings: dict[str, Any]) -> None:
@@ -148,25 +151,37 @@ def agree_on_settings(folder: Path, settings: dict[str, Any]) -> None:
         raise SystemExit(f"{folder} holds results of other settings: {'; '.join(differing)}")
 
 
-def check_teachers(plan: Plan, seeds: int, settings: dict[str, Any], config: DocViTConfig) -> None:
-    """Ends the program where teachers are of other folds or documents, see other pages, or are not all there."""
-    asked = {name: settings[name] for name in ("folds", "data")}
-    for runs in plan.teachers:
-        file = Path(runs) / SETTINGS
-        if not file.exists():
+def find_teachers(
+    plan: Plan, tasks: Sequence[Task], settings: dict[str, Any], config: DocViTConfig
+) -> dict[Task, list[Path]]:
+    """The folders of the models that those of `tasks` learn from.
+
+    Ends the program where they are of other folds or documents, see other pages, or are not all there.
+    """
+    found: dict[Task, list[Path]] = {task: [] for task in tasks}
+    for runs in map(Path, plan.teachers if tasks else ()):
+        if not (runs / SETTINGS).exists():
             raise SystemExit(f"{runs} is no output of this script")
-        theirs = json.loads(file.read_text())
-        if differing := differences({name: theirs[name] for name in asked}, json.loads(json.dumps(asked))):
+        if differing := other_data(settings, json.loads((runs / SETTINGS).read_text())):
             raise SystemExit(f"{runs} cannot teach: {'; '.join(differing)}")
-        tasks = itertools.product(range(seeds), range(plan.folds))
-        folders = {task: teachers_of(replace(plan, teachers=(runs,)), *task) for task in tasks}
-        counts = set(map(len, folders.values()))
-        if len(counts) > 1 or 0 in counts:
-            raise SystemExit(f"{runs} has not the same number of finished models for every fold: finish it")
-        for folder in {folder for found in folders.values() for folder in found}:
-            seen = pages_seen(DocViTConfig.from_dict(json.loads((folder / CONFIG).read_text())))
-            if seen != pages_seen(config):
-                raise SystemExit(f"{folder} sees pages of another size, patches, colours or normalisation")
+        for seed, fold in tasks:
+            files = runs.glob(f"seed-{seed if plan.same_seed else '*'}/fold-{fold + 1}/{PREDICTIONS}")
+            folders = [file.parent for file in sorted(files)]
+            if not folders:
+                of_seed = f"seed {seed} and " if plan.same_seed else ""
+                raise SystemExit(f"{runs} has no finished model of {of_seed}fold {fold + 1}")
+            found[seed, fold] += folders
+    for folder in {folder for folders in found.values() for folder in folders}:
+        seen = pages_seen(DocViTConfig.from_dict(json.loads((folder / CONFIG).read_text())))
+        if seen != pages_seen(config):
+            raise SystemExit(f"{folder} sees pages of another size, patches, colours or normalisation")
+    return found
+
+
+def other_data(asked: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """In what the folds and documents of two settings differ."""
+    about = [json.loads(json.dumps({name: these[name] for name in ("folds", "data")})) for these in (found, asked)]
+    return differences(*about)
 
 
 def accuracy(fold: dict[str, list]) -> float:
@@ -226,8 +241,12 @@ def main() -> None:
     parser.add_argument("--alpha", type=float, default=1.0)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--jobs", type=int, default=1, help="folds trained side by side, each on one core")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="folds trained side by side, each on one core; measuring too"
+    )
     arguments = parser.parse_args()
+    if arguments.same_seed and not arguments.teachers:
+        parser.error("--same-seed says which models of --teachers teach: give those")
     data = read_labelled(arguments.data, group_column=arguments.group_by)
     changes = {name: _value(text) for name, _, text in (change.partition("=") for change in arguments.set)}
     recipe = Recipe(
@@ -242,11 +261,16 @@ def main() -> None:
     plan = Plan(recipe, arguments.folds, views, tuple(arguments.teachers), teaching, arguments.same_seed)
     device = choose_device(arguments.device)
     config, settings = build_model(recipe, data.classes).config, settings_of(data, plan)
-    check_teachers(plan, arguments.seeds, settings, config)
+    tasks = list(itertools.product(range(arguments.seeds), range(plan.folds)))
+    results_of = {task: result_of(arguments.output, task) for task in tasks}
+    teachers = find_teachers(plan, [task for task in tasks if not results_of[task].exists()], settings, config)
+    counts = {len(teachers[t]) if t in teachers else json.loads(results_of[t].read_text())["teachers"] for t in tasks}
+    if len(counts) > 1:  # a teacher that is still in training, or has got more seeds meanwhile
+        raise SystemExit(f"some models would have {' and some '.join(map(str, sorted(counts)))} teachers")
     see(data, recipe, config, plan.views, arguments.views, arguments.jobs)
     agree_on_settings(arguments.output, settings)
-    tasks = [(s, f) for s in range(arguments.seeds) for f in range(plan.folds)]
-    given = [(data, plan, seed, fold, arguments.output, arguments.views, str(device)) for seed, fold in tasks]
+    where = (arguments.output, arguments.views, str(device))
+    given = [(data, plan, task, teachers.get(task, []), *where) for task in tasks]
     with ProcessPoolExecutor(arguments.jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         done = dict(zip(tasks, pool.map(run_fold, *zip(*given, strict=True)), strict=True))
     names, runs, tables = ("accuracy", "macro_f1", "ece", "aurc"), [], []
@@ -262,16 +286,21 @@ def main() -> None:
     versions = {"torch": torch.__version__, "timm": timm.__version__}
     machine = {"device": describe_device(device), "cores": arguments.jobs, "platform": platform.platform()}
     results = {**settings, "seeds": arguments.seeds, "summary": summary, "seeds averaged": averaged}
-    results |= {"teachers a model": done[0, 0]["teachers"], "runs": runs, "versions": versions, "machine": machine}
+    results |= {"teachers a model": counts.pop(), "runs": runs, "versions": versions, "machine": machine}
     results["command"] = " ".join(["python", "examples/benchmarks/leave_source_out.py", "documents.csv", *sys.argv[2:]])
     draw_confusion(runs, data.classes, arguments.output / "confusion.png")
     (arguments.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
+def log_losses(table: np.ndarray, labels: Sequence[int]) -> np.ndarray:
+    """Of each document (documents,), given scores (documents, classes)."""
+    losses: np.ndarray = -np.log(table[range(len(labels)), labels].clip(1e-9))
+    return losses
+
+
 def judge(table: np.ndarray, labels: list[int], classes: tuple[str, ...]) -> dict[str, Any]:
     """What `docvit.metrics.report` says of scores (documents, classes), and their log loss."""
-    of_label = table[range(len(labels)), labels]
-    return {**report(table, labels, classes).as_dict(), "log_loss": float(-np.log(of_label.clip(1e-9)).mean())}
+    return {**report(table, labels, classes).as_dict(), "log_loss": float(log_losses(table, labels).mean())}
 
 
 if __name__ == "__main__":

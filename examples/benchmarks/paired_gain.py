@@ -2,10 +2,10 @@
 
     python examples/benchmarks/paired_gain.py DOCUMENTS.csv runs/taught runs/alone
 
-Both must be of the same documents and folds. What a model is right on, and its log loss, are averaged over seeds; the
-gain is the mean difference over documents. Its interval is a bootstrap over sources: documents of one source are alike,
-so that sources and not documents are what there could have been others of. It says nothing of what was chosen while
-looking at these folds.
+Both must be of these documents, and of the same folds. What a model is right on, and its log loss, are averaged over
+seeds; the difference is their mean over documents. Its 95 % interval is a cluster bootstrap over sources: documents of
+one source are alike, so that sources and not documents are what there could have been others of. It knows nothing of
+how seeds differ, nor of what was chosen while looking at these folds.
 """
 
 from __future__ import annotations
@@ -13,50 +13,61 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from leave_source_out import PREDICTIONS, SETTINGS
+from leave_source_out import PREDICTIONS, SETTINGS, data_of, log_losses, other_data
+from scipy.stats import bootstrap
 
 from docvit.data import read_labelled
 from docvit.recipes import split_groups
-from kd.results import differences
 
-RESAMPLES = 10_000
+MEASURES = ("accuracy", "log_loss")  # of the one more is better, of the other less
 
 
-def judged(runs: Path, folds: int) -> np.ndarray:
-    """What the seeds of `runs` make of each document on average (documents, 2): right or not; log loss."""
-    seeds = sorted(folder for folder in runs.glob("seed-*") if len(list(folder.glob(f"*/{PREDICTIONS}"))) == folds)
-    if not seeds:
-        raise SystemExit(f"{runs} has no seed with all of {folds} folds: finish it first")
+def judged(runs: Path, labels: Sequence[Sequence[int]]) -> tuple[np.ndarray, int]:
+    """What the finished seeds of `runs` make of each document on average (documents, 2), and how many there are.
+
+    Right or not, and log loss; `labels` fold by fold.
+    """
     tables = []
-    for seed in seeds:
-        found = [json.loads((seed / f"fold-{fold + 1}" / PREDICTIONS).read_text()) for fold in range(folds)]
-        scores = np.concatenate([fold["scores"] for fold in found])
-        labels = np.concatenate([fold["labels"] for fold in found])
-        of_label = scores[range(len(labels)), labels].clip(1e-9)
-        tables.append(np.stack([scores.argmax(1) == labels, -np.log(of_label)], 1))
-    return np.mean(tables, axis=0)
+    for seed in sorted(runs.glob("seed-*")):
+        files = [seed / f"fold-{fold + 1}" / PREDICTIONS for fold in range(len(labels))]
+        if not all(file.exists() for file in files):
+            continue
+        found = [json.loads(file.read_text()) for file in files]
+        if [fold["labels"] for fold in found] != list(map(list, labels)):
+            raise SystemExit(f"{seed} was tested on other documents than these folds have")
+        scores, truth = (np.concatenate([fold[name] for fold in found]) for name in ("scores", "labels"))
+        tables.append(np.stack([scores.argmax(1) == truth, log_losses(scores, truth)], 1))
+    if not tables:
+        raise SystemExit(f"{runs} has no seed with all of {len(labels)} folds: finish it first")
+    return np.mean(tables, axis=0), len(tables)
 
 
-def bootstrap(gains: np.ndarray, groups: list[str]) -> dict[str, float]:
-    """The mean of `gains` (documents,) and where 95 % of its resamples over groups lie."""
-    names, own = np.unique(groups, return_inverse=True)
-    sums, counts = np.bincount(own, gains), np.bincount(own)
-    drawn = np.random.default_rng(0).integers(len(names), size=(RESAMPLES, len(names)))
-    means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return {"mean": float(gains.mean()), "low": float(low), "high": float(high)}
+def interval(differences: np.ndarray, groups: Sequence[str]) -> dict[str, float]:
+    """The mean of `differences` (documents,), and where 95 % of it lie when groups are drawn anew."""
+    _, own = np.unique(groups, return_inverse=True)
+    sums, counts = np.bincount(own, differences), np.bincount(own)
+    drawn = bootstrap(
+        (sums, counts),
+        lambda total, count, axis: total.sum(axis) / count.sum(axis),
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        random_state=np.random.default_rng(0),
+    )
+    low, high = map(float, drawn.confidence_interval)
+    return {"mean": float(differences.mean()), "low": low, "high": high}
 
 
-def gain(one: np.ndarray, other: np.ndarray, groups: list[str]) -> dict[str, Any]:
-    difference = one - other
-    right = difference[:, 0]
+def compare(one: np.ndarray, other: np.ndarray, groups: Sequence[str]) -> dict[str, Any]:
+    right, loss = (one - other).T
     return {
-        "accuracy": bootstrap(right, groups),
-        "log_loss": bootstrap(difference[:, 1], groups),
+        "accuracy": interval(right, groups),
+        "log_loss": interval(loss, groups),
         "documents better": int((right > 0).sum()),
         "documents worse": int((right < 0).sum()),
     }
@@ -70,22 +81,28 @@ def main() -> None:
     parser.add_argument("--group-by", default="source_repo")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    data = read_labelled(arguments.data, group_column=arguments.group_by)
-    settings = [json.loads((runs / SETTINGS).read_text()) for runs in (arguments.runs, *arguments.others)]
+    data, everyone = read_labelled(arguments.data, group_column=arguments.group_by), [arguments.runs, *arguments.others]
+    for runs in everyone:
+        if not (runs / SETTINGS).exists():
+            raise SystemExit(f"{runs} is no output of leave_source_out.py")
+    settings = [json.loads((runs / SETTINGS).read_text()) for runs in everyone]
     folds = settings[0]["folds"]
-    groups = [name for fold in range(folds) for name in split_groups(data, fold, folds)[1].groups or ()]
-    one, found = judged(arguments.runs, folds), {}
-    for runs, theirs in zip(arguments.others, settings[1:], strict=True):
-        alike = [{name: about[name] for name in ("folds", "data")} for about in (settings[0], theirs)]
-        if differing := differences(*alike):
+    for runs, about in zip(everyone, settings, strict=True):
+        if differing := other_data({"folds": folds, "data": data_of(data)}, about):
             raise SystemExit(f"{runs} cannot be compared: {'; '.join(differing)}")
-        found[runs.name] = gain(one, judged(runs, folds), groups)
-        told = {name: found[runs.name][name] for name in ("accuracy", "log_loss")}
-        between = "  ".join(f"{k} {v['mean']:+.3f} ({v['low']:+.3f} to {v['high']:+.3f})" for k, v in told.items())
-        print(f"{arguments.runs.name} against {runs.name}: {between}")
+    held_out = [split_groups(data, fold, folds)[1] for fold in range(folds)]
+    groups = [name for part in held_out for name in part.groups or ()]
+    (one, seeds), *others = (judged(runs, [part.labels for part in held_out]) for runs in everyone)
+    against = {}
+    for runs, (other, of_other) in zip(arguments.others, others, strict=True):
+        found = against[str(runs)] = {"seeds": of_other, **compare(one, other, groups)}
+        told = [
+            f"{k} {v['mean']:+.3f} ({v['low']:+.3f} to {v['high']:+.3f})" for k, v in found.items() if k in MEASURES
+        ]
+        print(f"{arguments.runs} ({seeds} seeds) against {runs} ({of_other}): {', '.join(told)}")
     if arguments.output:
         command = " ".join(["python", "examples/benchmarks/paired_gain.py", "documents.csv", *sys.argv[2:]])
-        results = {"of": arguments.runs.name, "against": found, "resamples": RESAMPLES, "command": command}
+        results = {"of": str(arguments.runs), "seeds": seeds, "against": against, "command": command}
         arguments.output.write_text(json.dumps(results, indent=1) + "\n")
 
 
