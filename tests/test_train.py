@@ -1,13 +1,9 @@
-"""The training loop: what it computes, and that interrupting it changes nothing."""
+"""The training loop: what a step computes, what is written and logged, and several processes at once."""
 
 from __future__ import annotations
 
 import csv
-import logging
 import math
-import os
-import signal
-import time
 
 import numpy as np
 import pytest
@@ -15,76 +11,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
+from toy_training import PLAIN, Listed, Pair, interrupt_at, loss, net, weights
 
 from docvit.checkpoint import load_checkpoint
 from docvit.model import DocViT, DocViTConfig
-from docvit.train import CHECKPOINT, TrainingError, TrainSettings, fit, make_ema
-
-PLAIN = TrainSettings(epochs=3, lr=0.05, bf16=False, clip=None)
-
-
-class Pair:
-    def __init__(self, x, y):
-        self.x, self.y = x, y
-
-    def to(self, device):
-        return Pair(self.x.to(device), self.y.to(device))
-
-
-class Listed:
-    """Batches out of a list, in another order every epoch."""
-
-    def __init__(self, count=7, rank=0, world_size=1):
-        generator = torch.Generator().manual_seed(5)
-        self.pairs = [Pair(torch.randn(4, 6, generator=generator), torch.arange(4) % 3) for _ in range(count)]
-        self.rank, self.world_size = rank, world_size
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch, skip=0):
-        order = np.random.default_rng(epoch).permutation(len(self.pairs))
-        self.order = order[self.rank :: self.world_size][skip:]
-
-    def __len__(self):
-        return len(range(self.rank, len(self.pairs), self.world_size))
-
-    def __iter__(self):
-        return (self.pairs[i] for i in self.order)
-
-
-def net(dropout=0.3):
-    torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Dropout(dropout), nn.Linear(8, 3))
-
-
-def loss(model, pair):
-    logits = model(pair.x)
-    return {"loss": F.cross_entropy(logits, pair.y), "accuracy": (logits.argmax(1) == pair.y).float().mean()}
-
-
-def interrupt_at(step, number=signal.SIGINT):
-    """The loss, and in its `step`-th call Ctrl-C."""
-    calls = iter(range(1, 10**6))
-
-    def interrupting(model, pair):
-        if next(calls) == step:
-            os.kill(os.getpid(), number)
-        return loss(model, pair)
-
-    return interrupting
-
-
-def weights(*modules):
-    return [value.clone() for module in modules for value in module.state_dict().values()]
-
-
-def assert_equal(ours, theirs):
-    assert len(ours) == len(theirs)
-    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-
-
-def without_time(history):
-    return [{k: v for k, v in record.items() if k != "seconds"} for record in history]
-
+from docvit.train import CHECKPOINT, TrainSettings, fit, make_ema
 
 # --- what a step does ---
 
@@ -232,142 +163,6 @@ def test_files_only_now_and_then_for_epochs_of_seconds(tmp_path):
     fit(net(), Listed(), loss, PLAIN, output=tmp_path, save=saved.append, every_epoch=False)
     assert len(saved) == 1
     assert (tmp_path / CHECKPOINT).is_file()
-
-
-# --- interrupted and resumed ---
-
-
-@pytest.mark.parametrize("step", [1, 7, 10, 14, 20])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_resumed_equals_uninterrupted_to_the_bit(tmp_path, step, number):
-    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-    whole, of_whole = net(), make_ema(net(), 0.9)
-    history = fit(whole, Listed(), loss, PLAIN, ema=of_whole)
-
-    model, ema = net(), make_ema(net(), 0.9)
-    with pytest.raises(KeyboardInterrupt):
-        fit(model, Listed(), interrupt_at(step, number), PLAIN, ema=ema, output=tmp_path)
-    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
-    torch.manual_seed(99)  # another process
-    model, ema = net(), make_ema(net(), 0.9)
-    resumed = fit(model, Listed(), loss, PLAIN, ema=ema, output=tmp_path, resume=True)
-
-    assert_equal(weights(model, ema.module), weights(whole, of_whole.module))
-    assert without_time(resumed) == without_time(history)
-
-
-def test_twice_interrupted_is_no_worse(tmp_path):
-    whole = net()
-    fit(whole, Listed(), loss, PLAIN)
-    for resume, step in ((False, 4), (True, 6)):
-        with pytest.raises(KeyboardInterrupt):
-            fit(net(), Listed(), interrupt_at(step), PLAIN, output=tmp_path, resume=resume)
-    model = net()
-    fit(model, Listed(), loss, PLAIN, output=tmp_path, resume=True)
-    assert_equal(weights(model), weights(whole))
-
-
-def test_ctrl_c_finishes_the_step_and_a_second_one_does_not(tmp_path, caplog):
-    done = []
-
-    def twice(model, pair):
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.01)
-        done.append("first")
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.01)
-        done.append("second")
-        return loss(model, pair)
-
-    with caplog.at_level(logging.WARNING), pytest.raises(KeyboardInterrupt):
-        fit(net(), Listed(), twice, PLAIN, output=tmp_path)
-    assert done == ["first"]
-    assert not (tmp_path / CHECKPOINT).exists()
-    assert "stopping after this step" in caplog.text
-
-
-def test_a_finished_run_resumes_to_itself(tmp_path):
-    model = net()
-    history = fit(model, Listed(), loss, PLAIN, output=tmp_path)
-    again = net()
-    assert fit(again, Listed(), loss, PLAIN, output=tmp_path, resume=True) == history
-    assert_equal(weights(again), weights(model))
-
-
-def test_time_alone_may_be_set_anew(tmp_path):
-    fit(net(), Listed(), loss, PLAIN, output=tmp_path)
-    patient = TrainSettings(**{**PLAIN.__dict__, "checkpoint_minutes": 60.0})
-    fit(net(), Listed(), loss, patient, output=tmp_path, resume=True)
-
-
-def test_checkpoints_are_written_within_an_epoch(tmp_path):
-    impatient = TrainSettings(**{**PLAIN.__dict__, "checkpoint_minutes": 0.0})
-    steps = []
-
-    def looking(model, pair):
-        if (tmp_path / CHECKPOINT).exists():
-            steps.append(load_checkpoint(tmp_path / CHECKPOINT)["values"]["step"])
-        return loss(model, pair)
-
-    fit(net(), Listed(), looking, impatient, output=tmp_path)
-    assert steps == list(range(1, 21))
-
-
-# --- what cannot be resumed ---
-
-
-def resume(folder, model=None, *, settings=PLAIN, batches=None, ema=None):
-    return fit(model or net(), batches or Listed(), loss, settings, ema=ema, output=folder, resume=True)
-
-
-def test_a_folder_that_holds_no_run(tmp_path):
-    with pytest.raises(TrainingError, match="no run to resume"):
-        resume(tmp_path)
-
-
-def test_other_settings_data_or_model_are_refused_by_name(tmp_path):
-    fit(net(), Listed(), loss, PLAIN, output=tmp_path)
-    before = (tmp_path / CHECKPOINT).read_bytes()
-    other = TrainSettings(**{**PLAIN.__dict__, "lr": 0.1, "epochs": 9})
-    with pytest.raises(TrainingError, match=r"epochs was 3, lr was 0\.05"):
-        resume(tmp_path, settings=other)
-    with pytest.raises(TrainingError, match="use of an EMA"):
-        resume(tmp_path, ema=make_ema(net(), 0.9))
-    with pytest.raises(TrainingError, match="7 batches an epoch, and here are 8"):
-        resume(tmp_path, batches=Listed(8))
-    with pytest.raises(TrainingError, match="another model"):
-        resume(tmp_path, nn.Sequential(nn.Linear(6, 4), nn.LayerNorm(4), nn.Dropout(), nn.Linear(4, 3)))
-    with pytest.raises(TrainingError, match="another model"):
-        resume(tmp_path, nn.Linear(6, 3))
-    assert (tmp_path / CHECKPOINT).read_bytes() == before
-
-
-@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[:-100], lambda b: b"\xff" * len(b), lambda b: b"{}"])
-def test_a_damaged_checkpoint(tmp_path, damage):
-    fit(net(), Listed(), loss, PLAIN, output=tmp_path)
-    file = tmp_path / CHECKPOINT
-    file.write_bytes(damage(file.read_bytes()))
-    with pytest.raises(TrainingError, match="is damaged"):
-        resume(tmp_path)
-
-
-def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_last_checkpoint(tmp_path):
-    calls = []
-
-    def bursting(model, pair):
-        calls.append(1)
-        parts = loss(model, pair)
-        return {**parts, "loss": parts["loss"] * (math.inf if len(calls) == 10 else 1)}
-
-    with pytest.raises(TrainingError, match=r"epoch 2.*lower the learning rate"):
-        fit(net(), Listed(), bursting, PLAIN, output=tmp_path)
-    state = load_checkpoint(tmp_path / CHECKPOINT)
-    assert state["values"]["step"] == 7
-    assert all(value.isfinite().all() for value in state["model"].values())
-    whole, model = net(), net()
-    fit(whole, Listed(), loss, PLAIN)
-    resume(tmp_path, model)
-    assert_equal(weights(model), weights(whole))
 
 
 # --- several processes ---
