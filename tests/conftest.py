@@ -12,11 +12,13 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here needs a network, so nothing shall wait for one
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
 Box = tuple[float, float]
 
 
@@ -216,3 +218,15 @@ def in_two_processes() -> Callable[..., None]:
         assert [process.exitcode for process in processes] == [0, 0]
 
     return run
+
+
+@pytest.fixture
+def in_the_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their modules can be imported."""
+    monkeypatch.syspath_prepend(EXAMPLES / "benchmarks")
+    monkeypatch.syspath_prepend(EXAMPLES)
+
+
+def run_main(module: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+    module.main()

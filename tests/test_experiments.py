@@ -3,152 +3,27 @@
 import importlib
 import itertools
 import json
-import sys
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, run_main
 
-from docvit import DocViT, DocViTConfig, PatchSequence
+from docvit import DocViT, DocViTConfig
 from docvit.data import LabelledDocuments
 from docvit.recipes import Recipe
 from docvit.train import TrainSettings
 from docvit.weights import load_pretrained
 from kd.teaching import Teaching
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-
-
-@pytest.fixture(autouse=True)
-def in_the_examples(monkeypatch):
-    monkeypatch.syspath_prepend(EXAMPLES / "benchmarks")
-    monkeypatch.syspath_prepend(EXAMPLES)
-
-
-@pytest.fixture
-def page_order():
-    return importlib.import_module("page_order")
+pytestmark = pytest.mark.usefixtures("in_the_examples")
 
 
 @pytest.fixture
 def cross_page():
     return importlib.import_module("cross_page")
-
-
-def made_page(page_order, random):
-    count = int(random.integers(2, 6))
-    cells = torch.from_numpy(random.permutation(16)[:count].copy())
-    model = page_order.build("page-independent", page_order.Settings(), stem="ink")
-    pixels = torch.from_numpy(
-        random.random((count, model.config.in_chans * model.config.patch_size**2), dtype=np.float32)
-    )
-    nothing = torch.zeros_like(cells)
-    bounds = torch.tensor([0, count]), torch.tensor([0, 1])
-    one = PatchSequence(pixels, nothing, cells // 4, cells % 4, torch.tensor([[4, 4]]), nothing[:1], *bounds)
-    (page,) = page_order.pages_of(page_order.measure(model, one))
-    return page
-
-
-def run_main(module, monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
-    module.main()
-
-
-@pytest.mark.parametrize("count", [3, 4, 8])
-def test_pages_are_moved_as_the_task_says(page_order, count):
-    random, here = np.random.default_rng(0), list(range(count))
-    assert page_order.moved(count, "untouched", random) == here
-    assert page_order.moved(count, "reversed", random) == here[::-1]
-    assert page_order.moved(count, "first-last", random) == [*range(1, count), 0]
-    for _ in range(20):
-        swapped = page_order.moved(count, "swapped", random)
-        assert sorted(swapped) == here
-        assert sum(a != b for a, b in zip(swapped, here, strict=True)) == 2
-
-
-@pytest.mark.parametrize("scheme", ["page-independent", "pages-concat"])
-def test_page_independent_encoding_is_at_half_by_construction(page_order, scheme):
-    torch.manual_seed(0)
-    random, settings = np.random.default_rng(0), page_order.Settings()
-    documents = [[[made_page(page_order, random) for _ in range(3 + i)]] for i in range(7)]
-    model = page_order.OrderModel(page_order.build(scheme, settings), settings.position_std)
-    assert set(page_order.judge(model, documents, settings).values()) == {0.5}
-
-
-def test_a_page_is_told_what_sets_it_apart(page_order):
-    figures, counts = torch.randn(7, 5), torch.tensor([3, 4])
-    found = page_order.set_apart(figures, counts)
-    for here, there in ((0, 3), (3, 7)):
-        for page in range(here, there):
-            others = torch.cat([figures[here:page], figures[page + 1 : there]])
-            expected = (figures[page] - others.mean(0)) / (others.std(0, unbiased=False) + 0.25)
-            torch.testing.assert_close(found[page], expected, rtol=1e-4, atol=1e-4)
-    figures[1] += 60  # a page unlike any other
-    order = torch.tensor([2, 0, 1, 6, 4, 5, 3])
-    torch.testing.assert_close(
-        page_order.set_apart(figures[order], counts), page_order.set_apart(figures, counts)[order], rtol=0, atol=1e-5
-    )
-
-
-def test_what_is_measured_once_is_what_the_stem_observes(page_order):
-    measured, random = importlib.import_module("measured"), np.random.default_rng(0)
-    model = page_order.build("page-independent", page_order.Settings(), stem="ink")
-    pages = [random.integers(0, 256, (256, 192, 3), dtype=np.uint8) for _ in range(3)]
-    packed = model.pack([pages])
-    batch = measured.put_together([measured.pages_of(measured.measure(model, packed))])
-    assert {batch.to("meta").patches.device.type, batch.to("meta").statistics.device.type} == {"meta"}
-    found = measured.MeasuredStem(3, model.config.patch_size, 8).observe(batch, batch.page_bounds.diff())
-    expected = model.patch_embed.observe(packed, packed.page_bounds.diff())
-    for here, there in zip(found, expected, strict=True):
-        torch.testing.assert_close(here.float(), there, rtol=1e-3, atol=1e-3)
-    for name in ("page", "row", "col", "grids", "page_index", "page_bounds", "document_bounds"):
-        assert torch.equal(getattr(batch, name), getattr(packed, name))
-
-
-def test_training_batches_hold_every_order_and_where_pages_were(page_order):
-    random, settings = np.random.default_rng(0), replace(page_order.Settings(), views=1)
-    pages = [made_page(page_order, random) for _ in range(11)]
-    (batch,) = page_order.Shuffled([[pages]], settings, seed=0)
-    assert batch.labels.tolist() == [0, 1, 2, 3]
-    assert batch.sequence.document_bounds.diff().tolist() == [8] * 4
-    assert batch.sequence.page_index.tolist() == list(range(8)) * 4
-    first = batch.sequence.document_bounds[:-1]
-    assert batch.index[first].tolist()[:3] == [0, 1, 2]  # first; last, when reversed; one between, when moved behind
-    assert torch.equal(batch.sequence.patches[: len(pages[0].row)], pages[0].patches)
-
-
-def test_page_order_from_files_to_report_and_not_again(page_order, make_pdf, tmp_path, monkeypatch):
-    scheme_report = importlib.import_module("scheme_report")
-    folder = make_pdf("pdf/0.pdf", [(612, 792)] * 3).parent
-    for i in range(1, 6):
-        make_pdf(f"pdf/{i}.pdf", [(612, 792 - i)] * (3 + i % 2))
-    make_pdf("pdf/short.pdf", [(612, 792)] * 2)
-    output = tmp_path / "runs" / "page_order"
-    arguments = [folder, "--output", output, "--jobs", 1, "--seeds", 2, "--epochs", 1]
-    arguments += ["--schemes", "page-independent", "spatial+page"]
-    run_main(page_order, monkeypatch, *arguments)
-    results = json.loads((output / "results.json").read_text())
-    assert len(results["runs"]) == 4
-    assert sum(results["runs"]["spatial+page seed 0"]["documents"]) == 6  # without the one of two pages
-    assert results["runs"]["page-independent seed 1"]["reversed"] == 0.5
-    assert all(run["device"].endswith("CPU, 1 threads") for run in results["runs"].values())
-    with monkeypatch.context() as patch:
-        patch.setattr(page_order, "fit", None)  # whoever trains now, fails
-        run_main(page_order, monkeypatch, *arguments)
-    with pytest.raises(SystemExit, match="other settings: train epochs was 1, not 2"):
-        run_main(page_order, monkeypatch, *arguments, "--epochs", 2)
-    del results["runs"]["spatial+page seed 1"]
-    (output / "results.json").write_text(json.dumps({**results, "note": "On small documents."}))
-    run_main(page_order, monkeypatch, *arguments)  # which leaves the note where it is
-    scheme_report.gather(tmp_path / "runs", tmp_path / "report")
-    text = (tmp_path / "report" / "positions.md").read_text()
-    assert f"`{scheme_report.COMMANDS['page_order']}`\n\nOn small documents.\n\nUntouched" in text
-    assert "| page-independent | 50.0 ± 0.0 | 50.0 ± 0.0 | 50.0 ± 0.0 | 2 |" in text
-    assert (tmp_path / "report" / "positions-page-order.png").stat().st_size > 10_000
 
 
 def marks(cross_page, batch, pages):

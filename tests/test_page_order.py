@@ -1,0 +1,264 @@
+"""Page order at toy size: pages are moved as it says, theory holds, numbers are found, read and compared."""
+
+import importlib
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import run_main
+from PIL import Image, ImageDraw, ImageFont
+
+from docvit import PatchSequence
+
+pytestmark = pytest.mark.usefixtures("in_the_examples")
+
+
+@pytest.fixture
+def page_order():
+    return importlib.import_module("page_order")
+
+
+@pytest.fixture
+def glyphs():
+    return importlib.import_module("glyphs")
+
+
+@pytest.fixture
+def page_numbers():
+    return importlib.import_module("page_numbers")
+
+
+def made_page(page_order, random):
+    count = int(random.integers(2, 6))
+    cells = torch.from_numpy(random.permutation(16)[:count].copy())
+    model = page_order.build("page-independent", page_order.Settings(), stem="ink")
+    pixels = torch.from_numpy(
+        random.random((count, model.config.in_chans * model.config.patch_size**2), dtype=np.float32)
+    )
+    nothing = torch.zeros_like(cells)
+    bounds = torch.tensor([0, count]), torch.tensor([0, 1])
+    one = PatchSequence(pixels, nothing, cells // 4, cells % 4, torch.tensor([[4, 4]]), nothing[:1], *bounds)
+    (page,) = page_order.pages_of(page_order.measure(model, one))
+    numbers = torch.full((page_order.NUMBERS, 3), torch.nan)
+    numbers[0] = torch.tensor([float(random.integers(9)), 0.5, 0.95])
+    return page_order.with_numbers(page, numbers)
+
+
+@pytest.mark.parametrize("count", [3, 4, 8])
+def test_pages_are_moved_as_the_task_says(page_order, count):
+    random, here = np.random.default_rng(0), list(range(count))
+    assert page_order.moved(count, "untouched", random) == here
+    assert page_order.moved(count, "reversed", random) == here[::-1]
+    assert page_order.moved(count, "first-last", random) == [*range(1, count), 0]
+    assert page_order.moved(count, "last-first", random) == [count - 1, *range(count - 1)]
+    for task in page_order.TASKS:
+        before = page_order.undone(page_order.moved(count, task, random), task)
+        assert tuple(here) in before
+        assert len(set(before)) == len(before) == (count * (count - 1) // 2 if task == "swapped" else 1)
+    for _ in range(20):
+        swapped = page_order.moved(count, "swapped", random)
+        assert sorted(swapped) == here
+        assert sum(a != b for a, b in zip(swapped, here, strict=True)) == 2
+
+
+@pytest.mark.parametrize("scheme", ["page-independent", "pages-concat"])
+def test_page_independent_encoding_is_at_half_by_construction(page_order, scheme):
+    torch.manual_seed(0)
+    random, settings = np.random.default_rng(0), page_order.Settings()
+    documents = [[[made_page(page_order, random) for _ in range(3 + i)]] for i in range(7)]
+    model = page_order.OrderModel(page_order.build(scheme, settings), settings.position_std)
+    found = page_order.judge(model, documents, settings)
+    assert found.pop("false alarms") == 0
+    assert set(found.values()) == {0.5}
+
+
+def test_a_page_is_told_what_sets_it_apart(page_order):
+    figures, counts = torch.randn(7, 5), torch.tensor([3, 4])
+    found = page_order.set_apart(figures, counts)
+    for here, there in ((0, 3), (3, 7)):
+        for page in range(here, there):
+            others = torch.cat([figures[here:page], figures[page + 1 : there]])
+            expected = (figures[page] - others.mean(0)) / (others.std(0, unbiased=False) + 0.25)
+            torch.testing.assert_close(found[page], expected, rtol=1e-4, atol=1e-4)
+    figures[1] += 60  # a page unlike any other
+    order = torch.tensor([2, 0, 1, 6, 4, 5, 3])
+    torch.testing.assert_close(
+        page_order.set_apart(figures[order], counts), page_order.set_apart(figures, counts)[order], rtol=0, atol=1e-5
+    )
+
+
+def test_what_is_measured_once_is_what_the_stem_observes(page_order):
+    measured, random = importlib.import_module("measured"), np.random.default_rng(0)
+    model = page_order.build("page-independent", page_order.Settings(), stem="ink")
+    pages = [random.integers(0, 256, (256, 192, 3), dtype=np.uint8) for _ in range(3)]
+    packed = model.pack([pages])
+    batch = measured.put_together([measured.pages_of(measured.measure(model, packed))])
+    assert {batch.to("meta").patches.device.type, batch.to("meta").statistics.device.type} == {"meta"}
+    found = measured.MeasuredStem(3, model.config.patch_size, 8).observe(batch, batch.page_bounds.diff())
+    expected = model.patch_embed.observe(packed, packed.page_bounds.diff())
+    for here, there in zip(found, expected, strict=True):
+        torch.testing.assert_close(here.float(), there, rtol=1e-3, atol=1e-3)
+    for name in ("page", "row", "col", "grids", "page_index", "page_bounds", "document_bounds"):
+        assert torch.equal(getattr(batch, name), getattr(packed, name))
+
+
+def test_training_batches_hold_every_order_and_where_pages_were(page_order):
+    random, settings = np.random.default_rng(0), replace(page_order.Settings(), views=1)
+    pages = [made_page(page_order, random) for _ in range(11)]
+    (batch,) = page_order.Shuffled([[pages]], settings, seed=0)
+    assert batch.labels.tolist() == [0, 1, 2, 3, 4, 5]
+    assert batch.sequence.document_bounds.diff().tolist() == [8] * 6
+    assert batch.sequence.page_index.tolist() == list(range(8)) * 6
+    first = batch.sequence.document_bounds[:-1]
+    # first; last, when reversed; one between, when the first is moved behind; last, when that is moved to the front
+    assert batch.index[first].tolist()[:4] == [0, 1, 2, 1]
+    assert torch.equal(batch.sequence.patches[: len(pages[0].row)], pages[0].patches)
+
+
+def test_page_order_from_files_to_report_and_not_again(page_order, make_pdf, tmp_path, monkeypatch):
+    scheme_report = importlib.import_module("scheme_report")
+    folder = make_pdf("pdf/0.pdf", [(612, 792)] * 3).parent
+    for i in range(1, 6):
+        make_pdf(f"pdf/{i}.pdf", [(612, 792 - i)] * (3 + i % 2))
+    make_pdf("pdf/short.pdf", [(612, 792)] * 2)
+    output = tmp_path / "runs" / "page_order"
+    arguments = [folder, "--output", output, "--jobs", 1, "--seeds", 2, "--epochs", 1, "--glyphs", 256]
+    arguments += ["--schemes", "page-independent", "spatial+page"]
+    run_main(page_order, monkeypatch, *arguments)
+    results = json.loads((output / "results.json").read_text())
+    assert len(results["runs"]) == 4
+    assert sum(results["runs"]["spatial+page seed 0"]["documents"]) == 6  # without the one of two pages
+    assert results["runs"]["page-independent seed 1"]["reversed"] == 0.5
+    assert all(run["device"].endswith("CPU, 1 threads") for run in results["runs"].values())
+    with monkeypatch.context() as patch:
+        patch.setattr(page_order, "fit", None)  # whoever trains now, fails
+        run_main(page_order, monkeypatch, *arguments)
+    with pytest.raises(SystemExit, match="other settings: train epochs was 1, not 2"):
+        run_main(page_order, monkeypatch, *arguments, "--epochs", 2)
+    del results["runs"]["spatial+page seed 1"]
+    (output / "results.json").write_text(json.dumps({**results, "note": "On small documents."}))
+    run_main(page_order, monkeypatch, *arguments)  # which leaves the note where it is
+    scheme_report.gather(tmp_path / "runs", tmp_path / "report")
+    text = (tmp_path / "report" / "positions.md").read_text()
+    assert f"`{scheme_report.COMMANDS['page_order']}`\n\nOn small documents.\n\nUntouched" in text
+    assert "| page-independent | 50.0 ± 0.0 | 50.0 ± 0.0 | 50.0 ± 0.0 | 2 |" in text
+    assert (tmp_path / "report" / "positions-page-order.png").stat().st_size > 10_000
+
+
+def test_what_could_be_a_digit_is_found_at_the_edges_dark_or_light(glyphs):
+    page = Image.new("L", (600, 800), 255)
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(16)
+    draw.text((280, 770), "12", 0, font)
+    draw.text((280, 400), "34", 0, font)  # not at an edge
+    draw.rectangle((0, 0, 600, 40), 60)
+    draw.text((500, 12), "8", 255, font)
+    dark, light = (glyphs.find_glyphs(pixels) for pixels in (np.asarray(page), 255 - np.asarray(page)))
+    assert dark.images.shape == (2, 16, 16)
+    assert (dark.images.max(axis=(1, 2)) > 200).all()
+    left, top, right, bottom = dark.boxes.T
+    assert ((left >= 280) & (right <= 300) & (top >= 770) & (bottom <= 790)).all()
+    assert len(light.boxes) == 1
+    assert 500 <= light.boxes[0, 0] < light.boxes[0, 2] <= 512
+    blank = glyphs.find_glyphs(np.full((50, 40), 255, np.uint8))
+    assert (blank.images.shape, blank.boxes.shape) == ((0, 16, 16), (0, 4))
+
+
+def test_digits_side_by_side_are_a_number_and_letters_beside_them_are_none(glyphs, page_numbers):
+    def read(text, gaps=(), raised=()):
+        """Glyphs of 8 x 12 px, 2 px apart, and more behind those of `gaps`."""
+        boxes, x = [], 100
+        for place, _ in enumerate(text):
+            y = 900 - 5 * (place in raised)
+            boxes.append((x, y, x + 8, y + 12))
+            x += 10 + 6 * (place in gaps)
+        classes = [int(c) if c.isdecimal() else glyphs.LETTER if c.isalpha() else glyphs.OTHER for c in text]
+        found = page_numbers.numbers_of(np.array(classes), np.array(boxes).reshape(-1, 4))
+        return found[:, 0].astype(int).tolist(), found[:, 1:].tolist()
+
+    assert read("12") == ([12], [[109, 906]])
+    assert read("12", gaps=(0,))[0] == [1, 2]
+    assert read("3/8")[0] == [3, 8]
+    assert read("page7")[0] == []
+    assert read("page7", gaps=(3,))[0] == [7]
+    assert read("72", raised=(1,))[0] == [7, 2]
+    assert read("123456")[0] == [3456]
+    assert read("")[0] == []
+
+
+def test_drawn_glyphs_are_of_all_classes_and_are_learnt_from(glyphs):
+    random = np.random.default_rng(0)
+    drawn = [glyphs.draw_glyph(random) for _ in range(600)]
+    assert {kind for _, kind in drawn} == set(range(glyphs.OTHER + 1))
+    images = np.stack([image for image, _ in drawn])
+    assert images.shape == (600, 16, 16)
+    assert images.max((1, 2)).min() > 100
+    batches = glyphs.Drawn(512, 256, seed=0)
+    batches.set_epoch(1)
+    _, second = batches
+    batches.set_epoch(1, skip=1)
+    (resumed,) = batches
+    assert torch.equal(resumed.sequence.patches, second.sequence.patches)
+    assert torch.equal(resumed.labels, batches.classes[resumed.index])
+    reader = glyphs.train_reader(256, 1)
+    wide = glyphs.Glyphs(images[:3], np.array([[0, 0, 5, 10], [0, 0, 30, 10], [5, 5, 35, 15]]))
+    assert glyphs.read_glyphs(reader, wide)[1:].tolist() == [glyphs.LETTER] * 2
+
+
+def told(page_numbers, *pages):
+    """What is told of a document whose pages have these numbers, each with its place."""
+    numbers = torch.full((len(pages), page_numbers.NUMBERS, 3), torch.nan)
+    for page, found in enumerate(pages):
+        for place, number in enumerate(found):
+            numbers[page, place] = torch.tensor(number, dtype=torch.float)
+    return page_numbers.compare_numbers(numbers, torch.tensor([len(pages)]))
+
+
+def test_numbers_are_compared_with_those_in_the_same_place(page_numbers):
+    foot = told(page_numbers, *([(i, 0.5, 0.95)] for i in (3, 4, 12)))
+    assert foot.tolist() == [[0, 0, -1, 1], [0, 0, 0, 1], [0, 0, 1, 1]]
+    # left and right pages; a first page without number
+    mirrored = told(page_numbers, [], [(2, 0.1, 0.05)], [(3, 0.9, 0.05)])
+    assert mirrored.tolist() == [[0, 0, 0, 0], [-0.5, 0.5, 0, 0], [0.5, 0.5, 0, 0]]
+    assert not told(page_numbers, [(2026, 0.5, 0.95)], [(2026, 0.5, 0.95)]).any()
+    assert not told(page_numbers, [(1, 0.5, 0.95)], [(2, 0.6, 0.95)], [(3, 0.5, 0.9)]).any()
+    # what is nearer to the edge and differs counts more than all the rest
+    one, other = ([(7, 0.1, 0.99), (n, 0.5, 0.95), *((9 - n, x, 0.9) for x in (0.2, 0.3, 0.4))] for n in (1, 2))
+    assert told(page_numbers, one, other)[:, 2].tolist() == [-1, 1]
+
+
+def test_comparisons_say_nothing_about_the_order(page_numbers):
+    random = np.random.default_rng(0)
+    numbers = torch.full((5, page_numbers.NUMBERS, 3), torch.nan)
+    numbers[:, :3] = torch.from_numpy(random.integers(0, 4, (5, 3, 3)) / 4).float()
+    order = torch.tensor([3, 1, 4, 0, 2])
+    found = page_numbers.compare_numbers(torch.cat([numbers, numbers[order]]), torch.tensor([5, 5]))
+    assert found.any()
+    torch.testing.assert_close(found[5:], found[:5][order], rtol=0, atol=0)
+
+
+def test_drawn_numbering_counts_up(page_numbers):
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        value = page_numbers.numbering(8, random)[:, 0]
+        assert (value[~value.isnan()].diff() > 0).all()
+
+
+@pytest.mark.parametrize(("silent", "numbered"), [(1.0, 0.0), (0.0, 1.0), (0.0, 0.0)])
+def test_in_training_numbers_are_left_out_or_drawn(page_order, silent, numbered):
+    random = np.random.default_rng(0)
+    settings = replace(page_order.Settings(), views=1, silent=silent, numbered=numbered)
+    pages = [made_page(page_order, random) for _ in range(3)]
+    (batch,) = page_order.Shuffled([[pages]], settings, seed=3)
+    size = 3 * page_order.NUMBERS
+    before = torch.stack([page.statistics for page in pages])
+    measured, numbers = batch.sequence.statistics[:3].split([before.shape[1] - size, size], 1)
+    assert torch.equal(measured, before[:, :-size])
+    if silent:
+        assert numbers.isnan().all()
+    elif numbered:
+        torch.testing.assert_close(numbers[:, 3:], before[:, -size:-3], equal_nan=True)
+        assert not torch.allclose(numbers[:, :3], before[:, -size:][:, :3], equal_nan=True)
+    else:
+        torch.testing.assert_close(numbers, before[:, -size:], equal_nan=True)
