@@ -1,7 +1,8 @@
 """Digits at the edges of pages, found by their ink and read by a small DocViT that has learnt on drawn ones.
 
 What could be a digit is found in the uppermost and lowest parts of a page, and read as a document of one page,
-16 x 16 px. No real document is learnt from, so that whole sources stay unseen.
+16 x 16 px. No real document is learnt from, so that whole sources stay unseen; sizes and gaps below were settled by
+looking at real ones.
 """
 
 from __future__ import annotations
@@ -185,9 +186,11 @@ def sequence_of(glyphs: Pixels) -> PatchSequence:
 
 
 class Drawn:
-    """Batches of drawn glyphs, each moved a little every time."""
+    """Batches of drawn glyphs, every time all moved a little."""
 
     def __init__(self, glyphs: int, size: int, seed: int) -> None:
+        if glyphs < size:
+            raise ValueError(f"at least a batch of {size} glyphs, not {glyphs}")
         random = np.random.default_rng(seed)
         drawn = [draw_glyph(random) for _ in tqdm(range(glyphs), desc="drawing", unit="glyph", disable=None)]
         self.glyphs, self.classes = np.stack([g for g, _ in drawn]), torch.tensor([c for _, c in drawn])

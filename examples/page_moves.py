@@ -25,6 +25,8 @@ def moved(count: int, task: str, random: np.random.Generator) -> list[int]:
     elif task == "swapped":
         one, other = random.choice(count, 2, replace=False)
         order[one], order[other] = order[other], order[one]
+    elif task != "untouched":
+        raise ValueError(f"no way to move pages called {task!r}")
     return order
 
 
@@ -34,6 +36,8 @@ def undone(order: Sequence[int], task: str) -> list[tuple[int, ...]]:
         return [tuple(reversed(order))]
     if task == "first-last":
         return [(order[-1], *order[:-1])]
+    if task != "swapped":
+        raise ValueError(f"{task!r} is no task")
     swaps = [{one: other, other: one} for one, other in combinations(order, 2)]
     return [tuple(swap.get(page, page) for page in order) for swap in swaps]
 

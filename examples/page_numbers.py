@@ -83,30 +83,27 @@ def read_numbers(model: DocViT, paths: Sequence[str], *, workers: int) -> Iterat
     """Each document's numbers, as `read_page` gives them, by page index; those that cannot be read are left out."""
     results = read_documents(paths, SHARP, workers=workers)
     for result in tqdm(results, total=len(paths), desc="reading numbers", unit="doc", disable=None):
-        if not isinstance(result, DocumentError):
+        if isinstance(result, DocumentError):
+            tqdm.write(f"without numbers: {type(result).__name__}: {result}")
+        else:
             pages = [read_page(model, page) for page in result.pages]
             yield result.path, dict(zip(result.indices, pages, strict=True))
 
 
-def compare_numbers(numbers: Tensor, counts: Tensor) -> Tensor:
+def compare_numbers(numbers: Tensor) -> Tensor:
     """How each page's numbers compare with those in the same place on the other pages of its document.
 
     Args:
-        numbers: (N, 12, 3) as `read_page` gives them.
-        counts: (B,) pages of each document.
+        numbers: (N, 12, 3) of its pages, as `read_page` gives them.
 
     Returns:
         (N, 4) at the top and at the bottom: how many of the others have a smaller number there less how many a greater
         one, and how many have another one, each as a share of the others. Of several numbers of a page that differ the
-        one nearest to the edge counts.
+        first counts: the one nearest to the edge.
     """
-    return torch.cat([_compare(document) for document in numbers.split(counts.tolist())])
+    value, x, y = numbers.unbind(2)  # (N, 12) each
 
-
-def _compare(numbers: Tensor) -> Tensor:
-    value, x, y = numbers.unbind(2)  # (pages, 12) each
-
-    def differences(figures: Tensor, mirrored: bool = False) -> Tensor:  # (pages, 12, pages, 12)
+    def differences(figures: Tensor, mirrored: bool = False) -> Tensor:  # (N, 12, N, 12)
         return figures[:, :, None, None] - (1 - figures if mirrored else figures)[None, None]
 
     near = torch.minimum(differences(x).abs(), differences(x, mirrored=True).abs()) < SAME_PLACE[0]
@@ -116,13 +113,13 @@ def _compare(numbers: Tensor) -> Tensor:
     told = []
     for edge in (y < 0.5, y > 0.5):
         here = edge[:, :, None, None]
-        compared = ((greater * here).sum(3).sign() * first).sum(1).sign()  # (pages, pages)
+        compared = ((greater * here).sum(3).sign() * first).sum(1).sign()  # (N, N)
         told += [compared.sum(1), compared.abs().sum(1)]
     return torch.stack(told, 1) / max(1, len(numbers) - 1)
 
 
 def numbering(count: int, random: np.random.Generator) -> Tensor:
-    """Page numbers as a document of `count` pages may have them: (count, 3), NaN where a page has none."""
+    """Page numbers as a document of `count` pages may have them: (count, 3), value, x and y in 0..1, NaN for none."""
     value = random.integers(30) + random.integers(1, 3, count).cumsum()
     x = np.full(count, random.random())
     y = np.full(count, random.uniform(0.89, 1) if random.random() < 0.7 else random.uniform(0, 0.11))

@@ -23,12 +23,13 @@ copies, and numbers are read once (`page_numbers`). All models train on that: a 
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import log
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ from docvit.augment import Augmentation, augment
 from docvit.cache import CachedDocument, PageCache, default_cache
 from docvit.data import Batch, LabelledDocuments, read_labelled
 from docvit.files import replaced
-from docvit.pages import find_documents, spread
+from docvit.pages import PageStack, find_documents, spread
 from docvit.recipes import split_groups
 from docvit.stems import STEMS
 from docvit.train import TrainSettings, fit, make_ema
@@ -54,7 +55,7 @@ from docvit.train import TrainSettings, fit, make_ema
 SCHEMES = ("page-independent", "pages-concat", "continued", "sincos", "sincos2d+page", "spatial+page", "rope")
 PLACES = 3  # first, last, between
 SAME = 1e-3  # a difference that rounding may make
-PAGES_FILE, NUMBERS_FILE = "pages.pt", "numbers.pt"
+PAGES_FILE, NUMBERS_FILE = "pages.pt", "numbers.pt"  # to delete where what they hold is measured or read otherwise
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,9 @@ class Settings:
         views: how many times each page is measured: as it is, and changed.
         glyphs, glyph_epochs: drawn for the model that reads numbers, and how often it sees them.
         documents: documents a batch, each in several orders.
-        silent, numbered: shares of documents in training whose numbers are left out, and which are given drawn ones: by
-            its looks, and by its numbers, a document's order is to be told also where the other says nothing.
+        silent, numbered: shares of documents in training whose numbers are left out, and which are given drawn page
+            numbers before their own: by its looks, and by its numbers, a document's order is to be told also where the
+            other says nothing.
         place_loss: weight of a second loss: page tokens tell whether their page was first, last or between before pages
             were moved. A document has one order, but many pages to learn from.
         position_std: of learned tables at the start; their usual 0.02 would take half of so short a run to grow.
@@ -105,8 +107,8 @@ class Settings:
 class ApartStem(MeasuredStem):
     """The ink stem, whose class tokens are also told what sets their page apart from the others of its document.
 
-    Figure by figure: how many standard deviations, and in which direction; and how its numbers compare with theirs.
-    Numbers stand behind what was measured of a page: `statistics` (N, S + 36).
+    Figure by figure: how many standard deviations, and in which direction; and how its numbers compare with theirs,
+    which stands behind what was measured of the page: `statistics` (N, S + 4).
     """
 
     def __init__(self, in_chans: int, patch_size: int, dim: int) -> None:
@@ -116,16 +118,15 @@ class ApartStem(MeasuredStem):
 
     def observe(self, batch: PatchSequence, page_lengths: Tensor) -> tuple[Tensor, Tensor]:
         features, statistics = super().observe(batch, page_lengths)
-        return features, statistics[:, : -3 * NUMBERS]
+        return features, statistics[:, :-TOLD]
 
     def tell(self, statistics: Tensor, batch: PatchSequence) -> Tensor:
         assert isinstance(batch, MeasuredSequence)
-        counts = batch.document_bounds.diff()
-        apart = set_apart(statistics.detach(), counts)
+        apart = set_apart(statistics.detach(), batch.document_bounds.diff())
         root = apart.abs().sqrt()
-        compared = compare_numbers(batch.statistics[:, -3 * NUMBERS :].unflatten(1, (NUMBERS, 3)), counts)
         figures = torch.cat([statistics, root, root * apart.sign()], 1)
-        return self.page_proj(figures) + self.number_proj(3 * compared)  # 3: of the size of the other figures
+        # 3: of the size of the other figures
+        return self.page_proj(figures) + self.number_proj(3 * batch.statistics[:, -TOLD:])
 
 
 def set_apart(figures: Tensor, counts: Tensor) -> Tensor:
@@ -148,7 +149,20 @@ def set_apart(figures: Tensor, counts: Tensor) -> Tensor:
 STEMS["apart-ink"] = ApartStem
 
 
-Views = list[list[Page]]  # a document: views x pages; the first view is the pages as they are
+class Document(NamedTuple):
+    """What was measured and read of one."""
+
+    views: list[list[Page]]  # views x pages; the first view is the pages as they are
+    numbers: Tensor  # (pages, 12, 3), as `read_page` gives them
+
+
+def with_numbers(pages: Sequence[Page], numbers: Tensor) -> list[Page]:
+    """Pages that are also told how their numbers (pages, 12, 3) compare."""
+    told = compare_numbers(numbers)
+    return [
+        page._replace(statistics=torch.cat([page.statistics, figures]))
+        for page, figures in zip(pages, told, strict=True)
+    ]
 
 
 def build(scheme: str, settings: Settings, **more: Any) -> DocViT:
@@ -168,43 +182,41 @@ def measure_all(data: LabelledDocuments, settings: Settings) -> dict[int, list[K
     for place, path in enumerate(tqdm(data.paths, desc="measuring", unit="doc", disable=None)):
         document = CachedDocument.open(files[path]) if path in files else None
         if document is not None and len(document.indices) >= settings.min_pages:
-            pages = document.load(document.indices).pages
+            pages = document.load(document.indices)
             measured[place] = [_view(pages, model, settings, place, view) for view in range(settings.views)]
     return measured
 
 
-def _view(pages: Sequence[Any], model: DocViT, settings: Settings, place: int, view: int) -> Kept:
+def _view(pages: PageStack, model: DocViT, settings: Settings, place: int, view: int) -> Kept:
     if view:
         mean, std = model.config.mean[0], model.config.std[0]
-        changed = augment(pages, settings.augmentation, np.random.default_rng((view, place)))
-        pages = [(page - mean) / std for page in changed]
+        changed = augment(pages.pages, settings.augmentation, np.random.default_rng((view, place)))
+        pages = pages._replace(pages=[(page - mean) / std for page in changed])
     return measure(model, model.pack([pages]))
 
 
 def read_all(data: LabelledDocuments, settings: Settings, jobs: int) -> dict[int, dict[int, Tensor]]:
     """The numbers at the edges of all documents' pages, by place in the data set and page index."""
+    if not settings.glyphs:
+        return {}
     reader, where = train_reader(settings.glyphs, settings.glyph_epochs), {p: i for i, p in enumerate(data.paths)}
     return {where[path]: numbers for path, numbers in read_numbers(reader, data.paths, workers=jobs)}
 
 
-def load(folder: Path) -> dict[int, Views]:
-    """What `measure_all` and `read_all` gave, page by page."""
+def load(folder: Path) -> dict[int, Document]:
+    """What `measure_all` and `read_all` gave."""
     numbers, documents = torch.load(folder / NUMBERS_FILE), {}
     none = torch.full((NUMBERS, 3), torch.nan)
-    for place, views in torch.load(folder / PAGES_FILE, mmap=True).items():
-        read = numbers.get(place, {})
-        documents[place] = [[with_numbers(p, read.get(int(p.index), none)) for p in pages_of(view)] for view in views]
+    for place, kept in torch.load(folder / PAGES_FILE, mmap=True).items():
+        views, read = [pages_of(view) for view in kept], numbers.get(place, {})
+        documents[place] = Document(views, torch.stack([read.get(int(page.index), none) for page in views[0]]))
     return documents
 
 
-def with_numbers(page: Page, numbers: Tensor) -> Page:
-    return page._replace(statistics=torch.cat([page.statistics, numbers.flatten()]))
-
-
 class Shuffled:
-    """Batches for training: documents in the orders of `COPIES`; `index` tells where pages were before."""
+    """Batches for training: documents in the orders of `COPIES`, which are the labels; `index`: where pages were."""
 
-    def __init__(self, documents: Sequence[Views], settings: Settings, seed: int) -> None:
+    def __init__(self, documents: Sequence[Document], settings: Settings, seed: int) -> None:
         self.documents, self.settings, self.seed = documents, settings, seed
         self.epoch = self.skip = 0
 
@@ -222,7 +234,10 @@ class Shuffled:
     def _batch(self, places: np.ndarray, random: np.random.Generator) -> Batch:
         copies, truth = [], []
         for place in places:
-            pages = self._some(self.documents[place][random.integers(self.settings.views)], random)
+            document = self.documents[place]
+            view = document.views[random.integers(self.settings.views)]
+            chosen = self._some(len(view), random)
+            pages = with_numbers([view[i] for i in chosen], self._numbers(document.numbers[chosen], random))
             where = [0] + [2] * (len(pages) - 2) + [1]
             for task in COPIES:
                 order = moved(len(pages), task, random)
@@ -231,28 +246,21 @@ class Shuffled:
         labels = torch.arange(len(COPIES)).repeat(len(places))
         return Batch(put_together(copies), labels, torch.tensor(truth))
 
-    def _some(self, pages: list[Page], random: np.random.Generator) -> list[Page]:
-        first, *between, last = pages
-        count = min(len(between), self.settings.max_pages - 2)
-        chosen = sorted(random.choice(len(between), count, replace=False).tolist())
-        return self._told([first, *(between[i] for i in chosen), last], random)
+    def _some(self, count: int, random: np.random.Generator) -> list[int]:
+        between = min(count, self.settings.max_pages) - 2
+        return [0, *sorted((1 + random.choice(count - 2, between, replace=False)).tolist()), count - 1]
 
-    def _told(self, pages: list[Page], random: np.random.Generator) -> list[Page]:
+    def _numbers(self, numbers: Tensor, random: np.random.Generator) -> Tensor:
         draw = random.random()
-        if draw > self.settings.silent + self.settings.numbered:
-            return pages
-        keep = 0 if draw < self.settings.silent else NUMBERS - 1  # of the numbers that are there
-        drawn = numbering(len(pages), random) if keep else torch.full((len(pages), 3), torch.nan)
-        changed = []
-        for page, number in zip(pages, drawn, strict=True):
-            measured, numbers = page.statistics.split([len(page.statistics) - 3 * NUMBERS, 3 * NUMBERS])
-            nothing = torch.full((3 * (NUMBERS - 1 - keep),), torch.nan)
-            changed.append(page._replace(statistics=torch.cat([measured, number, numbers[: 3 * keep], nothing])))
-        return changed
+        if draw < self.settings.silent:
+            return torch.full_like(numbers, torch.nan)
+        if draw < self.settings.silent + self.settings.numbered:
+            return torch.cat([numbering(len(numbers), random)[:, None], numbers[:, :-1]], 1)
+        return numbers
 
 
 class OrderModel(nn.Module):
-    """A DocViT that tells how much in order documents are (B,), and a head that tells where pages were."""
+    """A DocViT that tells how much in order documents are (B,), and a head that tells where pages were (N, 3)."""
 
     def __init__(self, docvit: DocViT, position_std: float) -> None:
         super().__init__()
@@ -278,40 +286,44 @@ def order_loss(settings: Settings) -> Any:
 
 
 @torch.inference_mode()
-def judge(model: OrderModel, documents: Sequence[Views], settings: Settings) -> dict[str, float]:
+def judge(model: OrderModel, documents: Sequence[Document], settings: Settings) -> dict[str, float]:
     """For each task its accuracy, and how often the untouched one of two copies is told from the moved one.
 
-    And `false alarms`: the share of untouched documents that are called moved in one way or another.
-
-    A document is called moved if it would be more in order without that move. Which pages were swapped nobody says: of
-    all pairs it is their mean likelihood. In float32: rounding must not tell apart what a page-independent model
-    cannot.
+    And `false alarms`: the share of untouched documents that are called moved in one way or another. In float32:
+    rounding must not tell apart what a page-independent model cannot.
     """
     model.eval()
-    alone: dict[str, list[float]] = {task: [] for task in TASKS}
-    of_two: dict[str, list[float]] = {task: [] for task in TASKS}
-    alarms: list[float] = []
-    for place, views in enumerate(documents):
-        pages = [views[0][i] for i in spread(len(views[0]), settings.max_pages)]
+    found: dict[str, list[float]] = defaultdict(list)
+    for place, document in enumerate(documents):
+        chosen = spread(len(document.numbers), settings.max_pages)
+        pages = with_numbers([document.views[0][i] for i in chosen], document.numbers[chosen])
         random, untouched = np.random.default_rng(place), tuple(range(len(pages)))
-        draws = {task: settings.draws if task == "swapped" else 1 for task in TASKS}
-        copies = {task: [tuple(moved(len(pages), task, random)) for _ in range(draws[task])] for task in TASKS}
+        copies = {
+            task: [tuple(moved(len(pages), task, random)) for _ in range(settings.draws if task == "swapped" else 1)]
+            for task in TASKS
+        }
         seen = [(order, task) for task in TASKS for order in (untouched, *copies[task])]
         needed = dict.fromkeys(one for order, task in seen for one in (order, *undone(order, task)))
-        energies = model(put_together([ordered(pages, order) for order in needed]))[0]
-        in_order = dict(zip(needed, energies.double(), strict=True))
-        alarms.append(0.0)
-        for task in TASKS:
-            called = []
-            for order in (untouched, *copies[task]):
-                before = torch.stack([in_order[one] for one in undone(order, task)])
-                called.append(float(before.logsumexp(0) - log(len(before)) - in_order[order] > SAME))
-            alone[task].append((1 - called[0] + fmean(called[1:])) / 2)
-            alarms[-1] = max(alarms[-1], called[0])
+        told = model(put_together([ordered(pages, order) for order in needed]))[0]
+        in_order = dict(zip(needed, told.double(), strict=True))
+        alarms = [called(in_order, untouched, task) for task in TASKS]
+        found["false alarms"].append(any(alarms))
+        for task, alarm in zip(TASKS, alarms, strict=True):
+            right = fmean(called(in_order, order, task) for order in copies[task])
+            found[task].append((1 - alarm + right) / 2)
             more = [float(in_order[untouched] - in_order[order]) for order in copies[task]]
-            of_two[task].append(fmean(0.5 if abs(gap) <= SAME else float(gap > 0) for gap in more))
-    figures = {name: fmean(alone[name]) for name in TASKS} | {f"{name} of two": fmean(of_two[name]) for name in TASKS}
-    return {**figures, "false alarms": fmean(alarms)}
+            found[f"{task} of two"].append(fmean(0.5 if abs(gap) <= SAME else float(gap > 0) for gap in more))
+    return {name: fmean(shares) for name, shares in found.items()}
+
+
+def called(in_order: Mapping[tuple[int, ...], Tensor], order: tuple[int, ...], task: str) -> bool:
+    """Whether a document in this order is called moved: it would be more in order without that move.
+
+    How much in order a document is, is read as a log-likelihood: of all pairs that may have been swapped, nobody knows
+    which, the mean likelihood counts.
+    """
+    before = torch.stack([in_order[one] for one in undone(order, task)])
+    return bool(before.logsumexp(0) - log(len(before)) - in_order[order] > SAME)
 
 
 def run(
@@ -359,10 +371,12 @@ def main() -> None:
     options.add_argument("--group-by", default="source_repo")
     options.add_argument("--schemes", nargs="+", default=SCHEMES)
     options.add_argument("--epochs", type=int, default=Settings().train.epochs)
-    options.add_argument("--glyphs", type=int, default=Settings().glyphs, help="drawn, to learn to read numbers from")
+    options.add_argument("--glyphs", type=int, default=Settings().glyphs, help="0: numbers are not read")
     arguments = options.parse_args()
     settings = Settings()
     settings = replace(settings, glyphs=arguments.glyphs, train=replace(settings.train, epochs=arguments.epochs))
+    if not settings.glyphs:
+        settings = replace(settings, numbered=0.0)
     data = read(arguments.data, arguments.group_by)
     digest = hashlib.sha256("\n".join(Path(p).name for p in data.paths).encode()).hexdigest()
     about = {"documents": len(data), "sources": len(set(data.groups or ())), "names": digest}
