@@ -38,7 +38,7 @@ from glyphs import train_reader
 from measured import Kept, MeasuredSequence, MeasuredStem, Page, measure, pages_of, put_together
 from page_moves import COPIES, TASKS, moved, ordered, undone
 from page_numbers import NUMBERS, TOLD, compare_numbers, numbering, read_numbers
-from runs import configuration, open_results, parser, run_all
+from runs import configuration, one_core, open_results, parser, run_all
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -159,10 +159,8 @@ class Document(NamedTuple):
 def with_numbers(pages: Sequence[Page], numbers: Tensor) -> list[Page]:
     """Pages that are also told how their numbers (pages, 12, 3) compare."""
     told = compare_numbers(numbers)
-    return [
-        page._replace(statistics=torch.cat([page.statistics, figures]))
-        for page, figures in zip(pages, told, strict=True)
-    ]
+    pairs = zip(pages, told, strict=True)
+    return [page._replace(statistics=torch.cat([page.statistics, figures])) for page, figures in pairs]
 
 
 def build(scheme: str, settings: Settings, **more: Any) -> DocViT:
@@ -199,8 +197,10 @@ def read_all(data: LabelledDocuments, settings: Settings, jobs: int) -> dict[int
     """The numbers at the edges of all documents' pages, by place in the data set and page index."""
     if not settings.glyphs:
         return {}
-    reader, where = train_reader(settings.glyphs, settings.glyph_epochs), {p: i for i, p in enumerate(data.paths)}
-    return {where[path]: numbers for path, numbers in read_numbers(reader, data.paths, workers=jobs)}
+    where = {path: place for place, path in enumerate(data.paths)}
+    with one_core():
+        reader = train_reader(settings.glyphs, settings.glyph_epochs)
+        return {where[path]: numbers for path, numbers in read_numbers(reader, data.paths, workers=jobs)}
 
 
 def load(folder: Path) -> dict[int, Document]:

@@ -6,6 +6,7 @@ import argparse
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -52,10 +53,17 @@ def _finished(tasks: Mapping[str, tuple[Any, ...]], run: Task, jobs: int) -> Ite
 
 def _signed(run: Task, *arguments: Any) -> dict[str, Any]:
     """With where and on what it ran: one core, also where no other run is beside it."""
+    with one_core():
+        return {**run(*arguments), "versions": versions(), "device": describe_device(torch.device("cpu"))}
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """For sums that are alike however many cores there are."""
     cores = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return {**run(*arguments), "versions": versions(), "device": describe_device(torch.device("cpu"))}
+        yield
     finally:
         torch.set_num_threads(cores)
 
