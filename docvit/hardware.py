@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 Item = TypeVar("Item")
+
 Result = TypeVar("Result")
+
 Module = TypeVar("Module", bound=nn.Module)
 
 

@@ -39,9 +39,9 @@ from runs import configuration, open_results, parser, run_all
 from torch import Tensor, nn
 
 from docvit import DocViT, PatchSequence, create_model
-from docvit.data import Batch
-from docvit.train import TrainSettings, fit
-from docvit.variants import BASELINES
+from docvit.data.dataset import DocumentBatch
+from docvit.model.variants import BASELINES
+from docvit.training.loop import TrainSettings, fit
 
 TASKS = {"which-page": 4, "two-pages": 3, "page-and-cell": 4}  # classes
 EFFORT = {"which-page": 1, "two-pages": 3, "page-and-cell": 1}  # times as many steps: pages have to find each other
@@ -74,7 +74,7 @@ class Settings:
     lr: float = 2e-3
 
 
-def draw(task: str, documents: int, pages: int, settings: Settings, random: torch.Generator) -> Batch:
+def draw(task: str, documents: int, pages: int, settings: Settings, random: torch.Generator) -> DocumentBatch:
     """Documents of `pages` pages, labelled."""
 
     def pick(high: int, *shape: int) -> Tensor:
@@ -94,7 +94,7 @@ def draw(task: str, documents: int, pages: int, settings: Settings, random: torc
         marked = F.one_hot(page, pages).bool()
         if task == "page-and-cell":
             cell[row, page] = (label - page) % SIDE**2
-    return Batch(scrawl(cell, marked, settings, random), label, row)
+    return DocumentBatch(scrawl(cell, marked, settings, random), label, row)
 
 
 def scrawl(cell: Tensor, marked: Tensor, settings: Settings, random: torch.Generator) -> PatchSequence:
@@ -132,7 +132,7 @@ class Made:
     def set_epoch(self, epoch: int, skip: int = 0) -> None:
         self.skip = skip
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[DocumentBatch]:
         for step in range(self.skip, len(self)):
             random = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
             yield draw(self.task, self.settings.documents, self.settings.pages, self.settings, random)
@@ -158,7 +158,7 @@ def build(task: str, scheme: str, settings: Settings) -> DocViT:
     return model
 
 
-def cross_entropy(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+def cross_entropy(model: nn.Module, batch: DocumentBatch) -> dict[str, Tensor]:
     return {"loss": F.cross_entropy(model(batch.sequence), batch.labels)}
 
 

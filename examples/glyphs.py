@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from docvit import DocViT, PatchSequence, create_model
-from docvit.data import Batch
-from docvit.train import TrainSettings, fit
+from docvit.data.dataset import DocumentBatch
+from docvit.training.loop import TrainSettings, fit
 
 Pixels = NDArray[np.uint8]
 
@@ -202,13 +202,13 @@ class Drawn:
     def set_epoch(self, epoch: int, skip: int = 0) -> None:
         self.epoch, self.skip = epoch, skip
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[DocumentBatch]:
         random = np.random.default_rng((self.seed, self.epoch))
         order, moves = random.permutation(len(self.glyphs)), random.integers(-1, 2, (len(self), 2))
         for step in range(self.skip, len(self)):
             places = order[step * self.size : (step + 1) * self.size]
             moved = np.roll(self.glyphs[places], moves[step], (1, 2))
-            yield Batch(sequence_of(moved), self.classes[places], torch.from_numpy(places))
+            yield DocumentBatch(sequence_of(moved), self.classes[places], torch.from_numpy(places))
 
 
 def train_reader(glyphs: int, epochs: int, *, seed: int = 0) -> DocViT:
@@ -220,7 +220,7 @@ def train_reader(glyphs: int, epochs: int, *, seed: int = 0) -> DocViT:
         **{"stem": "conv", "in_chans": 1, "patch_size": PATCH, "grid": (SIDE // PATCH,) * 2, "max_pages": 1},
     )
 
-    def loss(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def loss(model: nn.Module, batch: DocumentBatch) -> dict[str, Tensor]:
         return {"loss": F.cross_entropy(model(batch.sequence).float(), batch.labels, label_smoothing=0.02)}
 
     settings = TrainSettings(epochs=epochs, lr=2e-3, weight_decay=0.05, bf16=False, seed=seed)

@@ -14,16 +14,21 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from docvit import DocViT, DocViTConfig, PatchSequence
-from docvit.data import DocumentDataset, LabelledDocuments, balance
-from docvit.pages import PageStack
-from docvit.prepare import Place, render_all, shuffled
-from docvit.recipes import Recipe, build_model, classification_loss, training_view
-from docvit.sampling import Key
-from docvit.stems import STEMS, InkStem
-from docvit.train import Record, fit, make_ema
-from kd.features import Pupil
+from docvit.data.dataset import DocumentDataset
+from docvit.data.labels import LabelledDocuments
+from docvit.data.sampling import Key, balance
+from docvit.documents.pages import PageStack
+from docvit.model.stems import STEMS, InkStem
+from docvit.training.batches import shuffled, training_view
+from docvit.training.distributed import Process
+from docvit.training.ema import make_ema
+from docvit.training.loop import Record, fit
+from docvit.training.recipe import Recipe, build_model
+from docvit.training.rendering import render_all
+from docvit.training.supervised import classification_loss
+from kd.documents.paired import PairedBatches, PairedDataset
+from kd.features import StudentWithProjections
 from kd.teaching import DocumentLesson, Guide, Teaching
-from kd.views import TaughtBatches, TaughtDataset
 
 MEASURED_INK = "measured-ink"
 
@@ -107,7 +112,7 @@ def put_together(documents: Sequence[Sequence[Page]]) -> MeasuredSequence:
     )
 
 
-CPU = Place(torch.device("cpu"))
+CPU = Process(torch.device("cpu"))
 
 
 def files_of(data: LabelledDocuments, config: DocViTConfig) -> list[Path]:
@@ -161,7 +166,7 @@ def _addressed(pages: Sequence[Page], indices: Sequence[int]) -> list[Page]:
     return [page._replace(index=torch.tensor(index)) for page, index in zip(pages, indices, strict=True)]
 
 
-class TaughtViews(Views, TaughtDataset):
+class TaughtViews(Views, PairedDataset):
     """Likewise, for a student."""
 
 
@@ -177,8 +182,9 @@ def train_measured(
 ) -> tuple[DocViT, list[Record]]:
     """Trains on `training`, a part of the `data` that was measured: a model that reads pages again, and its history.
 
-    As `docvit.recipes.train_documents` does it, or given teachers as `kd.distill_documents`, whose documents without
-    labels are the same ones once more. In float32: every batch has shapes of its own, for which bfloat16 kernels would
+    As `docvit.train_documents` does it, or given teachers as `kd.distill_documents`, whose documents without
+    labels are the same ones once more. In float32: every batch has shapes of its own, for which bfloat16 kernels
+    would
     first be built.
     """
     where = {path: place for place, path in enumerate(data.paths)}
@@ -196,15 +202,15 @@ def train_measured(
     batches: Any = labelled
     loss: Any = classification_loss(recipe)
     if teachers:
-        learner = Pupil(cast(DocViT, learner))
-        batches = TaughtBatches(labelled, shuffled(views(None, None), CPU, budget=recipe.budget))
+        learner = StudentWithProjections(cast(DocViT, learner))
+        batches = PairedBatches(labelled, shuffled(views(None, None), CPU, budget=recipe.budget))
         told = [with_stem(teacher, MEASURED_INK).to(device) for teacher in teachers]
         guide = Guide(told, teaching.states((), pages=bool(recipe.page_loss)))
         loss = DocumentLesson(teaching, recipe, guide, steps=recipe.train.epochs * len(batches))
     ema = make_ema(learner, recipe.ema)
     history = fit(learner, batches, loss, replace(recipe.train, bf16=False), ema=ema, device=device)
     kept = learner if ema is None else ema.module
-    model = kept.student if isinstance(kept, Pupil) else cast(DocViT, kept)
+    model = kept.student if isinstance(kept, StudentWithProjections) else cast(DocViT, kept)
     return with_stem(model.cpu(), "ink").eval(), history
 
 

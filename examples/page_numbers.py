@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from docvit import DocumentError, DocViT, Rendering
-from docvit.pool import read_documents
+from docvit.documents.workers import read_documents
 
 SHARP = Rendering(size=1536, multiple=1, supersample=1, mode="L")  # digits of 10 pt on A4 are 13 px high
 PITCH = 1.05  # heights from middle to middle of a number's digits; with a space between them it is 1.15 and more

@@ -43,14 +43,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from docvit import DocViT, PatchSequence, create_model
-from docvit.augment import Augmentation, augment
-from docvit.cache import CachedDocument, PageCache, default_cache
-from docvit.data import Batch, LabelledDocuments, read_labelled
+from docvit.data.augment import Augmentation, augment
+from docvit.data.dataset import DocumentBatch
+from docvit.data.labels import LabelledDocuments, read_labelled, split_groups
+from docvit.documents.cache import CachedDocument, PageCache, default_cache
+from docvit.documents.pages import PageStack, find_documents, spread
 from docvit.files import replaced
-from docvit.pages import PageStack, find_documents, spread
-from docvit.recipes import split_groups
-from docvit.stems import STEMS
-from docvit.train import TrainSettings, fit, make_ema
+from docvit.model.stems import STEMS
+from docvit.training.ema import make_ema
+from docvit.training.loop import TrainSettings, fit
 
 SCHEMES = ("page-independent", "pages-concat", "continued", "sincos", "sincos2d+page", "spatial+page", "rope")
 PLACES = 3  # first, last, between
@@ -226,12 +227,12 @@ class Shuffled:
     def set_epoch(self, epoch: int, skip: int = 0) -> None:
         self.epoch, self.skip = epoch, skip
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[DocumentBatch]:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.documents))
         for number, places in list(enumerate(np.array_split(order, len(self))))[self.skip :]:
             yield self._batch(places, np.random.default_rng((self.seed, self.epoch, number)))
 
-    def _batch(self, places: np.ndarray, random: np.random.Generator) -> Batch:
+    def _batch(self, places: np.ndarray, random: np.random.Generator) -> DocumentBatch:
         copies, truth = [], []
         for place in places:
             document = self.documents[place]
@@ -244,7 +245,7 @@ class Shuffled:
                 copies.append(ordered(pages, order))
                 truth += [where[i] for i in order]
         labels = torch.arange(len(COPIES)).repeat(len(places))
-        return Batch(put_together(copies), labels, torch.tensor(truth))
+        return DocumentBatch(put_together(copies), labels, torch.tensor(truth))
 
     def _some(self, count: int, random: np.random.Generator) -> list[int]:
         between = min(count, self.settings.max_pages) - 2
@@ -274,7 +275,7 @@ class OrderModel(nn.Module):
 
 
 def order_loss(settings: Settings) -> Any:
-    def loss(model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+    def loss(model: nn.Module, batch: DocumentBatch) -> Mapping[str, Tensor]:
         order, places = model(batch.sequence)
         untouched, others = order.unflatten(0, (-1, len(COPIES))).split([1, len(COPIES) - 1], 1)
         more = untouched - others

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from docvit.variants import BASELINES
-from kd.results import BenchmarkError, Results, describe_device, versions
+from docvit.model.variants import BASELINES
+from kd.cifar10.results import BenchmarkError, Results, describe_device, versions
 
 Task = Callable[..., Mapping[str, Any]]
 

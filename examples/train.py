@@ -11,9 +11,10 @@ import tempfile
 from pathlib import Path
 
 import docvit
-from docvit.data import read_labelled
-from docvit.recipes import Recipe, train_documents
-from docvit.train import TrainSettings
+from docvit.data.labels import read_labelled
+from docvit.training.loop import TrainSettings
+from docvit.training.recipe import Recipe
+from docvit.training.supervised import train_documents
 
 
 def toy_data(folder: Path) -> Path:

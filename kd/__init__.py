@@ -1,9 +1,9 @@
 """Knowledge distillation: losses, teachers, students of documents and of images, and the CIFAR-10 benchmarks."""
 
-from kd.cnns import StudentCNN, TeacherCNN
+from docvit.training.ema import EMATeacher
+from kd.cifar10.networks import StudentCNN, TeacherCNN
 from kd.distill import Distillation, DistillationError, distill
-from kd.documents import DocumentDistillation, distill_documents
-from kd.ema import EMATeacher
+from kd.documents.run import DocumentDistillation, distill_documents
 from kd.losses import consistency, dist, distillation_loss, dkd, feature_loss, soft_targets, standardised
 from kd.sweep import Sweep, measure
 from kd.teaching import Teaching

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from docvit.cli import (
+from docvit.cli.entry import fail, run
+from docvit.cli.options import (
     EMA,
     Budget,
     Device,
@@ -27,21 +28,21 @@ from docvit.cli import (
     Workers,
     check_resumed,
     options_of,
-    print_last,
-    read_parts,
 )
-from docvit.console import fail, run
-from docvit.pretrain import find_unlabelled
-from docvit.recipes import Recipe, read_recipe
-from docvit.train import TrainSettings
-from docvit.variants import list_variants
-from docvit.weights import load_pretrained
-from kd.benchmarks import bench_cifar10
-from kd.cifar10_files import download as download_cifar10
-from kd.cifar10_files import load
-from kd.documents import SELF, distill_documents, read_teaching, recipe_for
+from docvit.cli.output import print_last
+from docvit.cli.train import read_parts
+from docvit.model.pretrained import load_pretrained
+from docvit.model.variants import list_variants
+from docvit.training.loop import TrainSettings
+from docvit.training.masked import find_unlabelled
+from docvit.training.recipe import Recipe
+from docvit.training.run_folder import read_recipe
+from kd.cifar10.files import download as download_cifar10
+from kd.cifar10.files import load
+from kd.cifar10.presets import PRESETS, Preset
+from kd.cifar10.run import bench_cifar10
+from kd.documents.run import SELF, distill_documents, read_teaching, recipe_for
 from kd.losses import SOFT_LOSSES
-from kd.presets import PRESETS, Preset
 from kd.teaching import Teaching
 
 app = typer.Typer(
@@ -50,6 +51,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
 bench = typer.Typer(help="Benchmarks.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 

@@ -16,15 +16,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from docvit.hardware import choose_device, has_fast_bf16
-from docvit.train import CHECKPOINT, Batches, Record, TrainSettings, fit
-from kd.ema import EMATeacher
+from docvit.training.ema import EMATeacher
+from docvit.training.loop import CHECKPOINT, Batches, Record, TrainSettings, fit
 from kd.lessons import HARD_TARGETS, Frozen, Lesson, Targets
 from kd.losses import SoftLoss
 from kd.sweep import InputsOf, by_name, evaluating, images_of, join
 
 logger = logging.getLogger(__name__)
+
 SETTINGS = "distillation.json"
+
 FINE_TUNING = "fine-tuning"
+
 AT_CHANCE = "at_chance"
 
 Evaluate = Callable[[nn.Module], Record]

@@ -10,11 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from docvit.model import DocViT, DocViTConfig
+from docvit.model.config import DocViTConfig
+from docvit.model.docvit import DocViT
 from kd.distill import DistillationError
 from kd.losses import Projection
 
 BLOCK = re.compile(r"blocks\.(-?\d+)")
+
 ROWS = {"pages": "page", "document": "document"}  # of every other state: token
 
 
@@ -67,7 +69,7 @@ def _check_tokens(pair: Pair, student: DocViTConfig, teacher: DocViTConfig) -> N
         )
 
 
-class Pupil(nn.Module):
+class StudentWithProjections(nn.Module):
     """A student and the projections that it is taught through; they learn along and are no part of it.
 
     `projections` are in the order of `pairs`, each from the student's width to the teacher's.
@@ -89,7 +91,7 @@ def _width(model: DocViT, state: str) -> int:
     return model.num_features if state == "document" else model.embed_dim
 
 
-class BorrowedHead(nn.Module):
+class SimKDHead(nn.Module):
     """A teacher's classifier, as it is, behind a projection of the student's features.
 
     In training the projection is drawn to what the teacher's classifier is used to; both are linear, so that one
@@ -116,7 +118,7 @@ class BorrowedHead(nn.Module):
         return head
 
 
-def borrow_head(student: DocViT, teacher: DocViT) -> None:
+def reuse_classifier(student: DocViT, teacher: DocViT) -> None:
     """Puts the teacher's classifier in the place of the student's.
 
     Raises:
@@ -124,12 +126,12 @@ def borrow_head(student: DocViT, teacher: DocViT) -> None:
     """
     if not isinstance(teacher.head, nn.Linear):
         raise DistillationError("the teacher has no linear classifier to take over")
-    student.head = BorrowedHead(teacher.head, student.num_features).to(student.norm.weight)
+    student.head = SimKDHead(teacher.head, student.num_features).to(student.norm.weight)
 
 
 def plain(student: DocViT) -> DocViT:
     """The student as a DocViT like any other: a copy with a linear head where it has a borrowed one."""
-    if not isinstance(student.head, BorrowedHead):
+    if not isinstance(student.head, SimKDHead):
         return student
     result = deepcopy(student)
     result.head = student.head.folded()

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from docvit.hardware import has_fast_bf16
-from docvit.train import Record
+from docvit.training.loop import Record
 
 InputsOf = Callable[[Any], Any]
+
 images_of: InputsOf = attrgetter("images")
 
 

@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from docvit.model import DocViT
-from docvit.patches import PatchSequence
-from docvit.recipes import Recipe
-from kd.features import BorrowedHead, Pair, Pupil
+from docvit.documents.patches import PatchSequence
+from docvit.model.docvit import DocViT
+from docvit.training.recipe import Recipe
+from kd.documents.paired import PairedBatch
+from kd.documents.teacher_cache import TeacherCache
+from kd.features import Pair, SimKDHead, StudentWithProjections
 from kd.lessons import Targets
 from kd.losses import FEATURE_DISTANCES, consistency, feature_loss, ramp_up, soft_loss
-from kd.teacher_cache import TeacherCache
-from kd.views import TaughtBatch
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Guide:
         self.teachers, self.states, self.cache = tuple(teachers), tuple(states), cache
 
     @torch.no_grad()
-    def __call__(self, batch: TaughtBatch) -> dict[str, Tensor]:
+    def __call__(self, batch: PairedBatch) -> dict[str, Tensor]:
         if not self.states:
             return {}
         if batch.told is not None:
@@ -122,7 +122,7 @@ Term = tuple[str, float, Tensor]  # name, weight, value
 
 
 class DocumentLesson:
-    """The loss for `docvit.train.fit` of a `Pupil` on `TaughtBatch`es; `steps` are those of the whole run.
+    """The loss for `fit` of a `StudentWithProjections` on `PairedBatch`es; `steps` are those of the whole run.
 
     `own_average`: whether the teacher is the student's, which at first knows nothing.
     """
@@ -135,7 +135,7 @@ class DocumentLesson:
         self.pages = teaching.targets(pages=True, label_smoothing=recipe.label_smoothing)
         self.ramp = int(teaching.ramp_up * steps) if own_average else 0
 
-    def __call__(self, pupil: Pupil, batch: TaughtBatch) -> Mapping[str, Tensor]:
+    def __call__(self, pupil: StudentWithProjections, batch: PairedBatch) -> Mapping[str, Tensor]:
         risen = ramp_up(batch.step, self.ramp)
         parts = self._parts(pupil, batch, batch.labels, risen)
         if batch.unlabelled is None:
@@ -143,7 +143,9 @@ class DocumentLesson:
         without_labels = self._parts(pupil, batch.unlabelled, None, risen)["loss"]
         return parts | {"loss": parts["loss"] + without_labels, "unlabelled_loss": without_labels}
 
-    def _parts(self, pupil: Pupil, batch: TaughtBatch, labels: Tensor | None, risen: float) -> dict[str, Tensor]:
+    def _parts(
+        self, pupil: StudentWithProjections, batch: PairedBatch, labels: Tensor | None, risen: float
+    ) -> dict[str, Tensor]:
         told = self.guide(batch)
         states = _states(pupil.student, batch.sequence, [pair.student for pair in pupil.pairs])
         if self.teaching.simkd:
@@ -184,7 +186,9 @@ class DocumentLesson:
             terms.append(("consistency_loss", weight, consistency(ours, theirs)))
         return terms
 
-    def _of_features(self, pupil: Pupil, states: Mapping[str, Tensor], told: Mapping[str, Tensor]) -> list[Term]:
+    def _of_features(
+        self, pupil: StudentWithProjections, states: Mapping[str, Tensor], told: Mapping[str, Tensor]
+    ) -> list[Term]:
         weighted = zip(pupil.pairs, pupil.projections, self.teaching.features.values(), strict=True)
         return [
             (
@@ -196,7 +200,7 @@ class DocumentLesson:
         ]
 
     def _of_classifier(self, head: nn.Module, states: Mapping[str, Tensor], told: Mapping[str, Tensor]) -> list[Term]:
-        assert isinstance(head, BorrowedHead)
+        assert isinstance(head, SimKDHead)
         shares = {"document": 1.0} | ({"page_features": self.page_loss} if self.page_loss else {})
         return [
             (f"{name}_loss", share, feature_loss(head.projection(states[name]), told[f"0.{name}"], kind="euclidean"))

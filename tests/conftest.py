@@ -131,10 +131,11 @@ def corpus(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def trained(corpus, tmp_path_factory) -> Path:
     """The folder of a tiny model that has learnt to tell `CLASSES` apart."""
-    from docvit.augment import Augmentation
-    from docvit.data import read_labelled
-    from docvit.recipes import Recipe, train_documents
-    from docvit.train import TrainSettings
+    from docvit.data.augment import Augmentation
+    from docvit.data.labels import read_labelled
+    from docvit.training.loop import TrainSettings
+    from docvit.training.recipe import Recipe
+    from docvit.training.supervised import train_documents
 
     loop, still = TrainSettings(epochs=20, lr=3e-3), Augmentation(shift=0.03, scale=0.05, ink=0.2)
     recipe = Recipe(

@@ -7,8 +7,9 @@ import math
 import torch
 import torch.nn.functional as F
 
-from docvit.layout import parse_scopes
-from docvit.model import DocViT, DocViTConfig
+from docvit.model.config import DocViTConfig
+from docvit.model.docvit import DocViT
+from docvit.model.tokens import parse_scopes
 
 P = 4
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from docvit import attention
-from docvit.attention import Segments, attend
+from docvit.model import attention
+from docvit.model.attention import Segments, attend
 
 LENGTHS = [
     [5],

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from docvit.augment import Augmentation, augment
+from docvit.data.augment import Augmentation, augment
 
 STILL = dict.fromkeys(Augmentation().__dict__, 0.0)
 

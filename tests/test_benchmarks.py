@@ -9,15 +9,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from docvit import train
-from kd import benchmarks, cli, report
-from kd.benchmarks import bench_cifar10
-from kd.cifar10 import Augment
-from kd.cifar10_files import BATCHES, CIFAR10, CLASS_NAMES
-from kd.presets import PRESETS
-from kd.report import _failure, difference, verdict
-from kd.results import BenchmarkError
-from kd.tables import FIGURES, TABLES, Cell, Claim, Table
+from docvit.training import loop as train
+from kd import cli
+from kd.cifar10 import report
+from kd.cifar10 import run as benchmarks
+from kd.cifar10.batches import Augment
+from kd.cifar10.files import BATCHES, CIFAR10, CLASS_NAMES
+from kd.cifar10.presets import PRESETS
+from kd.cifar10.report import _failure, difference, verdict
+from kd.cifar10.results import BenchmarkError
+from kd.cifar10.run import bench_cifar10
+from kd.cifar10.tables import FIGURES, TABLES, Cell, Claim, Table
 
 TINY = replace(
     PRESETS["smoke"], train_images=60, test_images=20, measured_images=20, batch_size=20,

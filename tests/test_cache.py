@@ -10,10 +10,11 @@ import pytest
 from conftest import classed_pdf
 from PIL import Image
 
-from docvit import cache as room
-from docvit.cache import CachedDocument, PageCache, default_cache
-from docvit.pages import Rendering, read_document
-from docvit.patches import pack
+from docvit.documents import cache as room
+from docvit.documents.cache import CachedDocument, PageCache, default_cache
+from docvit.documents.pages import read_document
+from docvit.documents.patches import pack
+from docvit.documents.rendering import Rendering
 
 RENDERING = Rendering(size=64, mode="L")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from docvit.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from docvit.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
 
 def test_a_checkpoint_gives_back_what_it_was_given(tmp_path):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from kd import cifar10
-from kd.cifar10 import Augment, Batches
+from kd.cifar10 import batches as cifar10
+from kd.cifar10.batches import Augment, ImageLoader
 
 
 def random_images(count=40, seed=0):
@@ -21,7 +21,7 @@ def normalised(images):
 
 def test_batches_without_augmentation_are_the_normalised_images_in_order():
     images, labels = random_images()
-    batches = Batches(images, labels, batch_size=16)
+    batches = ImageLoader(images, labels, batch_size=16)
     assert [len(batch.labels) for batch in batches] == [16, 16, 8]
     assert len(batches) == 3
     np.testing.assert_allclose(torch.cat([batch.images for batch in batches]), normalised(images), atol=1e-5)
@@ -31,7 +31,7 @@ def test_batches_without_augmentation_are_the_normalised_images_in_order():
 
 def test_an_epoch_shuffles_every_sample_once_and_labels_follow():
     images, labels = random_images()
-    batches = Batches(images, labels, batch_size=8, shuffle=True, seed=3)
+    batches = ImageLoader(images, labels, batch_size=8, shuffle=True, seed=3)
     orders = []
     for epoch in range(3):
         batches.set_epoch(epoch)
@@ -45,7 +45,7 @@ def test_an_epoch_shuffles_every_sample_once_and_labels_follow():
 
 
 def test_drop_last_gives_one_shape():
-    batches = Batches(*random_images(), batch_size=16, drop_last=True)
+    batches = ImageLoader(*random_images(), batch_size=16, drop_last=True)
     assert [tuple(batch.images.shape) for batch in batches] == [(16, 3, 32, 32)] * 2
 
 
@@ -62,7 +62,7 @@ def reference_view(image, down, right, mirrored, row, column, cutout):
 @pytest.mark.parametrize("cutout", [0, 7, 8])
 def test_augmented_views_equal_the_same_steps_one_image_at_a_time(cutout):
     images, labels = random_images()
-    batches = Batches(images, labels, batch_size=40, augment=Augment(cutout=cutout), shuffle=True)
+    batches = ImageLoader(images, labels, batch_size=40, augment=Augment(cutout=cutout), shuffle=True)
     batch = batches[0]
     plain = normalised(images)
     for place, view in zip(batch.index, batch.images, strict=True):
@@ -71,7 +71,7 @@ def test_augmented_views_equal_the_same_steps_one_image_at_a_time(cutout):
 
 
 def test_views_cover_all_shifts_and_mirror_half():
-    batches = Batches(*random_images(4000), batch_size=10, augment=Augment(crop=2))
+    batches = ImageLoader(*random_images(4000), batch_size=10, augment=Augment(crop=2))
     down, right, mirrored, row, column = batches._views.T
     assert set(down.tolist()) == set(right.tolist()) == set(range(5))
     assert mirrored.float().mean() == pytest.approx(0.5, abs=0.05)
@@ -80,15 +80,15 @@ def test_views_cover_all_shifts_and_mirror_half():
 
 def test_an_augmentation_of_nothing_changes_nothing():
     images, labels = random_images()
-    plain = Batches(images, labels, batch_size=40)[0]
-    same_view = Batches(images, labels, batch_size=40, augment=Augment(crop=0, flip=False))[0]
+    plain = ImageLoader(images, labels, batch_size=40)[0]
+    same_view = ImageLoader(images, labels, batch_size=40, augment=Augment(crop=0, flip=False))[0]
     assert torch.equal(plain.images, same_view.images)
 
 
 def test_a_batch_depends_on_seed_epoch_and_step_alone():
     def batches(**settings):
         settings = {"batch_size": 8, "seed": 1, "shuffle": True, "augment": Augment(cutout=8)} | settings
-        return Batches(*random_images(), **settings)
+        return ImageLoader(*random_images(), **settings)
 
     first, second = batches(), batches()
     for epoch in range(3):
@@ -108,7 +108,7 @@ def test_a_batch_depends_on_seed_epoch_and_step_alone():
 
 
 def test_batches_go_to_a_device():
-    batch = Batches(*random_images(), batch_size=8, augment=Augment())[0]
+    batch = ImageLoader(*random_images(), batch_size=8, augment=Augment())[0]
     moved = batch.to("meta")
     assert {moved.images.device.type, moved.labels.device.type, moved.index.device.type} == {"meta"}
 
@@ -116,7 +116,7 @@ def test_batches_go_to_a_device():
 def test_batches_share_the_memory_of_channels_last_images():
     images, labels = random_images()
     images = images.to(memory_format=torch.channels_last)
-    assert Batches(images, labels, batch_size=8).images.data_ptr() == images.data_ptr()
+    assert ImageLoader(images, labels, batch_size=8).images.data_ptr() == images.data_ptr()
 
 
 @pytest.mark.parametrize(
@@ -132,11 +132,11 @@ def test_batches_share_the_memory_of_channels_last_images():
 def test_wrong_arguments_of_batches_are_refused(change):
     images, labels = random_images()
     with pytest.raises(ValueError, match="images"):
-        Batches(**({"images": images, "labels": labels, "batch_size": 8} | change))
+        ImageLoader(**({"images": images, "labels": labels, "batch_size": 8} | change))
 
 
 def test_steps_beyond_the_epoch_are_refused():
-    batches = Batches(*random_images(), batch_size=8)
+    batches = ImageLoader(*random_images(), batch_size=8)
     for step in (-1, 5):
         with pytest.raises(IndexError):
             batches[step]
@@ -149,7 +149,7 @@ def test_impossible_augmentations_are_refused(settings):
 
 
 def test_a_pass_that_skips_is_the_rest_of_the_same_epoch():
-    batches = Batches(*random_images(), batch_size=8, augment=Augment(), shuffle=True)
+    batches = ImageLoader(*random_images(), batch_size=8, augment=Augment(), shuffle=True)
     batches.set_epoch(3)
     whole = list(batches)
     batches.set_epoch(3, skip=2)

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from kd import cifar10_files
-from kd.cifar10_files import CIFAR10, DataError, download, load
+from kd.cifar10 import files as cifar10_files
+from kd.cifar10.files import CIFAR10, CIFAR10Error, download, load
 
 RECORDS = 20
 
@@ -114,7 +114,7 @@ def test_a_pickle_that_asks_for_anything_else_is_refused_before_it_acts(tmp_path
     sign = tmp_path / "sign"
     content = {b"labels": [0], b"data": Surprise(str(sign))}
     (tmp_path / "data_batch_2").write_bytes(pickle.dumps(content, protocol))
-    with pytest.raises(DataError, match=r"data_batch_2 is refused: it asks for posix\.mkdir|nt\.mkdir"):
+    with pytest.raises(CIFAR10Error, match=r"data_batch_2 is refused: it asks for posix\.mkdir|nt\.mkdir"):
         load(tmp_path)
     assert not sign.exists()
 
@@ -131,7 +131,7 @@ def test_a_pickle_that_asks_for_anything_else_is_refused_before_it_acts(tmp_path
 def test_builtins_and_the_rest_of_numpy_are_refused(tmp_path, batches, call):
     write_pickles(tmp_path, batches)
     (tmp_path / "test_batch").write_bytes(call)
-    with pytest.raises(DataError, match="refused"):
+    with pytest.raises(CIFAR10Error, match="refused"):
         load(tmp_path)
 
 
@@ -150,7 +150,7 @@ def test_builtins_and_the_rest_of_numpy_are_refused(tmp_path, batches, call):
 def test_pickles_of_something_else_are_refused(tmp_path, batches, content):
     write_pickles(tmp_path, batches)
     (tmp_path / "data_batch_3").write_bytes(pickle.dumps(content))
-    with pytest.raises(DataError, match="data_batch_3 is no CIFAR-10 batch"):
+    with pytest.raises(CIFAR10Error, match="data_batch_3 is no CIFAR-10 batch"):
         load(tmp_path)
 
 
@@ -161,7 +161,7 @@ def test_a_truncated_file_is_named(tmp_path, batches, write, name, left):
     write(tmp_path, batches)
     (path,) = tmp_path.glob(f"{name}*")
     path.write_bytes(path.read_bytes()[:left])
-    with pytest.raises(DataError, match=rf"{name}(\.bin)? is truncated"):
+    with pytest.raises(CIFAR10Error, match=rf"{name}(\.bin)? is truncated"):
         load(tmp_path)
 
 
@@ -170,13 +170,13 @@ def test_a_file_cut_between_records_is_found_beside_whole_ones(tmp_path, batches
     path = tmp_path / "data_batch_4.bin"
     whole = path.read_bytes()
     path.write_bytes(whole[: 3073 * (RECORDS // 2)])
-    with pytest.raises(DataError, match=r"data_batch_4\.bin is truncated: 10 records, where 20 belong"):
+    with pytest.raises(CIFAR10Error, match=r"data_batch_4\.bin is truncated: 10 records, where 20 belong"):
         load(tmp_path)
     path.write_bytes(whole)
     monkeypatch.setattr(cifar10_files, "OFFICIAL_RECORDS", RECORDS)
     test = tmp_path / "test_batch.bin"
     test.write_bytes(test.read_bytes()[:3073])
-    with pytest.raises(DataError, match=r"test_batch\.bin is truncated: 1 records"):
+    with pytest.raises(CIFAR10Error, match=r"test_batch\.bin is truncated: 1 records"):
         load(tmp_path)
 
 
@@ -189,7 +189,7 @@ def test_a_smaller_set_is_read_with_a_warning(tmp_path, batches, caplog):
 def test_missing_files_are_named(tmp_path, batches):
     write_binary(tmp_path, batches)
     (tmp_path / "data_batch_5.bin").unlink()
-    with pytest.raises(DataError, match=r"lacks data_batch_5\.bin"):
+    with pytest.raises(CIFAR10Error, match=r"lacks data_batch_5\.bin"):
         load(tmp_path)
 
 
@@ -197,14 +197,14 @@ def test_missing_files_are_named(tmp_path, batches):
 def test_a_label_outside_the_ten_is_named(tmp_path, batches, write, label):
     batches["data_batch_2"][1][7] = label
     write(tmp_path, batches)
-    with pytest.raises(DataError, match=rf"data_batch_2(\.bin)?: record 7 has the label {label}, outside 0\.\.9"):
+    with pytest.raises(CIFAR10Error, match=rf"data_batch_2(\.bin)?: record 7 has the label {label}, outside 0\.\.9"):
         load(tmp_path)
 
 
 def test_a_negative_label_is_refused(tmp_path, batches):
     batches["test_batch"] = (batches["test_batch"][0], np.array([-1] * RECORDS))
     write_pickles(tmp_path, batches)
-    with pytest.raises(DataError, match="label -1"):
+    with pytest.raises(CIFAR10Error, match="label -1"):
         load(tmp_path)
 
 
@@ -231,13 +231,13 @@ def test_folders_of_classes_alone_hold_every_sixth_image_out(tmp_path):
 
 
 def test_wrong_folders_say_what_belongs_there(tmp_path):
-    with pytest.raises(DataError, match="not a folder"):
+    with pytest.raises(CIFAR10Error, match="not a folder"):
         load(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"not CIFAR-10: it needs data_batch_1\.bin"):
+    with pytest.raises(CIFAR10Error, match=r"not CIFAR-10: it needs data_batch_1\.bin"):
         load(tmp_path)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("no picture")
-    with pytest.raises(DataError, match="found 0"):
+    with pytest.raises(CIFAR10Error, match="found 0"):
         load(tmp_path)
 
 
@@ -245,17 +245,17 @@ def test_images_of_another_size_and_broken_images_are_named(tmp_path):
     write_images(tmp_path, made_up()["test_batch"][0], np.arange(RECORDS) % 2)
     odd = tmp_path / "airplane" / "00000.png"
     Image.new("RGB", (64, 48)).save(odd)
-    with pytest.raises(DataError, match=r"00000\.png is 64 x 48"):
+    with pytest.raises(CIFAR10Error, match=r"00000\.png is 64 x 48"):
         load(tmp_path)
     odd.write_bytes(b"\x89PNG\r\n\x1a\nand no more")
-    with pytest.raises(DataError, match=r"00000\.png is no readable image"):
+    with pytest.raises(CIFAR10Error, match=r"00000\.png is no readable image"):
         load(tmp_path)
 
 
 def test_more_than_ten_classes_are_not_cifar10(tmp_path):
     names = [f"class {letter}" for letter in "abcdefghijk"]
     write_images(tmp_path, made_up(records=66)["test_batch"][0], np.arange(66) % 11, names)
-    with pytest.raises(DataError, match="found 11"):
+    with pytest.raises(CIFAR10Error, match="found 11"):
         load(tmp_path)
 
 
@@ -289,9 +289,9 @@ def test_download_of_another_file_leaves_nothing_behind(tmp_path, batches):
     content, _ = archive_of(write_binary(tmp_path / "source", batches))
     archive = tmp_path / "archive.tar.gz"
     archive.write_bytes(content)
-    with pytest.raises(DataError, match="SHA-256"):
+    with pytest.raises(CIFAR10Error, match="SHA-256"):
         download(tmp_path / "data", url=archive.as_uri())
-    with pytest.raises(DataError, match="cannot fetch"):
+    with pytest.raises(CIFAR10Error, match="cannot fetch"):
         download(tmp_path / "data", url=(tmp_path / "nothing").as_uri())
     assert list((tmp_path / "data").iterdir()) == []
 
@@ -300,7 +300,7 @@ def test_download_overwrites_nothing(tmp_path, batches):
     folder = write_binary(tmp_path / "cifar-10-batches-bin", batches)
     (folder / "test_batch.bin").unlink()
     before = sorted(path.name for path in folder.iterdir())
-    with pytest.raises(DataError, match="incomplete"):
+    with pytest.raises(CIFAR10Error, match="incomplete"):
         download(tmp_path, url="file:///nothing")
     assert sorted(path.name for path in folder.iterdir()) == before
 

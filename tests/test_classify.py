@@ -14,9 +14,11 @@ from PIL import Image
 from torch import nn
 
 import docvit
-from docvit.classify import DocumentClassifier
-from docvit.model import DocViT, DocViTConfig
-from docvit.pages import DocumentError, NotFound, PageStack, Unreadable, read_document
+from docvit.documents.errors import DocumentError, NotFound, Unreadable
+from docvit.documents.pages import PageStack, read_document
+from docvit.inference.classify import DocumentClassifier
+from docvit.model.config import DocViTConfig
+from docvit.model.docvit import DocViT
 
 
 @pytest.fixture(scope="module")

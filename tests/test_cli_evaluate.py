@@ -7,8 +7,9 @@ import json
 import pytest
 from conftest import CLASSES, TINY, classed_pdf, pdf_bytes
 
-from docvit.model import DocViT, DocViTConfig
-from docvit.strategies import STRATEGIES
+from docvit.inference.strategies import STRATEGIES
+from docvit.model.config import DocViTConfig
+from docvit.model.docvit import DocViT
 
 # --- evaluate ---
 

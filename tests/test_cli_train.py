@@ -9,14 +9,15 @@ import pytest
 from conftest import CLASSES, TINY, process
 from safetensors.torch import load_file
 
-from docvit.recipes import read_recipe
-from docvit.train import CHECKPOINT
+from docvit.training.loop import CHECKPOINT
+from docvit.training.run_folder import read_recipe
 
 
 @pytest.fixture(scope="session")
 def start(tmp_path_factory):
     """A folder of an untrained tiny model, to start from: the variants are too large for here."""
-    from docvit.model import DocViT, DocViTConfig
+    from docvit.model.config import DocViTConfig
+    from docvit.model.docvit import DocViT
 
     folder = tmp_path_factory.mktemp("start")
     DocViT(DocViTConfig(**TINY | {"drop_path": 0.2}, num_classes=2)).save_pretrained(str(folder))
@@ -127,7 +128,8 @@ def test_a_finished_run_resumes_to_itself(docvit, corpus, trained):
 
 CTRL_C_IN_STEP_SIX = """
 import itertools, os, signal
-from docvit import cli, recipes
+from docvit import cli
+from docvit.training import supervised as recipes
 original = recipes.classification_loss
 def interrupted(recipe):
     inner, steps = original(recipe), itertools.count(1)
@@ -143,7 +145,8 @@ cli.main()
 
 CTRL_C_WHILE_DRAWING = """
 import signal
-from docvit import cache, cli
+from docvit import cli
+from docvit.documents import cache
 def interrupted(*arguments, **options):
     signal.raise_signal(signal.SIGINT)
     yield

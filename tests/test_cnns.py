@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from kd import StudentCNN, TeacherCNN
-from kd.cnns import count_macs
+from kd.cifar10.networks import count_macs
 
 
 @pytest.mark.parametrize(("net", "parameters"), [(StudentCNN, 3_749_038), (TeacherCNN, 21_630_414)])

@@ -11,15 +11,16 @@ from conftest import CLASSES, TINY
 from PIL import Image
 from safetensors.torch import load_file
 
-import docvit.compare as module
-from docvit.classify import DocumentClassifier
-from docvit.compare import compare
-from docvit.data import LabelledDocuments, read_labelled
-from docvit.metrics import report
-from docvit.model import DocViT, DocViTConfig
-from docvit.pages import read_document
-from docvit.shapes import measure_cost
-from docvit.weights import ModelError
+import docvit.evaluation.compare as module
+from docvit.data.labels import LabelledDocuments, read_labelled
+from docvit.data.metrics import report
+from docvit.documents.pages import read_document
+from docvit.evaluation.compare import compare
+from docvit.evaluation.cost import measure_cost
+from docvit.inference.classify import DocumentClassifier
+from docvit.model.config import DocViTConfig
+from docvit.model.docvit import DocViT
+from docvit.model.pretrained import ModelError
 
 FIGURES = [
     "accuracy",

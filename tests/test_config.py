@@ -6,8 +6,8 @@ import json
 import pytest
 from reference import model_of
 
-from docvit.layout import parse_scopes
-from docvit.model import DocViTConfig
+from docvit.model.config import DocViTConfig
+from docvit.model.tokens import parse_scopes
 
 
 @pytest.mark.parametrize(

@@ -8,19 +8,14 @@ import torch
 from conftest import CLASSES, classed_pdf
 from PIL import Image
 
-from docvit.augment import Augmentation
-from docvit.cache import PageCache
-from docvit.data import (
-    Batches,
-    DataError,
-    DocumentDataset,
-    LabelledDocuments,
-    View,
-    balance,
-    read_labelled,
-)
-from docvit.pages import Rendering
-from docvit.patches import pack
+from docvit.data.augment import Augmentation
+from docvit.data.dataset import DocumentDataset, View
+from docvit.data.labels import DataError, LabelledDocuments, read_labelled
+from docvit.data.loader import DocumentLoader
+from docvit.data.sampling import balance
+from docvit.documents.cache import PageCache
+from docvit.documents.patches import pack
+from docvit.documents.rendering import Rendering
 
 RENDERING = Rendering(size=64, mode="L")
 
@@ -214,7 +209,7 @@ def patches_of(batch):
 
 def test_outside_training_a_batch_is_what_pack_gives(documents, corpus):
     data, _ = documents
-    batches = Batches(dataset(documents), budget=40)
+    batches = DocumentLoader(dataset(documents), budget=40)
     seen = []
     for batch in batches:
         for place, patches in patches_of(batch).items():
@@ -227,7 +222,7 @@ def test_outside_training_a_batch_is_what_pack_gives(documents, corpus):
 
 
 def _read(path):
-    from docvit.pages import read_document
+    from docvit.documents.pages import read_document
 
     return read_document(path, RENDERING)
 
@@ -235,13 +230,13 @@ def _read(path):
 def test_a_view_depends_on_seed_epoch_and_document_alone(documents):
     views = {}
     for budget in (30, 90):
-        batches = Batches(training(documents), budget=budget, shuffle=True)
+        batches = DocumentLoader(training(documents), budget=budget, shuffle=True)
         batches.set_epoch(1)
         views[budget] = {k: v for batch in batches for k, v in patches_of(batch).items()}
     assert views[30].keys() == views[90].keys()
     assert all(torch.equal(views[30][k], views[90][k]) for k in views[30])
     for other in (training(documents, seed=1), training(documents)):
-        batches = Batches(other, budget=90, shuffle=True)
+        batches = DocumentLoader(other, budget=90, shuffle=True)
         batches.set_epoch(2 if other.seed == 0 else 1)
         changed = {k: v for batch in batches for k, v in patches_of(batch).items()}
         assert all(not torch.equal(changed[k], views[90][k]) for k in changed)
@@ -249,7 +244,7 @@ def test_a_view_depends_on_seed_epoch_and_document_alone(documents):
 
 def test_worker_processes_give_the_same_batches(documents):
     def run(workers):
-        batches = Batches(training(documents), budget=60, shuffle=True, workers=workers)
+        batches = DocumentLoader(training(documents), budget=60, shuffle=True, workers=workers)
         for epoch, skip in ((0, 0), (1, 2)):
             batches.set_epoch(epoch, skip)
             yield from batches
@@ -261,7 +256,7 @@ def test_worker_processes_give_the_same_batches(documents):
 
 def test_iterating_leaves_the_random_numbers_of_the_model_alone(documents):
     before = torch.get_rng_state()
-    list(Batches(training(documents), budget=60, shuffle=True))
+    list(DocumentLoader(training(documents), budget=60, shuffle=True))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -308,7 +303,7 @@ def test_pages_are_mixed_as_often_as_asked_and_without_labels_across_classes(doc
     assert all(mixed(documents, groups=["one"] * len(data)).partner(*key) is None for key in keys)
     assert mixed(documents, training=False).partners is None
     assert all(mixed(documents, max_pages=1).partner(*key) is None for key in keys)  # there are no later pages
-    of_one, of_other = (Batches(mixed(documents, [str(i % n) for i in range(len(data))])) for n in (2, 3))
+    of_one, of_other = (DocumentLoader(mixed(documents, [str(i % n) for i in range(len(data))])) for n in (2, 3))
     assert of_one.fingerprint() != of_other.fingerprint()  # nothing is resumed with other partners
 
 

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from docvit import train
-from docvit.train import CHECKPOINT, TrainSettings
-from kd.cifar10 import Augment, Batches
+from docvit.training import loop as train
+from docvit.training.ema import EMATeacher
+from docvit.training.loop import CHECKPOINT, TrainSettings
+from kd.cifar10.batches import Augment, ImageLoader
 from kd.distill import AT_CHANCE, DistillationError, chance_warnings, distill, teach
-from kd.ema import EMATeacher
 from kd.lessons import HARD_TARGETS, Frozen, Lesson, Targets
 from kd.sweep import Sweep, measure
 
@@ -39,7 +39,7 @@ def coloured(count=48, seed=0):
 
 
 def batches(**settings):
-    return Batches(*coloured(), **({"batch_size": 16, "shuffle": True, "augment": Augment()} | settings))
+    return ImageLoader(*coloured(), **({"batch_size": 16, "shuffle": True, "augment": Augment()} | settings))
 
 
 def net(seed=0, classes=10, width=6):
@@ -134,7 +134,7 @@ class Stops(Exception):
 def interrupt_after(data, step):
     """Batches that break off in the middle of an epoch, at a step of the whole run, as a pulled plug would."""
 
-    class Interrupted(Batches):
+    class Interrupted(ImageLoader):
         left = step
 
         def __iter__(self):
@@ -331,7 +331,7 @@ class Documents:
         return self
 
 
-class DocumentBatches(Batches):
+class DocumentBatches(ImageLoader):
     def __iter__(self):
         return (Documents(batch.images, batch.labels) for batch in super().__iter__())
 

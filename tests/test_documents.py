@@ -13,16 +13,18 @@ import torch
 from conftest import CLASSES, TINY, classed_pdf
 from safetensors.torch import load_file
 
-from docvit import train
-from docvit.augment import Augmentation
-from docvit.data import read_labelled
-from docvit.model import DocViT
-from docvit.recipes import Recipe, build_model, train_documents
-from docvit.train import CHECKPOINT, TrainingError, TrainSettings
-from docvit.weights import ModelError
-from kd import cli, documents
+from docvit.data.augment import Augmentation
+from docvit.data.labels import read_labelled
+from docvit.model.docvit import DocViT
+from docvit.model.pretrained import ModelError
+from docvit.training import loop as train
+from docvit.training.loop import CHECKPOINT, TrainingError, TrainSettings
+from docvit.training.recipe import Recipe, build_model
+from docvit.training.supervised import train_documents
+from kd import cli
 from kd.distill import FINE_TUNING, SETTINGS, DistillationError
-from kd.documents import distill_documents
+from kd.documents import run as documents
+from kd.documents.run import distill_documents
 from kd.teaching import Teaching
 
 # stochastic depth and dropped patches, so that a run that draws other random numbers ends elsewhere

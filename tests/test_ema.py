@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from kd.ema import EMATeacher, scale_decay
+from docvit.training.ema import EMATeacher, scale_decay
 
 
 def net():

@@ -12,10 +12,10 @@ import torch
 from conftest import TINY, run_main
 
 from docvit import DocViT, DocViTConfig
-from docvit.data import LabelledDocuments
-from docvit.recipes import Recipe
-from docvit.train import TrainSettings
-from docvit.weights import load_pretrained
+from docvit.data.labels import LabelledDocuments
+from docvit.model.pretrained import load_pretrained
+from docvit.training.loop import TrainSettings
+from docvit.training.recipe import Recipe
 from kd.teaching import Teaching
 
 pytestmark = pytest.mark.usefixtures("in_the_examples")

@@ -10,10 +10,12 @@ import torch
 from conftest import TINY, classed_pdf
 from PIL import Image
 
-from docvit.classify import DocumentClassifier
-from docvit.explain import MAX_DRAWN, explain
-from docvit.model import DocViT, DocViTConfig
-from docvit.pages import NotFound, PageStack
+from docvit.documents.errors import NotFound
+from docvit.documents.pages import PageStack
+from docvit.inference.classify import DocumentClassifier
+from docvit.inference.explain import MAX_DRAWN, explain
+from docvit.model.config import DocViTConfig
+from docvit.model.docvit import DocViT
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,11 @@ from conftest import TINY
 from timm.optim import param_groups_weight_decay
 from torch import nn
 
-from docvit.model import DocViT, DocViTConfig
-from docvit.patches import pack
+from docvit.documents.patches import pack
+from docvit.model.config import DocViTConfig
+from docvit.model.docvit import DocViT
 from kd.distill import DistillationError
-from kd.features import Pair, Pupil, borrow_head, parse_pair, plain
+from kd.features import Pair, StudentWithProjections, parse_pair, plain, reuse_classifier
 
 STUDENT = DocViTConfig(**TINY, num_classes=3)
 TEACHER = DocViTConfig(**TINY | {"embed_dim": 48, "depth": 4}, num_classes=3)
@@ -59,7 +60,7 @@ def test_states_that_cannot_be_alike():
 
 
 def test_a_pupil_learns_its_projections_and_decays_what_a_docvit_decays():
-    pupil = Pupil(DocViT(STUDENT), [Pair("pages", "pages")] * 2, DocViT(TEACHER))
+    pupil = StudentWithProjections(DocViT(STUDENT), [Pair("pages", "pages")] * 2, DocViT(TEACHER))
     assert [tuple(p.linear.weight.shape) for p in pupil.projections] == [(48, 32)] * 2
     spared, _ = param_groups_weight_decay(pupil, 0.1, pupil.no_weight_decay())
     student_spared, _ = param_groups_weight_decay(pupil.student, 0.1, pupil.student.no_weight_decay())
@@ -71,7 +72,7 @@ def test_the_folded_head_is_projection_and_teachers_classifier(pooling):
     student = DocViT(DocViTConfig(**TINY, num_classes=3, pooling=pooling)).eval()
     teacher = DocViT(TEACHER).eval()
     nn.init.normal_(teacher.head.bias)
-    borrow_head(student, teacher)
+    reuse_classifier(student, teacher)
     batch = documents()
     with torch.no_grad():
         features = student.forward_features(batch)
@@ -87,7 +88,7 @@ def test_the_folded_head_is_projection_and_teachers_classifier(pooling):
 
 def test_a_borrowed_classifier_is_not_trained_and_not_the_teachers_own():
     student, teacher = DocViT(STUDENT), DocViT(TEACHER)
-    borrow_head(student, teacher)
+    reuse_classifier(student, teacher)
     student(documents()).sum().backward()
     assert all(p.grad is None for p in student.head.classifier.parameters())
     assert all(p.grad is not None for p in student.head.projection.parameters())
@@ -99,4 +100,4 @@ def test_a_plain_student_is_itself():
     student = DocViT(STUDENT)
     assert plain(student) is student
     with pytest.raises(DistillationError, match="no linear classifier"):
-        borrow_head(student, DocViT(DocViTConfig(**TINY, num_classes=0)))
+        reuse_classifier(student, DocViT(DocViTConfig(**TINY, num_classes=0)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from docvit.history import write_history
+from docvit.training.history import write_history
 
 
 def test_a_history_whose_figures_come_and_go(tmp_path):

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from docvit.metrics import area_under_risk_coverage, expected_calibration_error, report
+from docvit.data.metrics import area_under_risk_coverage, expected_calibration_error, report
 
 CLASSES = ("a", "b", "c")
 # truth, probabilities of a, b, c

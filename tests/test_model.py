@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from reference import P, close, dense_logits, documents, is_blank, model_of, page
 
-from docvit.layout import Layout, Rotation, parse_scopes, rotate, token_places
-from docvit.model import CACHED_ROWS, DocViT
-from docvit.patches import pack
-from docvit.positions import POSITIONS
+from docvit.documents.patches import pack
+from docvit.model.docvit import CACHED_ROWS, DocViT
+from docvit.model.positions import POSITIONS
+from docvit.model.tokens import Rotation, TokenLayout, parse_scopes, rotate, token_indices
 
 ALL_SCOPES = ["page", "document", "page-then-document:1", "page-then-document:2", "alternate:2"]
 SETTINGS = [
@@ -37,7 +37,7 @@ def test_leaving_blank_patches_out_is_masking_them(settings):
 @torch.no_grad()
 def test_with_every_patch_kept_the_model_is_an_ordinary_dense_transformer(settings, rows, monkeypatch):
     """However many rows the MLP takes at a time."""
-    monkeypatch.setattr("docvit.model.CACHED_ROWS", rows)
+    monkeypatch.setattr("docvit.model.docvit.CACHED_ROWS", rows)
     model = model_of(**settings)
     channels = model.config.in_chans
     packed = model(pack(documents(channels), P, channels=channels, drop_blank=False))
@@ -179,9 +179,9 @@ def test_intermediate_states_by_name(registers):
     close(states["pages"], features.pages)  # not to the bit: there, the last block works on all tokens
     close(states["document"], model.forward_head(features, pre_logits=True))
     close(states["logits"], model(batch))
-    at_patches = states["embed"][token_places(batch, 1 + registers)]
+    at_patches = states["embed"][token_indices(batch, 1 + registers)]
     close(at_patches, model.patch_embed(batch.patches) + model.positions.patches(batch), 1e-6)
-    layout = Layout.of(batch, 1 + registers, ["document"])
+    layout = TokenLayout.of(batch, 1 + registers, ["document"])
     prefix = states["embed"][layout.class_tokens[:, None] + torch.arange(1 + registers)]
     expected = model.cls_token if registers == 0 else torch.cat([model.cls_token, model.reg_token])
     close(prefix, expected + model.positions.pages(batch)[:, None], 1e-6)
@@ -258,7 +258,7 @@ def test_stochastic_depth_keeps_the_mean_and_rests_in_eval():
     model = model_of(drop_path=0.3, depth=2)
     batch = model.pack([[np.full((P, P, 3), 255, np.uint8)]] * 4000)  # a class token each, no patches
     close(model(batch), model_of(depth=2)(batch))
-    layout = Layout.of(batch, 1, ["document"])
+    layout = TokenLayout.of(batch, 1, ["document"])
     kept = model.blocks[1].train()._drop(torch.ones(4000, 1), layout.document, 4000)
     assert ((kept == 0) | (kept == 1 / 0.7)).all()
     assert kept.mean().item() == pytest.approx(1, abs=0.05)
@@ -317,7 +317,7 @@ def test_autocast_and_other_precisions_say_about_the_same(positions):
 def test_blocks_compile_as_one_graph(positions):
     model = model_of(positions=positions, scopes="alternate:2")
     batch = model.pack(documents())
-    layout = Layout.of(batch, 1, parse_scopes("alternate:2", 3))
+    layout = TokenLayout.of(batch, 1, parse_scopes("alternate:2", 3))
     x, rotation = model._embed(batch, layout)
     assert (rotation is not None) == (positions == "rope")
 

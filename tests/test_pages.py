@@ -13,22 +13,11 @@ import pytest
 from conftest import pdf_bytes
 from PIL import Image
 
-from docvit import pages
-from docvit.pages import (
-    DocumentError,
-    Empty,
-    Encrypted,
-    NotFound,
-    Rendering,
-    TooLarge,
-    Unreadable,
-    Unsupported,
-    find_documents,
-    fit_image,
-    open_document,
-    read_document,
-    spread,
-)
+from docvit.documents import pages
+from docvit.documents.errors import DocumentError, Empty, Encrypted, NotFound, TooLarge, Unreadable, Unsupported
+from docvit.documents.images import fit_image
+from docvit.documents.pages import find_documents, open_document, read_document, spread
+from docvit.documents.rendering import Rendering
 
 # A page of 100 x 100 points that opens with the password "secret".
 ENCRYPTED = base64.b64decode(
@@ -358,5 +347,5 @@ def test_links_that_lead_nowhere_or_in_a_circle_stop_nothing(tmp_path, make_pdf)
 
 
 def test_worker_processes_need_no_torch():
-    for module in (pages, sys.modules["docvit.renderers"]):
+    for module in (pages, sys.modules["docvit.documents.renderers"]):
         assert not hasattr(module, "torch")

@@ -10,8 +10,10 @@ import timm
 import torch
 from PIL import Image
 
-from docvit.pages import PageStack, Rendering, fit_image, open_document, read_document
-from docvit.patches import BLANK_RANGE, pack
+from docvit.documents.images import fit_image
+from docvit.documents.pages import PageStack, open_document, read_document
+from docvit.documents.patches import BLANK_RANGE, pack
+from docvit.documents.rendering import Rendering
 
 PER_PATCH = ("patches", "page", "row", "col")
 

@@ -10,9 +10,11 @@ import time
 import numpy as np
 import pytest
 
-from docvit import pool
-from docvit.pages import NotFound, PageStack, Rendering, Timeout, TooLarge, Unreadable, read_document
-from docvit.pool import read_documents
+from docvit.documents import workers as pool
+from docvit.documents.errors import NotFound, Timeout, TooLarge, Unreadable
+from docvit.documents.pages import PageStack, read_document
+from docvit.documents.rendering import Rendering
+from docvit.documents.workers import read_documents
 
 forked = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
 

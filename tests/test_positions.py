@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from reference import model_of, number_of, paper_sinusoid, rope_angles
 
-from docvit.layout import Rotation, rotate
-from docvit.pages import PageStack
-from docvit.patches import pack
-from docvit.positions import (
+from docvit.documents.pages import PageStack
+from docvit.documents.patches import pack
+from docvit.model.positions import (
     POSITIONS,
     Continued,
     PageIndependent,
@@ -30,6 +29,7 @@ from docvit.positions import (
     sinusoid,
     stretch,
 )
+from docvit.model.tokens import Rotation, rotate
 
 P, D = 2, 8
 

@@ -7,13 +7,16 @@ import pytest
 import torch
 from conftest import TINY, classed_pdf
 
-from docvit import prepare
-from docvit.data import UNLABELLED, Batches, DataError, DocumentDataset
-from docvit.model import DocViTConfig
-from docvit.prepare import Place, process_group, render, render_all, render_readable, training_batches, view_of
+from docvit.data.dataset import UNLABELLED, DocumentDataset, view_of
+from docvit.data.labels import DataError
+from docvit.data.loader import DocumentLoader
+from docvit.model.config import DocViTConfig
+from docvit.training.batches import loader_workers, training_batches
+from docvit.training.distributed import Process, process_group
+from docvit.training.rendering import render, render_all, render_readable
 
 CONFIG = DocViTConfig(**TINY, num_classes=3, mean=(0.9,), std=(0.25,))
-HERE = Place(torch.device("cpu"))
+HERE = Process(torch.device("cpu"))
 
 
 @pytest.fixture
@@ -55,7 +58,7 @@ def test_documents_without_labels_make_batches_too(paths, tmp_path):
     (batch,) = batches
     assert batch.labels.tolist() == [UNLABELLED] * 3
     assert sorted(batch.index.tolist()) == [0, 1, 2]
-    direct = Batches(DocumentDataset(files, [2, 0, 1], view, seed=4), budget=10**6, shuffle=True)
+    direct = DocumentLoader(DocumentDataset(files, [2, 0, 1], view, seed=4), budget=10**6, shuffle=True)
     labelled = next(iter(direct))
     assert torch.equal(labelled.sequence.patches, batch.sequence.patches)
 
@@ -73,4 +76,4 @@ def test_alone_a_process_is_the_first_of_one(monkeypatch):
         assert place == (torch.device("cpu"), 0, 1)
     with pytest.raises(ValueError, match="no device 'nonsense'"), process_group("nonsense"):
         pass
-    assert prepare.loader_workers(torch.device("cpu")) == 0
+    assert loader_workers(torch.device("cpu")) == 0

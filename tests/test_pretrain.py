@@ -9,18 +9,12 @@ import pytest
 import torch
 from conftest import TINY
 
-from docvit.data import UNLABELLED, Batch
-from docvit.model import DocViT, DocViTConfig
-from docvit.positions import POSITIONS
-from docvit.pretrain import (
-    MaskedDocViT,
-    PretrainRecipe,
-    Target,
-    build_masked,
-    draw_mask,
-    reconstruction_loss,
-)
-from docvit.stems import InkStem
+from docvit.data.dataset import UNLABELLED, DocumentBatch
+from docvit.model.config import DocViTConfig
+from docvit.model.docvit import DocViT
+from docvit.model.positions import POSITIONS
+from docvit.model.stems import InkStem
+from docvit.training.masked import MaskedDocViT, PretrainRecipe, Target, build_masked, draw_mask, reconstruction_loss
 
 CONFIG = DocViTConfig(**TINY | {"drop_path": 0.2, "num_registers": 1}, num_classes=0)
 
@@ -46,7 +40,7 @@ def batch():
 
 def as_batch(sequence):
     labels = torch.full((len(sequence),), UNLABELLED)
-    return Batch(sequence, labels, torch.arange(len(sequence)))
+    return DocumentBatch(sequence, labels, torch.arange(len(sequence)))
 
 
 def test_without_blocks_there_is_nothing_to_pretrain():

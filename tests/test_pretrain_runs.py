@@ -17,18 +17,16 @@ from conftest import CLASSES, TINY
 from PIL import Image
 from safetensors.torch import load_file
 
-from docvit import pretrain
-from docvit.data import DataError, read_labelled
-from docvit.model import DocViT, DocViTConfig
-from docvit.pretrain import (
-    PretrainRecipe,
-    find_unlabelled,
-    pretrain_documents,
-    reconstruction_loss,
-)
-from docvit.recipes import Recipe, build_model, read_recipe, train_documents, write_recipe
-from docvit.train import CHECKPOINT, TrainingError, TrainSettings
-from docvit.weights import load_pretrained
+from docvit.data.labels import DataError, read_labelled
+from docvit.model.config import DocViTConfig
+from docvit.model.docvit import DocViT
+from docvit.model.pretrained import load_pretrained
+from docvit.training import masked as pretrain
+from docvit.training.loop import CHECKPOINT, TrainingError, TrainSettings
+from docvit.training.masked import PretrainRecipe, find_unlabelled, pretrain_documents, reconstruction_loss
+from docvit.training.recipe import Recipe, build_model
+from docvit.training.run_folder import read_recipe, write_recipe
+from docvit.training.supervised import train_documents
 
 RECIPE = PretrainRecipe(
     model="docvit_small_patch16",

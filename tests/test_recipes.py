@@ -16,22 +16,18 @@ import torch.nn.functional as F
 from conftest import CLASSES, TINY
 from safetensors.torch import load_file
 
-from docvit import recipes
-from docvit.cache import PageCache
-from docvit.classify import DocumentClassifier
-from docvit.data import Batches, DataError, DocumentDataset, LabelledDocuments, View, read_labelled
-from docvit.model import DocViT
-from docvit.recipes import (
-    Recipe,
-    build_model,
-    classification_loss,
-    evaluate_batches,
-    read_recipe,
-    split_groups,
-    train_documents,
-)
-from docvit.train import CHECKPOINT, TrainingError, TrainSettings
-from docvit.weights import ModelError
+from docvit.data.dataset import DocumentDataset, View
+from docvit.data.labels import DataError, LabelledDocuments, read_labelled, split_groups
+from docvit.data.loader import DocumentLoader
+from docvit.documents.cache import PageCache
+from docvit.inference.classify import DocumentClassifier
+from docvit.model.docvit import DocViT
+from docvit.model.pretrained import ModelError
+from docvit.training import supervised as recipes
+from docvit.training.loop import CHECKPOINT, TrainingError, TrainSettings
+from docvit.training.recipe import Recipe, build_model
+from docvit.training.run_folder import read_recipe
+from docvit.training.supervised import classification_loss, evaluate_batches, train_documents
 
 # stochastic depth, so that a run that draws other random numbers ends elsewhere
 RECIPE = Recipe(
@@ -105,7 +101,7 @@ def batch(data, page_cache):
     model = build_model(RECIPE, data.classes)
     files, _ = PageCache(page_cache, model.config.rendering).prepare(data.paths, workers=0)
     dataset = DocumentDataset(list(files.values()), data.labels, View(model.config.rendering))
-    return next(iter(Batches(dataset, budget=10**6)))
+    return next(iter(DocumentLoader(dataset, budget=10**6)))
 
 
 def test_the_loss_is_smoothed_cross_entropy(batch, data):
@@ -331,7 +327,8 @@ def test_evaluation_is_over_all_batches(data, trained, page_cache):
     files, _ = PageCache(page_cache, model.config.rendering).prepare(data.paths, workers=0)
     dataset = DocumentDataset(list(files.values()), data.labels, View(model.config.rendering))
     small, large = (
-        evaluate_batches(model, Batches(dataset, budget=budget), CLASSES, torch.device("cpu")) for budget in (30, 10**6)
+        evaluate_batches(model, DocumentLoader(dataset, budget=budget), CLASSES, torch.device("cpu"))
+        for budget in (30, 10**6)
     )
     assert small == pytest.approx(large, rel=0.02, abs=0.01)  # bfloat16, where the machine is fast at it
     assert large["valid_accuracy"] == 1

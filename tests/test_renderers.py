@@ -12,7 +12,9 @@ import pytest
 from pdf2image.exceptions import PDFInfoNotInstalledError, PDFPageCountError
 from PIL import Image
 
-from docvit.pages import Empty, Encrypted, Rendering, Unreadable, open_document, read_document
+from docvit.documents.errors import Empty, Encrypted, Unreadable
+from docvit.documents.pages import open_document, read_document
+from docvit.documents.rendering import Rendering
 
 
 class FakePoppler:

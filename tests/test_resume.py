@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from toy_training import PLAIN, Listed, assert_equal, interrupt_at, loss, net, weights, without_time
 
-from docvit.checkpoint import load_checkpoint
-from docvit.train import CHECKPOINT, TrainingError, TrainSettings, fit, make_ema
+from docvit.training.checkpoint import load_checkpoint
+from docvit.training.ema import make_ema
+from docvit.training.loop import CHECKPOINT, TrainingError, TrainSettings, fit
 
 # --- interrupted and resumed ---
 

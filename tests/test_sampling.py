@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from docvit.sampling import TokenBudget
+from docvit.data.sampling import TokenBudget
 
 
 def drawn(sampler, epoch, skip=0):

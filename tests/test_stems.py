@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from reference import close
 
-from docvit import ink
-from docvit.model import DocViT, DocViTConfig, Features
-from docvit.patches import PatchSequence, pack
-from docvit.stems import STEMS, ConvStem, InkStem
+from docvit.documents.patches import PatchSequence, pack
+from docvit.model import ink
+from docvit.model.config import DocViTConfig
+from docvit.model.docvit import DocViT, Features
+from docvit.model.stems import STEMS, ConvStem, InkStem
 
 P = 32
 

@@ -10,10 +10,11 @@ import torch
 from conftest import CLASSES, TINY, classed_pdf
 from PIL import Image
 
-from docvit.classify import DocumentClassifier
-from docvit.model import DocViT, DocViTConfig
-from docvit.pages import PageStack
-from docvit.strategies import STRATEGIES, get_strategy, tile
+from docvit.documents.pages import PageStack
+from docvit.inference.classify import DocumentClassifier
+from docvit.inference.strategies import STRATEGIES, get_strategy, tile
+from docvit.model.config import DocViTConfig
+from docvit.model.docvit import DocViT
 
 NAMES = ["document", "first", "second", "last", "grid", "max-confidence", "soft-vote", "hard-vote"]
 
@@ -182,7 +183,7 @@ def test_the_grid_is_what_the_model_sees(classifier):
 
 
 def test_files_are_read_no_further_than_needed(classifier, tmp_path, monkeypatch):
-    from docvit import pages
+    from docvit.documents import pages
 
     path = tmp_path / "five.pdf"
     path.write_bytes(classed_pdf("text", 5))

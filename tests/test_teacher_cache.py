@@ -8,9 +8,10 @@ import pytest
 import torch
 from conftest import TINY
 
-from docvit.model import DocViT, DocViTConfig
+from docvit.model.config import DocViTConfig
+from docvit.model.docvit import DocViT
 from kd.distill import DistillationError
-from kd.teacher_cache import MANIFEST, TeacherCache, batch_key, fingerprint
+from kd.documents.teacher_cache import MANIFEST, TeacherCache, batch_key, fingerprint
 
 SETTINGS = {"teachers": ["ab"], "data": {"seed": 0, "view": {"max_pages": 4, "mean": (0.5,)}}}
 

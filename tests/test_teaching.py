@@ -10,14 +10,16 @@ import torch
 import torch.nn.functional as F
 from conftest import TINY
 
-from docvit.model import DocViT, DocViTConfig
-from docvit.patches import pack
-from docvit.recipes import Recipe, classification_loss
-from kd.features import Pair, Pupil, borrow_head
+from docvit.documents.patches import pack
+from docvit.model.config import DocViTConfig
+from docvit.model.docvit import DocViT
+from docvit.training.recipe import Recipe
+from docvit.training.supervised import classification_loss
+from kd.documents.paired import PairedBatch
+from kd.documents.teacher_cache import TeacherCache
+from kd.features import Pair, StudentWithProjections, reuse_classifier
 from kd.losses import ramp_up
-from kd.teacher_cache import TeacherCache
 from kd.teaching import DocumentLesson, Guide, Teaching
-from kd.views import TaughtBatch
 
 RECIPE = Recipe(page_loss=0.5, label_smoothing=0.1)
 CONFIG = DocViTConfig(**TINY, num_classes=3)
@@ -36,7 +38,7 @@ def batch(counts=(2, 1, 3), **fields):
     pages = [[torch.rand(1, 64, 48, generator=generator) for _ in range(count)] for count in counts]
     sequence = pack(pages, 16, channels=1, drop_blank=False)
     index = torch.arange(len(counts))
-    return TaughtBatch(sequence, index % 3, index, **({"views": (None,)} | fields))
+    return PairedBatch(sequence, index % 3, index, **({"views": (None,)} | fields))
 
 
 def lesson(teaching, *teachers, pairs=(), recipe=RECIPE, cache=None, steps=100, own_average=False):
@@ -66,7 +68,7 @@ def logits_of(network, sequence):
 
 def test_the_loss_is_that_of_documents_and_of_their_pages(student, teacher):
     b = batch()
-    parts = lesson(Teaching(alpha=0.3, page_alpha=0.6, temperature=2.0), teacher)(Pupil(student), b)
+    parts = lesson(Teaching(alpha=0.3, page_alpha=0.6, temperature=2.0), teacher)(StudentWithProjections(student), b)
     (ours, our_pages), (theirs, their_pages) = (logits_of(m, b.sequence) for m in (student, teacher))
     page_labels = torch.tensor([0, 0, 1, 2, 2, 2])
     document = 0.7 * F.cross_entropy(ours, b.labels, label_smoothing=0.1) + 0.3 * kl(ours, theirs, 2)
@@ -80,7 +82,7 @@ def test_the_loss_is_that_of_documents_and_of_their_pages(student, teacher):
 def test_labels_alone_are_a_training_without_teachers_to_the_bit(student, teacher):
     b, asked = batch(), []
     teacher.register_forward_hook(lambda *_: asked.append(1))
-    parts = lesson(Teaching(alpha=0.0), teacher)(Pupil(student), b)
+    parts = lesson(Teaching(alpha=0.0), teacher)(StudentWithProjections(student), b)
     usual = classification_loss(RECIPE)(student, b)
     assert torch.equal(parts["loss"], usual["loss"])
     assert torch.equal(parts["accuracy"], usual["accuracy"])
@@ -89,7 +91,7 @@ def test_labels_alone_are_a_training_without_teachers_to_the_bit(student, teache
 
 def test_features_are_compared_through_projections(student, teacher):
     b, pairs = batch(), [Pair("pages", "pages"), Pair("blocks.1", "blocks.2")]
-    pupil = Pupil(student, pairs, teacher)
+    pupil = StudentWithProjections(student, pairs, teacher)
     teaching = Teaching(alpha=0.0, features={"pages": 2.0, "blocks.-1": 0.5})
     parts = lesson(teaching, teacher, pairs=pairs)(pupil, b)
     ours, theirs = student.forward_intermediates(b.sequence), teacher.forward_intermediates(b.sequence)
@@ -104,8 +106,8 @@ def test_features_are_compared_through_projections(student, teacher):
 
 def test_the_teachers_classifier_is_learnt_for_by_features_alone(student, teacher):
     b = batch()
-    borrow_head(student, teacher)
-    parts = lesson(Teaching(simkd=True), teacher)(Pupil(student), b)
+    reuse_classifier(student, teacher)
+    parts = lesson(Teaching(simkd=True), teacher)(StudentWithProjections(student), b)
     ours, theirs = student.forward_intermediates(b.sequence), teacher.forward_intermediates(b.sequence)
     squares = [
         (student.head.projection(ours[name]) - theirs[name]).square().mean().item() for name in ("document", "pages")
@@ -134,8 +136,10 @@ def test_documents_without_labels_bring_the_teachers_word_alone(student, teacher
     """A teacher that is the student's own average has only so much of its weight at step 20 of 50."""
     teaching, b = Teaching(alpha=0.3, soft=soft, consistency=2.0, ramp_up=0.5), batch(step=20)
     unlabelled = replace(batch((1, 1, 2)), labels=torch.full((3,), -1))
-    alone = lesson(teaching, teacher, own_average=own_average)(Pupil(student), b)
-    both = lesson(teaching, teacher, own_average=own_average)(Pupil(student), replace(b, unlabelled=unlabelled))
+    alone = lesson(teaching, teacher, own_average=own_average)(StudentWithProjections(student), b)
+    both = lesson(teaching, teacher, own_average=own_average)(
+        StudentWithProjections(student), replace(b, unlabelled=unlabelled)
+    )
     torch.testing.assert_close(both["loss"], alone["loss"] + both["unlabelled_loss"])
     assert torch.equal(both["hard_loss"], alone["hard_loss"])
     if soft == "soft-targets":

@@ -13,9 +13,11 @@ from PIL import Image
 from torch import nn
 from toy_training import PLAIN, Listed, Pair, interrupt_at, loss, net, weights
 
-from docvit.checkpoint import load_checkpoint
-from docvit.model import DocViT, DocViTConfig
-from docvit.train import CHECKPOINT, TrainSettings, fit, make_ema
+from docvit.model.config import DocViTConfig
+from docvit.model.docvit import DocViT
+from docvit.training.checkpoint import load_checkpoint
+from docvit.training.ema import make_ema
+from docvit.training.loop import CHECKPOINT, TrainSettings, fit
 
 # --- what a step does ---
 

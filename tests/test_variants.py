@@ -12,11 +12,12 @@ from reference import P, close, page
 from typer.testing import CliRunner
 
 import docvit.cli
-from docvit.model import DocViT, DocViTConfig
-from docvit.patches import pack
-from docvit.positions import POSITIONS
-from docvit.shapes import predict_cost
-from docvit.variants import BASELINES, baseline_of, create_model, with_baseline
+from docvit.documents.patches import pack
+from docvit.evaluation.cost import predict_cost
+from docvit.model.config import DocViTConfig
+from docvit.model.docvit import DocViT
+from docvit.model.positions import POSITIONS
+from docvit.model.variants import BASELINES, baseline_of, create_model, with_baseline
 
 SMALL = {"embed_dim": 32, "depth": 3, "num_heads": 2, "patch_size": P, "num_classes": 5, "max_pages": 4}
 
@@ -182,7 +183,7 @@ def train(corpus, tmp_path, monkeypatch):
 
     def run(*arguments):
         recipes.clear()
-        monkeypatch.setattr(docvit.cli, "train_documents", stub)
+        monkeypatch.setattr(docvit.cli.train, "train_documents", stub)
         command = ["train", str(corpus), "--output", str(tmp_path), *arguments]
         error = CliRunner().invoke(docvit.cli.app, command).exception
         return (recipes or [None])[0], error
@@ -202,7 +203,7 @@ def test_the_command_hands_on_what_a_baseline_consists_of(train):
 
 def test_a_run_is_resumed_under_its_own_baseline_alone(train, monkeypatch):
     found, _ = train("--baseline", "pages-max")
-    monkeypatch.setattr(docvit.cli, "read_recipe", lambda _: found)
+    monkeypatch.setattr(docvit.cli.train, "read_recipe", lambda _: found)
     assert train("--resume", "--baseline", "pages-max")[1] is None
     assert train("--resume")[1] is None
     assert "--baseline was pages-max" in str(train("--resume", "--baseline", "pages-mean")[1])

@@ -8,22 +8,25 @@ import pytest
 import torch
 from conftest import CLASSES, TINY, classed_pdf, pdf_bytes
 
-from docvit.augment import Augmentation
-from docvit.cache import PageCache
-from docvit.data import Batches, DocumentDataset, read_labelled
-from docvit.model import DocViTConfig
-from docvit.patches import pack
-from docvit.prepare import Place
-from docvit.recipes import Recipe, training_view
-from docvit.train import TrainSettings
+from docvit.data.augment import Augmentation
+from docvit.data.dataset import DocumentDataset
+from docvit.data.labels import read_labelled
+from docvit.data.loader import DocumentLoader
+from docvit.documents.cache import PageCache
+from docvit.documents.patches import pack
+from docvit.model.config import DocViTConfig
+from docvit.training.batches import training_view
+from docvit.training.distributed import Process
+from docvit.training.loop import TrainSettings
+from docvit.training.recipe import Recipe
 from kd.distill import DistillationError
-from kd.teacher_cache import TeacherCache
-from kd.views import TaughtBatches, TaughtDataset, same_regions, taught_batches
+from kd.documents.paired import PairedBatches, PairedDataset, paired_batches, same_regions
+from kd.documents.teacher_cache import TeacherCache
 
 CONFIG = DocViTConfig(**TINY, num_classes=3, classes=CLASSES)
 FINE = replace(CONFIG, patch_size=8, embed_dim=48)
 RECIPE = Recipe(budget=60, max_pages=2, patch_dropout=0.4, train=TrainSettings(seed=3))
-PLACE = Place(torch.device("cpu"))
+PLACE = Process(torch.device("cpu"))
 
 
 def image(sequence, page, patch_size):
@@ -56,11 +59,11 @@ def dataset(squares, recipe=RECIPE, **options):
     own, theirs = squares
     fine = DocumentDataset(theirs, None, replace(training_view(FINE, recipe), patch_dropout=0.0), seed=3)
     view = training_view(CONFIG, recipe)
-    return TaughtDataset(own, None, view, seed=3, **({"others": [None, fine]} | options))
+    return PairedDataset(own, None, view, seed=3, **({"others": [None, fine]} | options))
 
 
 def test_another_patch_size_sees_the_same_pixels_and_the_same_regions(squares):
-    batch = next(iter(Batches(dataset(squares), budget=10**6)))
+    batch = next(iter(DocumentLoader(dataset(squares), budget=10**6)))
     ours, (same, theirs) = batch.sequence, batch.views
     assert same is None
     assert torch.equal(ours.page_index, theirs.page_index)
@@ -79,15 +82,15 @@ def test_another_patch_size_sees_the_same_pixels_and_the_same_regions(squares):
 def test_without_dropout_nothing_is_left_out_for_the_teacher(squares):
     recipe = replace(RECIPE, patch_dropout=0.0)
     data = dataset(squares, recipe)
-    batch = next(iter(Batches(data, budget=10**6)))
-    alone = next(iter(Batches(data.others[1], budget=10**6))).sequence
+    batch = next(iter(DocumentLoader(data, budget=10**6)))
+    alone = next(iter(DocumentLoader(data.others[1], budget=10**6))).sequence
     assert torch.equal(batch.views[1].patches, alone.patches)
 
 
 def test_a_teacher_of_another_rendering_sees_the_same_pages_mixed(squares):
     recipe = replace(RECIPE, patch_dropout=0.0, mix_pages=1.0)
-    batch = next(iter(Batches(dataset(squares, recipe), budget=10**6)))
-    unmixed = next(iter(Batches(dataset(squares, replace(recipe, mix_pages=0.0)), budget=10**6)))
+    batch = next(iter(DocumentLoader(dataset(squares, recipe), budget=10**6)))
+    unmixed = next(iter(DocumentLoader(dataset(squares, replace(recipe, mix_pages=0.0)), budget=10**6)))
     ours, theirs = batch.sequence, batch.views[1]
     differing = 0
     for page in range(ours.num_pages):
@@ -130,7 +133,7 @@ def test_regions_overlap_whatever_the_grids():
 def test_a_second_draw_is_the_same_pages_changed_otherwise(squares):
     view = training_view(CONFIG, RECIPE)
     second = DocumentDataset(squares[0], None, view, seed=3, draw=1)
-    batch = next(iter(Batches(dataset(squares, others=[second]), budget=10**6)))
+    batch = next(iter(DocumentLoader(dataset(squares, others=[second]), budget=10**6)))
     ours, theirs = batch.sequence, batch.views[0]
     assert torch.equal(ours.page_index, theirs.page_index)
     assert not torch.equal(image(ours, 0, 16)[1], image(theirs, 0, 16)[1])
@@ -143,7 +146,7 @@ def test_a_second_draw_is_the_same_pages_changed_otherwise(squares):
 def test_what_the_cache_knows_is_not_loaded_for_the_teachers(squares, tmp_path):
     cache = TeacherCache(tmp_path, {})
     data = dataset(squares, cache=cache)
-    batches = Batches(data, budget=10**6)
+    batches = DocumentLoader(data, budget=10**6)
     first = next(iter(batches))
     assert first.told is None
     assert len(first.views) == 2
@@ -160,7 +163,7 @@ def test_documents_with_other_pages_in_another_rendering_are_refused(squares, pa
     short, _ = PageCache(page_cache, FINE.rendering).prepare([str(tmp_path / "short.pdf")], workers=0)
     other = DocumentDataset(list(short.values()), None, training_view(FINE, RECIPE))
     with pytest.raises(DistillationError, match="2 pages in the teacher's rendering, 3 in the student's"):
-        TaughtDataset(squares[0][:1], None, training_view(CONFIG, RECIPE), others=[other])
+        PairedDataset(squares[0][:1], None, training_view(CONFIG, RECIPE), others=[other])
 
 
 # --- labelled and unlabelled ---
@@ -169,7 +172,7 @@ def test_documents_with_other_pages_in_another_rendering_are_refused(squares, pa
 def prepared(corpus, page_cache, unlabelled=(), **options):
     data = read_labelled(corpus)
     files, _ = PageCache(page_cache, CONFIG.rendering).prepare(data.paths, workers=0)
-    return taught_batches(
+    return paired_batches(
         data, files, CONFIG, [CONFIG, FINE], RECIPE, PLACE, unlabelled=unlabelled, workers=0, **options
     )
 
@@ -197,12 +200,12 @@ def test_what_is_evaluated_on_is_not_taught_without_labels_under_any_name(corpus
     data, evaluated = read_labelled(corpus), next(path for path in further if path.endswith("0.pdf"))
     copy = next(path for path in further if path.endswith("copy.pdf"))
     files, _ = PageCache(page_cache, CONFIG.rendering).prepare([*data.paths, evaluated], workers=0)
-    batches, _ = taught_batches(data, files, CONFIG, [CONFIG], RECIPE, PLACE, unlabelled=further, workers=0)
+    batches, _ = paired_batches(data, files, CONFIG, [CONFIG], RECIPE, PLACE, unlabelled=further, workers=0)
     assert len(batches.unlabelled.dataset) == 3
     assert files[evaluated] not in [document.file for document in batches.unlabelled.dataset.documents]
-    of_labelled, _ = taught_batches(data, files, CONFIG, [CONFIG], RECIPE, PLACE, unlabelled=data.paths, workers=0)
+    of_labelled, _ = paired_batches(data, files, CONFIG, [CONFIG], RECIPE, PLACE, unlabelled=data.paths, workers=0)
     assert len(of_labelled.unlabelled.dataset) == len(data)  # these may be
-    none, _ = taught_batches(data, files, CONFIG, [CONFIG], RECIPE, PLACE, unlabelled=[copy], workers=0)
+    none, _ = paired_batches(data, files, CONFIG, [CONFIG], RECIPE, PLACE, unlabelled=[copy], workers=0)
     assert none.unlabelled is None
 
 
@@ -227,7 +230,7 @@ def test_every_step_has_a_batch_without_labels_and_goes_on_where_it_stopped(corp
 
 def test_without_further_documents_there_are_labelled_ones_alone(corpus, page_cache):
     batches, left_out = prepared(corpus, page_cache)
-    assert isinstance(batches, TaughtBatches)
+    assert isinstance(batches, PairedBatches)
     assert left_out == ()
     assert all(batch.unlabelled is None for batch in batches)
     (facts,) = batches.describe().values()

@@ -12,10 +12,12 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, R
 from timm.models import vision_transformer
 from torch import nn
 
-from docvit import weights
-from docvit.model import DocViT, DocViTConfig
-from docvit.patches import pack
-from docvit.weights import CONFIG, WEIGHTS, ModelError, adapt, from_timm, load_pretrained
+from docvit.documents.patches import pack
+from docvit.model import pretrained as weights
+from docvit.model.config import DocViTConfig
+from docvit.model.conversion import from_timm
+from docvit.model.docvit import DocViT
+from docvit.model.pretrained import CONFIG, WEIGHTS, ModelError, adapt, load_pretrained
 
 SMALL = {"depth": 2, "num_classes": 7}
 TINY = {"embed_dim": 32, "num_heads": 2, "depth": 2, "img_size": 32, "num_classes": 5}

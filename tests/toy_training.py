@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from docvit.train import TrainSettings
+from docvit.training.loop import TrainSettings
 
 PLAIN = TrainSettings(epochs=3, lr=0.05, bf16=False, clip=None)
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from docvit.hardware import default_device, has_fast_bf16
-from docvit.train import TrainSettings
+from docvit.training.loop import TrainSettings
 from kd import EMATeacher, StudentCNN, Sweep, TeacherCNN
-from kd.cifar10 import Augment, Batches
+from kd.cifar10.batches import Augment, ImageLoader
 from kd.distill import teach
 from kd.lessons import HARD_TARGETS, Frozen, Targets
 
@@ -31,8 +31,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON")
     options = parser.parse_args()
     torch.backends.cudnn.allow_tf32 = False  # the comparison is of float32
-    same = Batches(*images(), batch_size=40, augment=Augment(cutout=8), shuffle=True, seed=3)
-    there = Batches(*images(), batch_size=40, augment=Augment(cutout=8), shuffle=True, seed=3, device=options.device)
+    same = ImageLoader(*images(), batch_size=40, augment=Augment(cutout=8), shuffle=True, seed=3)
+    there = ImageLoader(
+        *images(), batch_size=40, augment=Augment(cutout=8), shuffle=True, seed=3, device=options.device
+    )
     reference = losses("cpu")
     differences = {
         "views": float((same[0].images - there[0].images.cpu()).abs().max()),
@@ -69,7 +71,7 @@ def losses(device: str, *, compile: bool = False, bf16: bool = False) -> dict[st
     history = teach(
         sweep,
         Frozen(teacher, compile=compile),
-        Batches(*images(), batch_size=40, augment=Augment(), shuffle=True, drop_last=True, device=device),
+        ImageLoader(*images(), batch_size=40, augment=Augment(), shuffle=True, drop_last=True, device=device),
         {"alone": HARD_TARGETS, "alpha 0.8": Targets(alpha=0.8)},
         settings,
         ema=EMATeacher(sweep),

@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from docvit.hardware import default_device, has_fast_bf16
-from docvit.train import TrainSettings
+from docvit.training.loop import TrainSettings
 from kd import StudentCNN, Sweep, TeacherCNN
-from kd.cifar10 import MEAN, STD, Augment, Batches
-from kd.cifar10_files import CIFAR10, load
-from kd.cnns import count_macs
+from kd.cifar10.batches import MEAN, STD, Augment, ImageLoader
+from kd.cifar10.files import CIFAR10, load
+from kd.cifar10.networks import count_macs
 from kd.distill import teach
 from kd.lessons import HARD_TARGETS, Frozen, Targets
 
@@ -108,7 +108,7 @@ def ours(
     device: torch.device,
 ) -> float:
     """Seconds of an epoch of `kd.distill.teach`, all the networks side by side."""
-    batches = Batches(
+    batches = ImageLoader(
         data.train_images,
         data.train_labels,
         batch_size=options.batch_size,

@@ -22,10 +22,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from docvit.data import LabelledDocuments, read_labelled
+from docvit.data.labels import LabelledDocuments, read_labelled
 from docvit.hardware import choose_device
-from docvit.recipes import Recipe, build_model, train_documents
-from docvit.train import Record, TrainSettings
+from docvit.training.loop import Record, TrainSettings
+from docvit.training.recipe import Recipe, build_model
+from docvit.training.supervised import train_documents
 from kd import Teaching, distill_documents
 
 

@@ -26,8 +26,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
-from docvit.data import read_labelled
-from docvit.pages import Rendering, read_document
+from docvit.data.labels import read_labelled
+from docvit.documents.pages import read_document
+from docvit.documents.rendering import Rendering
 
 CELL, ORIENTATIONS = 32, 9
 MODELS = {

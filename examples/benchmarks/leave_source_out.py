@@ -40,16 +40,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from measured import measure_all, train_measured
 
-from docvit.classify import DocumentClassifier
-from docvit.data import LabelledDocuments, read_labelled
+from docvit.data.labels import LabelledDocuments, read_labelled, split_groups
+from docvit.data.metrics import report
 from docvit.files import replaced
 from docvit.hardware import choose_device
-from docvit.metrics import report
-from docvit.model import DocViTConfig
-from docvit.recipes import Recipe, build_model, split_groups
-from docvit.train import TrainSettings
-from docvit.weights import CONFIG, load_pretrained, save_pretrained
-from kd.results import describe_device, differences
+from docvit.inference.classify import DocumentClassifier
+from docvit.model.config import DocViTConfig
+from docvit.model.pretrained import CONFIG, load_pretrained, save_pretrained
+from docvit.training.loop import TrainSettings
+from docvit.training.recipe import Recipe, build_model
+from docvit.training.run_folder import differences
+from kd.cifar10.results import describe_device
 from kd.teaching import Teaching
 
 SETTINGS, PREDICTIONS = "settings.json", "predictions.json"
@@ -299,7 +300,7 @@ def log_losses(table: np.ndarray, labels: Sequence[int]) -> np.ndarray:
 
 
 def judge(table: np.ndarray, labels: list[int], classes: tuple[str, ...]) -> dict[str, Any]:
-    """What `docvit.metrics.report` says of scores (documents, classes), and their log loss."""
+    """What `docvit.data.metrics.report` says of scores (documents, classes), and their log loss."""
     return {**report(table, labels, classes).as_dict(), "log_loss": float(log_losses(table, labels).mean())}
 
 

@@ -21,8 +21,7 @@ import numpy as np
 from leave_source_out import PREDICTIONS, SETTINGS, data_of, log_losses, other_data
 from scipy.stats import bootstrap
 
-from docvit.data import read_labelled
-from docvit.recipes import split_groups
+from docvit.data.labels import read_labelled, split_groups
 
 MEASURES = ("accuracy", "log_loss")  # of the one more is better, of the other less
 

@@ -28,7 +28,9 @@ import numpy as np
 from pdf2image import convert_from_path
 from PIL import Image
 
-from docvit.pages import DocumentError, Rendering, open_document, read_document
+from docvit.documents.errors import DocumentError
+from docvit.documents.pages import open_document, read_document
+from docvit.documents.rendering import Rendering
 
 RENDERING = Rendering(size=224, supersample=2)
 SUPERSAMPLES = (1, 2, 4)

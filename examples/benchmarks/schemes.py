@@ -28,17 +28,17 @@ from measured import files_of, measure_all, train_measured
 from runs import open_results, parser, run_all
 
 from docvit import DocumentClassifier
-from docvit.cache import CachedDocument
-from docvit.data import LabelledDocuments, read_labelled
+from docvit.data.labels import LabelledDocuments, read_labelled, split_groups
+from docvit.data.metrics import report
+from docvit.documents.cache import CachedDocument
+from docvit.documents.pages import PageStack
+from docvit.evaluation.cost import predict_cost
 from docvit.files import replaced
-from docvit.metrics import report
-from docvit.pages import PageStack
-from docvit.positions import POSITIONS
-from docvit.recipes import Recipe, split_groups
-from docvit.shapes import predict_cost
-from docvit.strategies import STRATEGIES
-from docvit.train import TrainSettings
-from docvit.variants import BASELINES, with_baseline
+from docvit.inference.strategies import STRATEGIES
+from docvit.model.positions import POSITIONS
+from docvit.model.variants import BASELINES, with_baseline
+from docvit.training.loop import TrainSettings
+from docvit.training.recipe import Recipe
 
 DEFAULT = {"positions": "spatial+page", "scopes": "page-then-document:2"}
 TABLES: dict[str, dict[str, dict[str, Any]]] = {

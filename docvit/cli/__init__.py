@@ -1,0 +1,10 @@
+"""The command line."""
+
+from docvit.cli import classify, evaluate, train  # noqa: F401
+from docvit.cli.app import app
+from docvit.cli.entry import run
+
+
+def main() -> None:
+    """Entry point: whatever is wrong with the user's files ends in one line, never in a traceback."""
+    run(app)

@@ -1,0 +1,79 @@
+"""`docvit classify`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from tqdm import tqdm
+
+from docvit.cli.app import app
+from docvit.cli.options import Device, MaxPages, Model, RendererName, Timeout, Workers
+from docvit.cli.output import RowFormat, row_writer
+from docvit.documents.errors import DocumentError
+from docvit.documents.pages import find_documents
+from docvit.inference.classify import DocumentClassifier, Prediction
+from docvit.inference.explain import explain
+
+
+@app.command()
+def classify(
+    paths: Annotated[
+        list[str], typer.Argument(metavar="PATH...", help="Files, or folders of files.", show_default=False)
+    ],
+    model: Model = None,
+    format: Annotated[RowFormat, typer.Option(help="How rows are written.")] = RowFormat.table,
+    explain_to: Annotated[
+        Path | None, typer.Option("--explain", metavar="DIR", help="Draw what the model looked at, a PNG a document.")
+    ] = None,
+    max_pages: MaxPages = 64,
+    renderer: Annotated[RendererName | None, typer.Option(help="Draw pages with this (default: the model's).")] = None,
+    timeout: Timeout = 60.0,
+    workers: Workers = 2,
+    device: Device = None,
+) -> None:
+    """Classify documents: one row a file, also for a file that cannot be read.
+
+    A folder stands for the documents in it; one of page images alone is one document.
+
+    Put -- before names that begin with a dash.
+
+    Exit status: 0 all files were read, 1 some were not, 2 wrong usage.
+    """
+    if explain_to is not None:
+        explain_to.mkdir(parents=True, exist_ok=True)  # what is wrong with it shall be said before the first row
+    classifier = DocumentClassifier.from_pretrained(model, device=device, renderer=renderer.value if renderer else None)
+    found = find_documents(paths)
+    predictions = classifier.predict(found, max_pages=max_pages, workers=workers, timeout=timeout)
+    failed = 0
+    writer = row_writer(format, found)
+    drawn: set[str] = set()
+    # rows go to standard output, the bar to standard error: together on one terminal the bar would cut through rows
+    bar = tqdm(predictions, total=len(found), unit="doc", disable=True if sys.stdout.isatty() else None)
+    for prediction in bar:
+        writer.send(prediction)
+        failed += prediction.error is not None
+        if explain_to is not None and prediction.error is None:
+            name = _picture(prediction.path, drawn)
+            _explain(classifier, prediction, explain_to / name, max_pages)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _picture(path: str, taken: set[str]) -> str:
+    """A name that no other document of this command has; added to `taken`."""
+    stem, number = Path(path).stem, 1
+    while (name := f"{stem}.png" if number == 1 else f"{stem}-{number}.png") in taken:
+        number += 1
+    taken.add(name)
+    return name
+
+
+def _explain(classifier: DocumentClassifier, prediction: Prediction, file: Path, max_pages: int) -> None:
+    try:
+        explain(classifier, prediction.path, max_pages=max_pages).save(file)
+    except DocumentError as error:  # read a moment ago, gone now
+        logging.getLogger(__name__).warning("not explained: %s", error)

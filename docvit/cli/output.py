@@ -1,0 +1,138 @@
+"""What the commands print: rows of predictions, reports, inspections."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import unicodedata
+from collections.abc import Generator, Sequence
+from enum import Enum
+from pathlib import Path
+
+from matplotlib.ticker import EngFormatter
+
+from docvit.data.metrics import Report
+from docvit.evaluation.cost import Cost, Inspection, MeasuredCost
+from docvit.inference.classify import Prediction
+from docvit.training.loop import Record
+
+COLUMNS = ("path", "label", "score", "num_pages", "pages_read", "error", "message")
+
+Rows = Generator[None, Prediction, None]
+
+
+class RowFormat(str, Enum):
+    table, jsonl, csv = "table", "jsonl", "csv"
+
+
+def row_writer(format: RowFormat, paths: list[str]) -> Rows:
+    """A started coroutine that writes each prediction sent to it as a row, at once."""
+    writer = {RowFormat.table: _table, RowFormat.jsonl: _jsonl, RowFormat.csv: _csv}[format](paths)
+    next(writer)
+    return writer
+
+
+def _jsonl(_: list[str]) -> Rows:
+    while True:
+        prediction = yield
+        print(json.dumps(prediction.as_dict(), ensure_ascii=False), flush=True)
+
+
+def _csv(_: list[str]) -> Rows:
+    writer = csv.DictWriter(sys.stdout, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    while True:
+        prediction = yield
+        error = prediction.error
+        told = {"error": error.kind, "message": error.message} if error else {"error": "", "message": ""}
+        writer.writerow(prediction.as_dict() | told)
+        sys.stdout.flush()
+
+
+def _table(paths: list[str]) -> Rows:
+    width = min(60, max(len(path) for path in paths))
+    print(f"{'path':<{width}}  {'label':<14} {'score':>5}  pages", flush=True)
+    while True:
+        prediction = yield
+        path = prediction.path if len(prediction.path) <= width else "…" + prediction.path[1 - width :]
+        if prediction.error is not None:
+            _print_line(f"{path:<{width}}  {prediction.error.kind}: {prediction.error.message}")
+            continue
+        pages = str(prediction.num_pages)
+        if prediction.pages_read != prediction.num_pages:
+            pages = f"{prediction.pages_read} of {pages}"
+        _print_line(f"{path:<{width}}  {prediction.label:<14} {prediction.score:5.2f}  {pages}")
+
+
+def _print_line(row: str) -> None:
+    """A row is one line, whatever stands in a file's name."""
+    print("".join("?" if unicodedata.category(c) == "Cc" else c for c in row), flush=True)
+
+
+def print_report(r: Report, unreadable: int) -> None:
+    skipped = f", {unreadable} unreadable" if unreadable else ""
+    print(f"{r.documents} documents{skipped}")
+    print(f"accuracy {r.accuracy:.3f}   macro-F1 {r.macro_f1:.3f}   ECE {r.ece:.3f}   AURC {r.aurc:.3f}\n")
+    width = max(len(name) for name in r.classes)
+    print(f"{'class':<{width}}  precision  recall    F1  documents   predicted as (columns in the order of the rows)")
+    for name, row in zip(r.classes, r.confusion, strict=True):
+        c = r.per_class[name]
+        cells = " ".join(f"{n:4d}" for n in row)
+        print(
+            f"{name:<{width}}  {c['precision']:9.2f}  {c['recall']:6.2f}  {c['f1']:4.2f}  {c['support']:9.0f}   {cells}"
+        )
+
+
+_count, _bytes = EngFormatter(places=2), EngFormatter("B", places=2)
+
+
+def print_inspection(found: Inspection) -> None:
+    read = f"{len(found.pages)} of " if len(found.pages) != found.num_pages else ""
+    print(f"{found.path}: {read}{found.num_pages} pages\n")
+    pages = [(str(p.page), f"{p.grid[0]} x {p.grid[1]}", str(p.kept), str(p.blank)) for p in found.pages]
+    kept, blank = sum(p.kept for p in found.pages), sum(p.blank for p in found.pages)
+    _print_aligned([("page", "grid", "kept", "blank"), *pages, ("all", "", str(kept), str(blank))])
+    a = found.attention
+    block = f"A block: {a.heads} heads with query, key and value layers {_by(a.query)}; {_by(a.output)} after them."
+    print(f"\n{block if any(cost.predicted.blocks for cost in found.costs) else 'No blocks.'}\n")
+    head = ("scopes", "patches", "tokens", "score matrices", "in all", "FLOPs", "measured", "activations", "measured")
+    rows: list[tuple[str, ...]] = [head]
+    for cost in found.costs:
+        rows.append((cost.scopes, *_cost("kept", cost.predicted, cost.measured)))
+        rows += [("", *_cost("blank too", cost.undropped)), ("", *_cost("padded", cost.padded))]
+    _print_aligned(rows, left=(0, 1, 3))
+    print(
+        "\nscore matrices: one for each head of a block that sees the page, or the document; never all in memory."
+        "\nactivations: what is kept for a backward pass. padded: all patches, every page as large as the largest."
+    )
+
+
+def _cost(patches: str, cost: Cost, measured: MeasuredCost | None = None) -> tuple[str, ...]:
+    sides = "; ".join(_squares(scope, sides) for scope, sides in sorted(cost.scores.items(), reverse=True))
+    flops, memory = (_count(measured.flops), _bytes(measured.memory)) if measured else ("", "")
+    in_all, predicted = _bytes(cost.score_memory), _bytes(cost.memory)
+    return patches, str(cost.tokens), sides, in_all, _count(cost.flops), flops, predicted, memory
+
+
+def _squares(scope: str, sides: Sequence[int]) -> str:
+    low, high = min(sides), max(sides)
+    name = scope if len(sides) == 1 else f"{scope}s"
+    return f"{len(sides)} {name} {low}²" + (f" to {high}²" if high > low else "")
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
+
+
+def _print_aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = ()) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        print("  ".join(cells).rstrip())
+
+
+def print_last(output: Path, history: list[Record]) -> None:
+    """The figures of the last epoch, in one line."""
+    last = "  ".join(f"{name} {value:.3g}" for name, value in history[-1].items())
+    print(f"{output}: {last}")

@@ -1,0 +1,179 @@
+"""`docvit train` and `docvit pretrain`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from tqdm import tqdm
+
+from docvit.cli.app import app
+from docvit.cli.entry import fail
+from docvit.cli.options import (
+    EMA,
+    Budget,
+    Device,
+    Fold,
+    GroupBy,
+    Init,
+    LearningRate,
+    MixPages,
+    Output,
+    PageSize,
+    PagesSeen,
+    PositionsOption,
+    Resume,
+    Scopes,
+    Seed,
+    Variant,
+    Workers,
+    check_resumed,
+    options_of,
+)
+from docvit.cli.output import print_last
+from docvit.data.labels import DataError, LabelledDocuments, read_labelled, split_groups
+from docvit.documents.errors import DocumentError
+from docvit.documents.workers import read_documents
+from docvit.model.variants import BASELINES, with_baseline
+from docvit.training.loop import TrainSettings
+from docvit.training.masked import TARGETS, PretrainRecipe, find_unlabelled, pretrain_documents
+from docvit.training.recipe import Recipe
+from docvit.training.run_folder import read_recipe
+from docvit.training.supervised import train_documents
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    data: Annotated[Path, typer.Argument(help="Folder with a sub folder a class, or CSV with path,label.")],
+    output: Output,
+    model: Variant = Recipe.model,
+    init: Init = None,
+    positions: PositionsOption = None,
+    scopes: Scopes = None,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="NAME", help=f"A page-independent baseline instead: {', '.join(BASELINES)}.")
+    ] = None,
+    page_size: PageSize = None,
+    epochs: Annotated[int, typer.Option(min=1)] = TrainSettings.epochs,
+    lr: LearningRate = TrainSettings.lr,
+    budget: Budget = Recipe.budget,
+    max_pages: PagesSeen = Recipe.max_pages,
+    mix_pages: MixPages = Recipe.mix_pages,
+    label_smoothing: Annotated[float, typer.Option(min=0, max=0.99)] = Recipe.label_smoothing,
+    ema: EMA = Recipe.ema,
+    seed: Seed = 0,
+    valid: Annotated[Path | None, typer.Option(help="Evaluate on these after every epoch.")] = None,
+    group_by: GroupBy = None,
+    fold: Fold = None,
+    resume: Resume = False,
+    workers: Workers = 2,
+    device: Device = None,
+) -> None:
+    """Train on labelled documents; Ctrl-C leaves a checkpoint that --resume continues exactly."""
+    given = {"positions": positions, "scopes": scopes, "page_size": page_size}
+    settings = {k: v for k, v in given.items() if v is not None}
+    recipe = Recipe(
+        model=model,
+        init=init,
+        settings=settings if baseline is None else with_baseline(baseline, settings),
+        max_pages=max_pages,
+        mix_pages=mix_pages,
+        label_smoothing=label_smoothing,
+        budget=budget,
+        ema=ema,
+        train=TrainSettings(epochs=epochs, lr=lr, seed=seed),
+    )
+    if resume:
+        check_resumed(context, options_of(recipe), options_of(read_recipe(output)))
+    labelled, held_out = read_parts(data, valid, fold, group_by=group_by, workers=workers)
+    _, history = train_documents(
+        labelled, output, recipe, valid=held_out, resume=resume, device=device, workers=workers
+    )
+    print_last(output, history)
+
+
+@app.command()
+def pretrain(
+    context: typer.Context,
+    data: Annotated[Path, typer.Argument(help="Folder of documents, or CSV with a column path; labels are not read.")],
+    output: Output,
+    model: Variant = PretrainRecipe.model,
+    init: Init = None,
+    positions: PositionsOption = None,
+    scopes: Scopes = None,
+    page_size: PageSize = None,
+    epochs: Annotated[int, typer.Option(min=1)] = PretrainRecipe.train.epochs,
+    lr: LearningRate = PretrainRecipe.train.lr,
+    budget: Budget = PretrainRecipe.budget,
+    max_pages: PagesSeen = PretrainRecipe.max_pages,
+    mask: Annotated[float, typer.Option(help="Share of the patches that are hidden.")] = PretrainRecipe.mask,
+    target: Annotated[
+        str | None,
+        typer.Option(help=f"What is foreseen: {', '.join(TARGETS)}; by default ink behind an ink stem, else pixels."),
+    ] = None,
+    seed: Seed = 0,
+    resume: Resume = False,
+    workers: Workers = 2,
+    device: Device = None,
+) -> None:
+    """Pre-train on documents without labels, for `docvit train --init DIR`, by foreseeing hidden patches.
+
+    Files that cannot be read are left out and listed. Ctrl-C leaves a checkpoint that --resume continues exactly.
+    """
+    given = {"positions": positions, "scopes": scopes, "page_size": page_size}
+    recipe = PretrainRecipe(
+        model=model,
+        init=init,
+        settings={k: v for k, v in given.items() if v is not None},
+        mask=mask,
+        target=target,
+        max_pages=max_pages,
+        budget=budget,
+        train=replace(PretrainRecipe.train, epochs=epochs, lr=lr, seed=seed),
+    )
+    if resume:
+        check_resumed(context, options_of(recipe), options_of(read_recipe(output, PretrainRecipe)))
+    _, history = pretrain_documents(
+        find_unlabelled(data), output, recipe, resume=resume, device=device, workers=workers
+    )
+    print_last(output, history)
+
+
+def read_parts(
+    data: Path,
+    valid: Path | None,
+    fold: str | None,
+    *,
+    group_by: str | None,
+    workers: int,
+    classes: Sequence[str] = (),
+) -> tuple[LabelledDocuments, LabelledDocuments | None]:
+    """Documents to train on, and those to evaluate on, if any: `valid`, or the K-th of N folds of `data`.
+
+    Raises:
+        DataError: they cannot be used; then it also names the files that cannot be read, so that all is mended at once.
+    """
+    if fold is not None and valid is not None:
+        fail("--fold and --valid both say what to evaluate on: give one of them")
+    try:
+        labelled = read_labelled(data, classes=classes, group_column=group_by)
+    except DataError as error:
+        read = read_documents(error.found, max_pages=2, workers=workers)
+        ends = tqdm(read, total=len(error.found), desc="looking for more", unit="doc", leave=False, disable=None)
+        unreadable = [f"{e.kind}: {e}" for e in ends if isinstance(e, DocumentError)]
+        raise DataError(error.data, error.problems + unreadable) from None
+    if fold is not None:
+        return split_groups(labelled, *_parse_fold(fold))
+    return labelled, read_labelled(valid, classes=labelled.classes) if valid is not None else None
+
+
+def _parse_fold(fold: str) -> tuple[int, int]:
+    """K/N as (K - 1, N)."""
+    number, _, count = fold.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count) and int(count) >= 2):
+        fail(f"--fold {fold}: write K/N with K from 1 to N, such as 1/5")
+    return int(number) - 1, int(count)

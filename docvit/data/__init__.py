@@ -1,0 +1,1 @@
+"""Labelled documents and batches of them."""

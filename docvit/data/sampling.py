@@ -1,0 +1,113 @@
+"""Which documents make a batch, how often each is drawn, and whose pages go together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from docvit.data.labels import LabelledDocuments
+
+Key = tuple[int, int]  # epoch, place in the data set
+
+AnyPage = TypeVar("AnyPage")
+
+
+def put_after(pages: Sequence[AnyPage], others: Sequence[AnyPage]) -> list[AnyPage]:
+    """The first of `pages`, and in place of the later ones those of `others`; unchanged if these have no later ones."""
+    return [pages[0], *others[1 : len(pages)]] if len(others) > 1 else list(pages)
+
+
+class Partners:
+    """For each document the others of its class that are from other groups, as often as `balance` has them.
+
+    Args:
+        labels: (documents,) classes.
+        groups: (documents,) sources; None where each document is its own.
+    """
+
+    def __init__(self, labels: Sequence[int], groups: Sequence[str] | None) -> None:
+        self.labels = np.array(labels)
+        self.groups = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
+        sizes = Counter(zip(self.labels.tolist(), self.groups.tolist(), strict=True))
+        self.weights = np.array(
+            [sizes[key] ** -0.5 for key in zip(self.labels.tolist(), self.groups.tolist(), strict=True)]
+        )
+
+    def fingerprint(self) -> str:
+        """Of labels and groups, which decide who is drawn."""
+        return hashlib.sha256(json.dumps([self.labels.tolist(), self.groups.tolist()]).encode()).hexdigest()
+
+    def draw(self, place: int, random: np.random.Generator) -> int | None:
+        """One of them; None if there are none."""
+        alike = (self.labels == self.labels[place]) & (self.groups != self.groups[place])
+        (others,) = alike.nonzero()
+        weights = self.weights[others]
+        return int(random.choice(others, p=weights / weights.sum())) if len(others) else None
+
+
+class TokenBudget(Sampler[list[Key]]):
+    """Batches of about `budget` tokens each; the same number of batches every epoch, so that schedules can be planned.
+
+    Args:
+        tokens: (documents,) tokens that each brings.
+        budget: tokens a batch, on average.
+        shuffle: a new order every epoch, from `seed`.
+        weights: (documents,) draw with replacement in these proportions instead of shuffling; see `balance`.
+        rank, world_size: this process's share of the batches.
+
+    Raises:
+        ValueError: fewer documents than processes.
+    """
+
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        budget: int,
+        *,
+        shuffle: bool,
+        weights: np.ndarray | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.tokens, self.shuffle, self.seed, self.rank, self.world_size = tokens, shuffle, seed, rank, world_size
+        self.weights = None if weights is None else weights / weights.sum()
+        if len(tokens) < world_size:
+            raise ValueError(f"{len(tokens)} documents cannot be shared among {world_size} processes")
+        count = min(len(tokens), max(world_size, round(float(tokens.sum()) / budget)))
+        self.count = count - count % world_size  # as many for each process
+        self.epoch, self.skip = 0, 0
+
+    def __len__(self) -> int:
+        return self.count // self.world_size
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        order = np.arange(len(self.tokens))
+        random = np.random.default_rng((self.seed, self.epoch))
+        if self.weights is not None:
+            order = random.choice(order, len(order), p=self.weights)
+        elif self.shuffle:
+            order = random.permutation(order)
+        filled = self.tokens[order].cumsum()
+        places = ((filled - self.tokens[order] / 2) * self.count / filled[-1]).astype(int)
+        batches = [order[places == i] for i in range(self.count)]
+        if not all(len(batch) for batch in batches):  # one document larger than a whole batch
+            batches = np.array_split(order, self.count)
+        for batch in batches[self.rank :: self.world_size][self.skip : len(self)]:
+            yield [(self.epoch, int(place)) for place in batch]
+
+
+def balance(documents: LabelledDocuments) -> np.ndarray:
+    """Weights (documents,) for drawing: every class as often as the others; within it, a group by the root of its size.
+
+    One prolific source then no longer decides what its class looks like.
+    """
+    weights = Partners(documents.labels, documents.groups).weights
+    totals = np.bincount(documents.labels, weights)
+    return weights / totals[list(documents.labels)]

@@ -1,0 +1,1 @@
+"""A file becomes pages, and pages become patches."""

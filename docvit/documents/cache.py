@@ -1,0 +1,123 @@
+"""Rendered pages on disk, so that a second epoch, or a second run, does not render."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from tqdm import tqdm
+
+from docvit.documents.errors import DocumentError
+from docvit.documents.pages import PageStack
+from docvit.documents.patches import pack
+from docvit.documents.rendering import Rendering
+from docvit.documents.workers import read_documents
+from docvit.files import write_tensors
+
+
+def default_cache() -> Path:
+    """`$DOCVIT_CACHE`, or `~/.cache/docvit`."""
+    return Path(os.environ.get("DOCVIT_CACHE") or Path.home() / ".cache" / "docvit")
+
+
+@dataclass(frozen=True)
+class PageCache:
+    """Rendered pages on disk, keyed by a document's content and by how it is rendered.
+
+    One safetensors file a document; a page is a uint8 tensor, read alone when it is wanted.
+    """
+
+    folder: Path
+    rendering: Rendering
+    max_pages: int = 64
+
+    def file(self, path: str) -> Path:
+        """Where the pages of the document at `path` are, or will be."""
+        settings = json.dumps({**asdict(self.rendering), "max_pages": self.max_pages}, sort_keys=True)
+        how = hashlib.sha256(settings.encode()).hexdigest()[:12]
+        content = _content_hash(Path(path))
+        return self.folder / content[:2] / f"{content}-{how}.safetensors"
+
+    def prepare(self, paths: Sequence[str], *, workers: int = 2) -> tuple[dict[str, Path], list[DocumentError]]:
+        """Renders what is not there yet; gives the cache file of every document, and the errors of those without."""
+        files = {path: self._file_or_none(path) for path in paths}
+        owners = {file or path: path for path, file in files.items()}  # copies of one document are rendered once
+        absent = [path for path in owners.values() if not _intact(files[path])]
+        failed: dict[Path | str, DocumentError] = {}
+        results = read_documents(absent, self.rendering, max_pages=self.max_pages, workers=workers)
+        for result in tqdm(results, total=len(absent), desc="rendering", unit="doc", disable=None if absent else True):
+            file = files[result.path]
+            if isinstance(result, DocumentError):
+                failed[file or result.path] = result
+            elif file is not None:
+                self._write(file, result)
+        keys = {path: file or path for path, file in files.items()}
+        errors = [type(failed[key])(path, failed[key].message) for path, key in keys.items() if key in failed]
+        return {path: file for path, file in files.items() if file is not None and file not in failed}, errors
+
+    def _file_or_none(self, path: str) -> Path | None:
+        try:
+            return self.file(path)
+        except OSError:  # missing, or closed to us: reading it will say which
+            return None
+
+    def _write(self, file: Path, stack: PageStack) -> None:
+        sequence = pack([stack], self.rendering.multiple, channels=1 if self.rendering.mode == "L" else 3)
+        metadata = {
+            "num_pages": stack.num_pages,
+            "indices": stack.indices,
+            "kept": sequence.page_bounds.diff().tolist(),
+        }
+        tensors = {str(i): torch.from_numpy(page) for i, page in zip(stack.indices, stack.pages, strict=True)}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(file, tensors, {"docvit": json.dumps(metadata)})
+
+
+def _content_hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+    for file in files:
+        if path.is_dir():
+            digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+        with file.open("rb") as content:
+            while block := content.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _intact(file: Path | None) -> bool:
+    """Whether a whole cache file is there; one that a full disk or a crash has cut short is drawn anew."""
+    if file is None:
+        return False
+    try:
+        CachedDocument.open(file)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class CachedDocument:
+    """One cached document: which pages it has and how many patches of each say something."""
+
+    file: Path
+    num_pages: int
+    indices: tuple[int, ...]
+    kept: tuple[int, ...]
+
+    @classmethod
+    def open(cls, file: Path) -> CachedDocument:
+        with safe_open(file, "pt") as pages:
+            values = json.loads(pages.metadata()["docvit"])
+        return cls(file, values["num_pages"], tuple(values["indices"]), tuple(values["kept"]))
+
+    def load(self, indices: Sequence[int]) -> PageStack:
+        with safe_open(self.file, "pt") as pages:
+            loaded = [pages.get_tensor(str(i)).numpy() for i in indices]
+        return PageStack(str(self.file), loaded, list(indices), self.num_pages)

@@ -1,0 +1,229 @@
+"""Pages become one packed sequence of patches, without padding; patches that say nothing are left out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+
+from docvit.documents.images import fit_image
+from docvit.documents.pages import Document, PageStack, open_document, spread
+from docvit.documents.rendering import Rendering
+
+Page = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
+
+BLANK_RANGE = 8  # grey levels: scanner noise and JPEG ringing stay below it, the faintest hairline does not
+
+
+@dataclass(frozen=True)
+class PatchSequence:
+    """The patches of a batch of documents, one after the other, each with its address.
+
+    T patches, N pages, B documents. A page may have no patch at all (a blank page); its class token, which the model
+    adds, still stands for it. The two boundary vectors describe the batch's shape and stay on the CPU, so that nothing
+    has to be read back from the device.
+
+    Attributes:
+        patches: (T, C * P * P) normalised pixels, ordered channel, row, column.
+        page: (T,) page index of each patch within its document, from 0.
+        row: (T,) row of each patch in its page's grid, from 0.
+        col: (T,) column of each patch in its page's grid, from 0.
+        grids: (N, 2) rows and columns of each page's whole grid, blank patches included.
+        page_index: (N,) page index of each page within its document (true page numbers, gaps allowed).
+        page_bounds: (N + 1,) patches before each page, cumulative.
+        document_bounds: (B + 1,) pages before each document, cumulative.
+    """
+
+    patches: Tensor
+    page: Tensor
+    row: Tensor
+    col: Tensor
+    grids: Tensor
+    page_index: Tensor
+    page_bounds: Tensor
+    document_bounds: Tensor
+
+    def __len__(self) -> int:
+        return self.num_documents
+
+    @property
+    def num_documents(self) -> int:
+        return len(self.document_bounds) - 1
+
+    @property
+    def num_pages(self) -> int:
+        return len(self.page_bounds) - 1
+
+    @property
+    def num_patches(self) -> int:
+        return len(self.patches)
+
+    @property
+    def page_of_patch(self) -> Tensor:
+        """(T,) which of the batch's N pages each patch lies on (CPU)."""
+        return torch.repeat_interleave(torch.arange(self.num_pages), self.page_bounds.diff())
+
+    @property
+    def document_of_page(self) -> Tensor:
+        """(N,) which of the batch's B documents each page belongs to (CPU)."""
+        return torch.repeat_interleave(torch.arange(self.num_documents), self.document_bounds.diff())
+
+    @property
+    def document_lengths(self) -> Tensor:
+        """(N,) for each page, how many pages its document spans: its largest page index + 1."""
+        document = self.document_of_page.to(self.page_index.device)
+        lengths = torch.zeros(self.num_documents, dtype=self.page_index.dtype, device=self.page_index.device)
+        return lengths.scatter_reduce(0, document, self.page_index + 1, "amax")[document]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PatchSequence:
+        """The same batch with its tensors on `device`; the boundaries stay on the CPU."""
+        names = ("patches", "page", "row", "col", "grids", "page_index")
+        return replace(self, **{n: getattr(self, n).to(device, non_blocking=non_blocking) for n in names})
+
+    def pin_memory(self) -> PatchSequence:
+        names = ("patches", "page", "row", "col", "grids", "page_index")
+        return replace(self, **{n: getattr(self, n).pin_memory() for n in names})
+
+    def select(self, keep: Tensor) -> PatchSequence:
+        """Only the patches where `keep` (T,) is true; pages and documents all stay.
+
+        Raises:
+            ValueError: `keep` is not a boolean vector with one entry a patch.
+        """
+        if keep.dtype != torch.bool or keep.shape != (self.num_patches,):
+            raise ValueError(f"keep must be a boolean vector of length {self.num_patches}, not {tuple(keep.shape)}")
+        kept = torch.zeros(self.num_patches + 1, dtype=torch.long)
+        kept[1:] = keep.cpu().cumsum(0)
+        fields = {name: getattr(self, name)[keep] for name in ("patches", "page", "row", "col")}
+        return replace(self, **fields, page_bounds=kept[self.page_bounds])
+
+
+def pack(
+    documents: Iterable[Document | PageStack | Sequence[Page]],
+    patch_size: int = 16,
+    *,
+    size: int = 224,
+    channels: int = 3,
+    mean: Sequence[float] = (0.5,),
+    std: Sequence[float] = (0.5,),
+    drop_blank: bool = True,
+    max_pages: int | None = None,
+) -> PatchSequence:
+    """Packs documents of any number of pages, of any sizes, into one sequence.
+
+    Args:
+        documents: each an open `Document`, a `PageStack`, or a sequence of pages. A page is a path to an image, a PIL
+            image, a (H, W) or (H, W, 3) uint8 array, or a (C, H, W) float tensor that is already normalised and is
+            taken as it is. A page's place in its sequence is its page index; a `PageStack` brings its own indices.
+        patch_size: P, in px.
+        size: length in px of the longer side that paths, images and open documents are brought to; the shorter one
+            follows, rounded to whole patches. Arrays and tensors are never resized.
+        channels: 1 (grey) or 3 (RGB).
+        mean, std: per channel (or one for all), of pixels in 0..1.
+        drop_blank: leave out patches whose pixels differ by at most 8 grey levels in every channel.
+        max_pages: read at most so many pages of a document, spread evenly, first and last always in.
+
+    Raises:
+        ValueError: no documents, a document without pages, a page of another shape or kind than these, sides that are
+            not multiples of the patch size, a path to a file of several pages.
+        DocumentError: a page that cannot be read (see `docvit.pages`).
+    """
+    mean_, std_ = _per_channel("mean", mean, channels), _per_channel("std", std, channels)
+    rendering = Rendering(size=size, multiple=patch_size, mode="L" if channels == 1 else "RGB")
+    patches, kept, grids = [], [], []
+    pages: list[int] = []
+    document_bounds = [0]
+    for document in documents:
+        before = len(pages)
+        for index, page in _numbered(document, rendering, max_pages):
+            values, keep, grid = _cut(page, patch_size, rendering, mean_, std_, drop_blank)
+            patches.append(values)
+            kept.append(keep)
+            grids.append(grid)
+            pages.append(index)
+        if len(pages) == before:
+            raise ValueError(f"document {len(document_bounds) - 1} of the batch has no pages")
+        document_bounds.append(len(pages))
+    if not pages:
+        raise ValueError("no documents to pack")
+    counts = torch.tensor([len(k) for k in kept])
+    cell = torch.cat(kept)
+    columns = torch.tensor([cols for _, cols in grids])
+    return PatchSequence(
+        patches=torch.cat(patches),
+        page=torch.repeat_interleave(torch.tensor(pages), counts),
+        row=cell // torch.repeat_interleave(columns, counts),
+        col=cell % torch.repeat_interleave(columns, counts),
+        grids=torch.tensor(grids),
+        page_index=torch.tensor(pages),
+        page_bounds=torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)]),
+        document_bounds=torch.tensor(document_bounds),
+    )
+
+
+def _per_channel(name: str, values: Sequence[float], channels: int) -> Tensor:
+    if len(values) not in (1, channels):
+        raise ValueError(f"{name} has {len(values)} values for {channels} channels")
+    return torch.tensor(tuple(values)).expand(channels)
+
+
+def _numbered(
+    document: Document | PageStack | Sequence[Page], rendering: Rendering, max_pages: int | None
+) -> Iterable[tuple[int, Page]]:
+    """(page index, page) one at a time."""
+    if isinstance(document, str | os.PathLike | Image.Image | Tensor | np.ndarray):
+        raise ValueError(
+            "a document is a sequence of pages: put a single page in a list, open a file with open_document"
+        )
+    if isinstance(document, PageStack):
+        chosen = spread(len(document.pages), max_pages)
+        yield from ((document.indices[i], document.pages[i]) for i in chosen)
+    elif isinstance(document, Document):
+        wanted = replace(document.rendering, size=rendering.size, multiple=rendering.multiple, mode=rendering.mode)
+        yield from ((i, document.render(i, wanted)) for i in spread(len(document), max_pages))
+    else:
+        yield from ((i, document[i]) for i in spread(len(document), max_pages))
+
+
+def _cut(
+    page: Page, size: int, rendering: Rendering, mean: Tensor, std: Tensor, drop_blank: bool
+) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    """One page -> its kept patches (n, C * P * P), their cells (n,) in reading order, and its grid."""
+    channels, noise = len(mean), torch.tensor(BLANK_RANGE + 0.5)  # between two levels: rounding cannot matter
+    if isinstance(page, Tensor):
+        if page.ndim != 3 or page.shape[0] != channels or not page.is_floating_point():
+            raise ValueError(f"a page tensor is a float ({channels}, H, W), not {page.dtype} {tuple(page.shape)}")
+        pixels, noise = page, noise / 255 / std  # already normalised: so is the threshold
+    else:
+        array = page if isinstance(page, np.ndarray) else _image(page, rendering)
+        if array.dtype != np.uint8 or array.ndim < 2 or array.shape[2:] != (() if channels == 1 else (channels,)):
+            raise ValueError(f"a page array for {channels} channels cannot be {array.dtype} {array.shape}")
+        pixels = torch.from_numpy(np.atleast_3d(array)).permute(2, 0, 1)
+    _, height, width = pixels.shape
+    if height % size or width % size or not height or not width:
+        raise ValueError(f"page sides {height} x {width} are not multiples of the patch size {size}")
+    patches = rearrange(pixels, "c (h p1) (w p2) -> (h w) c (p1 p2)", p1=size, p2=size)
+    cells = torch.arange(len(patches))
+    if drop_blank:
+        spans = patches.amax(2).float() - patches.amin(2).float()  # (h w, C)
+        cells = cells[(spans.cpu() > noise).any(1)]
+        patches = patches[cells]
+    if not isinstance(page, Tensor):  # normalised only now: about half of a page has just been dropped
+        patches = (patches.float() / 255 - mean[:, None]) / std[:, None]
+    return patches.flatten(1), cells, (height // size, width // size)
+
+
+def _image(page: str | os.PathLike[str] | Image.Image, rendering: Rendering) -> np.ndarray:
+    """A path or PIL image at the wanted size, as uint8."""
+    if isinstance(page, Image.Image):
+        return np.array(fit_image(page, rendering))
+    with open_document(page, rendering) as document:
+        if len(document) > 1:
+            raise ValueError(f"{document.path} has {len(document)} pages: pass open_document(path), not a list of it")
+        return np.array(document[0])

@@ -1,0 +1,275 @@
+"""Models side by side on the same documents: how good, how alike, how large, how fast."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+from safetensors.torch import save
+from tqdm import tqdm
+
+from docvit.data.labels import LabelledDocuments
+from docvit.data.metrics import Report, report
+from docvit.documents.errors import DocumentError
+from docvit.documents.pages import PageStack
+from docvit.documents.patches import PatchSequence
+from docvit.documents.workers import read_documents
+from docvit.evaluation.cost import predict_cost
+from docvit.inference.classify import BUDGET, DocumentClassifier, in_batches
+from docvit.model.docvit import DocViT
+from docvit.model.pretrained import BUNDLED, WEIGHTS
+
+Model = DocumentClassifier | DocViT | str | os.PathLike[str] | None
+
+
+@dataclass(frozen=True)
+class ModelFigures:
+    """What was measured of one model.
+
+    Attributes:
+        quality: of its predictions.
+        agreement: share of documents to which it gives the first model's label.
+        parameters: their number.
+        flops_per_page: of a forward pass, by formula (`docvit.shapes`), mean over the pages.
+        documents_per_second: of forward passes over packed batches, of as many patches for every model; neither
+            rendering nor packing counts.
+        bytes_on_disk: of the weights' file; for a model in memory, of what `save_pretrained` would write.
+    """
+
+    quality: Report
+    agreement: float
+    parameters: int
+    flops_per_page: float
+    documents_per_second: float
+    bytes_on_disk: int
+
+    def as_dict(self) -> dict[str, Any]:
+        values = asdict(self)
+        quality = values.pop("quality")
+        return {name: v for name, v in quality.items() if name not in ("documents", "classes")} | values
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Models side by side; `errors` tell of documents that could not be read and count for none of them."""
+
+    models: dict[str, ModelFigures]
+    documents: int
+    pages: int
+    classes: tuple[str, ...]
+    device: str
+    threads: int
+    errors: tuple[DocumentError, ...] = field(default=())
+
+    def as_dict(self) -> dict[str, Any]:
+        own = {name: getattr(self, name) for name in ("documents", "pages", "device", "threads")}
+        models = {name: figures.as_dict() for name, figures in self.models.items()}
+        return {**own, "unreadable": len(self.errors), "classes": list(self.classes), "models": models}
+
+    def markdown(self) -> str:
+        """A table, a figure a row and a model a column, aligned so that it reads well as it is."""
+        rows = [["", *self.models]] + [[m.name, *map(m.show, self.models.values())] for m in TABLE]
+        rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        aligned = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
+        aligned.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+        unreadable = f", {len(self.errors)} unreadable" if self.errors else ""
+        place = f"{self.device} with {self.threads} threads" if self.device == "cpu" else self.device
+        note = (
+            f"{self.documents} documents, {self.pages} pages{unreadable}. Agreement is with the first model's labels. "
+            f"Speed is of forward passes on {place}, without rendering and packing."
+        )
+        return "\n".join([*(f"| {' | '.join(row)} |" for row in aligned), "", note, ""])
+
+    def plot(self, file: str | os.PathLike[str]) -> None:
+        """Draws quality beside cost as one PNG."""
+        figure = Figure(figsize=(10, 3.8), layout="constrained")
+        FigureCanvasAgg(figure)
+        left, right = figure.subplots(1, 2)
+        left.set_title(f"quality on {self.documents} documents (ECE and AURC: lower is better)", fontsize=9)
+        _bars(left, self.models, QUALITY, relative=False)
+        right.set_title("cost as a share of the largest (lower is better)", fontsize=9)
+        _bars(right, self.models, COST, relative=True)
+        bars, names = left.get_legend_handles_labels()
+        figure.legend(bars, names, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(file, dpi=130)
+
+
+class Measure(NamedTuple):
+    """A row of the table, a group of bars."""
+
+    name: str
+    value: Callable[[ModelFigures], float]
+    format: Callable[[float], str] = "{:.3f}".format
+
+    def show(self, figures: ModelFigures) -> str:
+        return self.format(self.value(figures))
+
+
+QUALITY = (
+    Measure("accuracy", lambda f: f.quality.accuracy),
+    Measure("macro-F1", lambda f: f.quality.macro_f1),
+    Measure("ECE", lambda f: f.quality.ece),
+    Measure("AURC", lambda f: f.quality.aurc),
+)
+
+SIZE = (
+    Measure("parameters", lambda f: f.parameters, EngFormatter(places=1)),
+    Measure("FLOPs a page", lambda f: f.flops_per_page, EngFormatter(places=1)),
+    Measure("size on disk", lambda f: f.bytes_on_disk, EngFormatter("B", places=1)),
+)
+
+COST = (*SIZE, Measure("time a document", lambda f: 1 / f.documents_per_second, EngFormatter("s", places=1)))
+
+TABLE = (
+    *QUALITY,
+    Measure("agreement", lambda f: f.agreement),
+    *SIZE,
+    Measure("documents/s", lambda f: f.documents_per_second, "{:.4g}".format),
+)
+
+
+def _bars(axes: Axes, models: Mapping[str, ModelFigures], measures: Sequence[Measure], *, relative: bool) -> None:
+    values = np.array([[m.value(figures) for m in measures] for figures in models.values()])
+    heights = values / values.max(0).clip(min=1e-12) if relative else values
+    width = 0.8 / len(models)
+    for i, ((name, figures), row) in enumerate(zip(models.items(), heights, strict=True)):
+        places = np.arange(len(measures)) + (i - (len(models) - 1) / 2) * width
+        bars = axes.bar(places, row, width, color=f"C{i}", label=name)
+        axes.bar_label(bars, [m.show(figures) for m in measures], fontsize=7 if len(models) < 3 else 5, padding=1)
+    axes.set_xticks(range(len(measures)), [m.name for m in measures], fontsize=9)
+    axes.set_ylim(0, 1.12)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def compare(
+    models: Mapping[str, Model],
+    data: LabelledDocuments,
+    *,
+    max_pages: int | None = 64,
+    budget: int = BUDGET,
+    workers: int = 2,
+    timeout: float = 60.0,
+    device: torch.device | str | None = None,
+) -> Comparison:
+    """Measures models on the same documents, each document being read once for each way of rendering among them.
+
+    Args:
+        models: by the name under which each is shown: a classifier, a model (put into eval mode and on the device), or
+            what `DocumentClassifier.from_pretrained` takes: a folder, a hub id, or None for the model in the box.
+        max_pages, budget, workers, timeout: as for `DocumentClassifier.predict`.
+        device: of the models that are not classifiers yet.
+
+    Raises:
+        ModelError: a model that cannot be loaded.
+        ValueError: no models, models (or documents) of different classes, or no document that can be read.
+    """
+    if not models:
+        raise ValueError("no models to compare")
+    trials = {name: _Trial(_classifier(model, device)) for name, model in models.items()}
+    _check_classes({**{n: t.classifier.classes for n, t in trials.items()}, "the data": data.classes})
+    for rendering in dict.fromkeys(t.classifier.rendering for t in trials.values()):
+        alike = [t for t in trials.values() if t.classifier.rendering == rendering]
+        documents = read_documents(data.paths, rendering, max_pages=max_pages, workers=workers, timeout=timeout)
+        with tqdm(total=len(data), desc="comparing", unit="doc", disable=None) as bar:
+            for results in in_batches(documents, rendering, budget):
+                for trial in alike:
+                    trial.take(results)
+                bar.update(len(results))
+    return _summary(models, trials, data)
+
+
+class _Trial:
+    """One model's way through the documents."""
+
+    def __init__(self, classifier: DocumentClassifier) -> None:
+        self.classifier, self.ready = classifier, classifier.for_stream()
+        self.rows: list[np.ndarray | DocumentError] = []  # probabilities of each document
+        self.seconds, self.flops, self.pages = 0.0, 0, 0
+
+    def take(self, results: list[PageStack | DocumentError]) -> None:
+        stacks = [r for r in results if isinstance(r, PageStack)]
+        scores = iter(self._scores(stacks) if stacks else ())
+        self.rows += [next(scores) if isinstance(r, PageStack) else r for r in results]
+
+    def _scores(self, stacks: list[PageStack]) -> np.ndarray:
+        batch = self.classifier.model.pack(stacks).to(self.classifier.device)
+        self._timed(batch)  # kernels are made for shapes that are new: the first model's first pass would pay for all
+        scores, seconds = self._timed(batch)
+        self.seconds += seconds
+        self.flops += predict_cost(self.classifier.model.config, batch).flops
+        self.pages += batch.num_pages
+        return scores
+
+    def _timed(self, batch: PatchSequence) -> tuple[np.ndarray, float]:
+        start = time.perf_counter()
+        scores = self.ready.run(batch)[0].cpu().numpy()  # reading them waits for the device
+        return scores, time.perf_counter() - start
+
+
+def _classifier(model: Model, device: torch.device | str | None) -> DocumentClassifier:
+    if isinstance(model, DocumentClassifier):
+        return model
+    if isinstance(model, DocViT):
+        return DocumentClassifier(model, device=device)
+    return DocumentClassifier.from_pretrained(model, device=device)
+
+
+def _check_classes(classes: Mapping[str, Sequence[str]]) -> None:
+    (first, expected), *others = classes.items()
+    for name, found in others:
+        lacking, besides = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+        if lacking or besides:
+            told = [f"lacks {', '.join(lacking)}"] * bool(lacking) + [f"has also {', '.join(besides)}"] * bool(besides)
+            raise ValueError(f"the classes differ: against {first}, {name} {' and '.join(told)}")
+
+
+def _summary(models: Mapping[str, Model], trials: Mapping[str, _Trial], data: LabelledDocuments) -> Comparison:
+    errors = {r.path: r for t in trials.values() for r in t.rows if isinstance(r, DocumentError)}
+    read = [i for i, path in enumerate(data.paths) if path not in errors]
+    if not read:
+        raise ValueError("none of the documents could be read")
+    truth = [data.labels[i] for i in read]
+    figures: dict[str, ModelFigures] = {}
+    reference: np.ndarray | None = None
+    for name, trial in trials.items():
+        columns = [trial.classifier.classes.index(c) for c in data.classes]
+        scores = np.array([trial.rows[i] for i in read])[:, columns]
+        reference = scores.argmax(1) if reference is None else reference
+        figures[name] = ModelFigures(
+            quality=report(scores, truth, data.classes),
+            agreement=float((scores.argmax(1) == reference).mean()),
+            parameters=sum(p.numel() for p in trial.classifier.model.parameters()),
+            flops_per_page=trial.flops / trial.pages,
+            documents_per_second=sum(isinstance(r, np.ndarray) for r in trial.rows) / trial.seconds,
+            bytes_on_disk=_size(models[name], trial.classifier.model),
+        )
+    first = next(iter(trials.values()))
+    return Comparison(
+        models=figures,
+        documents=len(read),
+        pages=first.pages,
+        classes=data.classes,
+        device=str(first.classifier.device),
+        threads=torch.get_num_threads(),
+        errors=tuple(errors.values()),
+    )
+
+
+def _size(source: Model, model: DocViT) -> int:
+    if source is None or isinstance(source, str | os.PathLike):
+        file = (BUNDLED if source is None else Path(source)) / WEIGHTS
+        if file.is_file():
+            return file.stat().st_size
+    return len(save({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}))

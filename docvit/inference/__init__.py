@@ -1,0 +1,1 @@
+"""Predictions: classification, page strategies, explanations."""

@@ -1,0 +1,130 @@
+"""Ways to classify a document with a model that sees pages: the seven of "Beyond Document Page Classification".
+
+Van Landeghem et al., arXiv 2308.12896. Each says which pages are used, as which documents the model sees them, and how
+its probabilities become one row a document. A page that is seen alone is a document of its own, its page index 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from docvit.documents.images import fit_image
+from docvit.documents.pages import PageStack
+from docvit.documents.rendering import Rendering
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One way.
+
+    Attributes:
+        choose: number of pages read -> the places among them that are used.
+        views: the document of those pages -> the documents that the model sees.
+        combine: probabilities (views, classes) -> (classes,), adding up to 1.
+        max_pages: read so many pages, spread evenly; None for as many as one wants to.
+    """
+
+    choose: Callable[[int], list[int]]
+    views: Callable[[PageStack, Rendering], list[PageStack]]
+    combine: Callable[[Tensor], Tensor]
+    max_pages: int | None = None
+
+    def select(self, stack: PageStack) -> PageStack:
+        """The document with the pages that are used."""
+        places = self.choose(len(stack.pages))
+        return stack._replace(pages=[stack.pages[i] for i in places], indices=[stack.indices[i] for i in places])
+
+
+def _every(count: int) -> list[int]:
+    return list(range(count))
+
+
+def _first(_: int) -> list[int]:
+    return [0]
+
+
+def _second(count: int) -> list[int]:
+    return [min(1, count - 1)]
+
+
+def _last(count: int) -> list[int]:
+    return [count - 1]
+
+
+def _whole(stack: PageStack, _: Rendering) -> list[PageStack]:
+    return [stack]
+
+
+def _alone(stack: PageStack, _: Rendering) -> list[PageStack]:
+    return [stack._replace(pages=[page], indices=[0], num_pages=1) for page in stack.pages]
+
+
+def _grid(stack: PageStack, rendering: Rendering) -> list[PageStack]:
+    return [stack._replace(pages=[tile(stack, rendering)], indices=[0], num_pages=1)]
+
+
+def tile(stack: PageStack, rendering: Rendering) -> np.ndarray:
+    """The pages row by row on one white page of the rendering's size, in a grid as nearly square as can be.
+
+    Every page has the same scale; cells are as large as the largest page.
+    """
+    columns = math.ceil(math.sqrt(len(stack.pages)))
+    rows = math.ceil(len(stack.pages) / columns)
+    height, width = max(page.shape[0] for page in stack.pages), max(page.shape[1] for page in stack.pages)
+    scale = rendering.size / max(rows * height, columns * width)
+    canvas = Image.new(
+        rendering.mode, (max(1, round(columns * width * scale)), max(1, round(rows * height * scale))), "white"
+    )
+    for i, page in enumerate(stack.pages):
+        row, column = divmod(i, columns)
+        size = (max(1, round(page.shape[1] * scale)), max(1, round(page.shape[0] * scale)))
+        small = Image.fromarray(page).resize(size, Image.Resampling.BOX)
+        canvas.paste(small, (round(column * width * scale), round(row * height * scale)))
+    return np.array(fit_image(canvas, rendering))
+
+
+def _only(scores: Tensor) -> Tensor:
+    return scores[0]
+
+
+def _most_confident(scores: Tensor) -> Tensor:
+    return scores[scores.amax(1).argmax()]
+
+
+def _mean(scores: Tensor) -> Tensor:
+    return scores.mean(0)
+
+
+def _votes(scores: Tensor) -> Tensor:
+    """The share of pages that vote for each class; between classes of equal share the mean probability decides."""
+    votes = torch.bincount(scores.argmax(1), minlength=scores.shape[1]).double()
+    tie_break = 1e-3  # of one vote
+    return ((votes + tie_break * scores.double().mean(0)) / (len(scores) + tie_break)).to(scores.dtype)
+
+
+STRATEGIES: dict[str, Strategy] = {
+    "document": Strategy(_every, _whole, _only),
+    "first": Strategy(_first, _alone, _only, max_pages=1),
+    "second": Strategy(_second, _alone, _only),
+    "last": Strategy(_last, _alone, _only, max_pages=2),
+    "grid": Strategy(_every, _grid, _only),
+    "max-confidence": Strategy(_every, _alone, _most_confident),
+    "soft-vote": Strategy(_every, _alone, _mean),
+    "hard-vote": Strategy(_every, _alone, _votes),
+}
+"""By name; `document` is the model's own way. Of a one-page document `second` takes the first page; of a long one,
+the second that was read."""
+
+
+def get_strategy(name: str) -> Strategy:
+    """Raises ValueError if there is no strategy of this name."""
+    if name not in STRATEGIES:
+        raise ValueError(f"no strategy {name!r}: choose one of {', '.join(STRATEGIES)}")
+    return STRATEGIES[name]

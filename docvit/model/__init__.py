@@ -1,0 +1,1 @@
+"""DocViT and its parts: pure modules."""

@@ -1,0 +1,15 @@
+"""Heads: features become logits."""
+
+from __future__ import annotations
+
+from timm.layers import trunc_normal_
+from torch import nn
+
+
+def create_head(dim: int, num_classes: int) -> nn.Module:
+    if not num_classes:
+        return nn.Identity()
+    head = nn.Linear(dim, num_classes)
+    trunc_normal_(head.weight, std=0.02)
+    nn.init.zeros_(head.bias)
+    return head

@@ -1,0 +1,67 @@
+"""`Recipe`: everything that decides what a training on documents gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+
+from docvit.data.augment import Augmentation
+from docvit.model.conversion import from_timm
+from docvit.model.docvit import DocViT
+from docvit.model.pretrained import adapt, load_pretrained
+from docvit.model.variants import create_model
+from docvit.training.loop import TrainSettings
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what a training on documents gives; `recipe.json` in the output folder.
+
+    Attributes:
+        model: name of a variant; ignored where `init` brings a model.
+        init: `timm:NAME` (pretrained weights) or a model folder to start from; None for random weights.
+        settings: fields of `DocViTConfig` that differ from the variant's.
+        max_pages: pages of a document seen in one epoch: the first, and others chosen at random (of 64 that are spread
+            evenly over a longer document).
+        budget: tokens a batch, about.
+        patch_dropout: largest share of patches left out at random; how many is drawn for each document. It saves work,
+            and a batch holds more documents; but what the ink stem tells of a page's layout is spoilt by it.
+        mix_pages: share of documents whose later pages are taken from another of their class, of another source: what
+            pages of one source have in common then says less.
+        label_smoothing: of the cross-entropy.
+        page_loss: weight of a second cross-entropy, on what each page's token says alone.
+        ema: decay of the moving average that is kept as the model; 0 for none.
+        balanced: draw classes equally often, and within them sources by the root of their size (`docvit.data.balance`).
+        augmentation: changes to the pages.
+        train: the loop's settings.
+    """
+
+    model: str = "docvit_compact_patch32"
+    init: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    max_pages: int = 4
+    budget: int = 1500
+    patch_dropout: float = 0.0
+    mix_pages: float = 0.5
+    label_smoothing: float = 0.05
+    page_loss: float = 0.5
+    ema: float = 0.998
+    balanced: bool = True
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    train: TrainSettings = field(default_factory=TrainSettings)
+
+
+AnyRecipe = TypeVar("AnyRecipe")
+
+
+def build_model(recipe: Recipe, classes: tuple[str, ...]) -> DocViT:
+    """The model that the recipe starts from, with a head for `classes`."""
+    settings = {**recipe.settings, "num_classes": len(classes), "classes": classes}
+    torch.manual_seed(recipe.train.seed)
+    if recipe.init is None:
+        return create_model(recipe.model, **settings)
+    if recipe.init.startswith("timm:"):
+        return from_timm(recipe.init.removeprefix("timm:"), pretrained=True, **settings)
+    return adapt(load_pretrained(recipe.init), **settings)
