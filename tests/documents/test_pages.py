@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pypdfium2
 import pytest
-from conftest import pdf_bytes
+from conftest import ENCRYPTED, pdf_bytes
 from PIL import Image
 
 from docvit.documents import pages
@@ -18,21 +18,6 @@ from docvit.documents.errors import DocumentError, Empty, Encrypted, NotFound, T
 from docvit.documents.images import fit_image
 from docvit.documents.pages import find_documents, open_document, read_document, spread
 from docvit.documents.rendering import Rendering
-
-# A page of 100 x 100 points that opens with the password "secret".
-ENCRYPTED = base64.b64decode(
-    "JVBERi0xLjQKJb/3ov4KMSAwIG9iago8PCAvUGFnZXMgMiAwIFIgL1R5cGUgL0NhdGFsb2cgPj4KZW5kb2JqCjIgMCBvYmoKPDwgL0NvdW50"
-    "IDEgL0tpZHMgWyAzIDAgUiBdIC9UeXBlIC9QYWdlcyA+PgplbmRvYmoKMyAwIG9iago8PCAvQ29udGVudHMgNCAwIFIgL01lZGlhQm94IFsg"
-    "MCAwIDEwMC4wMDAwMDAgMTAwLjAwMDAwMCBdIC9QYXJlbnQgMiAwIFIgL1Jlc291cmNlcyA8PCA+PiAvVHlwZSAvUGFnZSA+PgplbmRvYmoK"
-    "NCAwIG9iago8PCAvTGVuZ3RoIDE4IC9GaWx0ZXIgL0ZsYXRlRGVjb2RlID4+CnN0cmVhbQqT90iPRNe3LgmZJs6a36H5AScKZW5kc3RyZWFt"
-    "CmVuZG9iago1IDAgb2JqCjw8IC9GaWx0ZXIgL1N0YW5kYXJkIC9MZW5ndGggMTI4IC9PIDw0YjA1NDRmOTAwZjU3MzdmNWNmNDNkNDk1MTVl"
-    "ZWZjNDAwN2EwZDc0ZWUyMDc0YWY2OGU2NTcyYWU3MzZjNWM2PiAvUCAtMTAyOCAvUiAzIC9VIDxjMmI1NzRhZDRjMjRmNWVmYmYzOWI2ZjRi"
-    "ZDcxMTc0NDAwMjE0NDY5OTBiOWU0MTE0MDcxYTRkOTEwNDk4NGMxPiAvViAyID4+CmVuZG9iagp4cmVmCjAgNgowMDAwMDAwMDAwIDY1NTM1"
-    "IGYgCjAwMDAwMDAwMTUgMDAwMDAgbiAKMDAwMDAwMDA2NCAwMDAwMCBuIAowMDAwMDAwMTIzIDAwMDAwIG4gCjAwMDAwMDAyNDMgMDAwMDAg"
-    "biAKMDAwMDAwMDMzMiAwMDAwMCBuIAp0cmFpbGVyIDw8IC9Sb290IDEgMCBSIC9TaXplIDYgL0lEIFs8ZTI0MmZiMzBkMGNhZTE1MzY0NmJj"
-    "MDE1NzNkZDNiNmI+PGUyNDJmYjMwZDBjYWUxNTM2NDZiYzAxNTczZGQzYjZiPl0gL0VuY3J5cHQgNSAwIFIgPj4Kc3RhcnR4cmVmCjU0Mgol"
-    "JUVPRgo="
-)
 
 
 def image_file(path, size=(30, 40), color="black", mode="RGB", **options):

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CLASSES, assemble, classed_pdf, pdf_bytes, process
+from conftest import CLASSES, ENCRYPTED, assemble, classed_pdf, pdf_bytes, process
 from PIL import Image
-from test_pages import ENCRYPTED
 
 COMMANDS = ("classify", "evaluate", "inspect", "train", "pretrain")
 KEYS = {"path", "label", "score", "scores", "num_pages", "pages_read", "page_relevance", "error"}
