@@ -18,7 +18,7 @@ from docvit.data.dataset import DocumentDataset
 from docvit.data.labels import LabelledDocuments
 from docvit.data.sampling import Key, balance
 from docvit.documents.pages import PageStack
-from docvit.model.stems import STEMS, InkStem
+from docvit.model.stems import InkStem
 from docvit.training.batches import shuffled, training_view
 from docvit.training.distributed import Process
 from docvit.training.ema import make_ema
@@ -29,8 +29,6 @@ from docvit.training.supervised import classification_loss
 from kd.documents.paired import PairedBatches, PairedDataset
 from kd.features import StudentWithProjections
 from kd.teaching import DocumentLesson, Guide, Teaching
-
-MEASURED_INK = "measured-ink"
 
 
 @dataclass(frozen=True)
@@ -57,9 +55,6 @@ class MeasuredStem(InkStem):
     def observe(self, batch: PatchSequence, page_lengths: Tensor) -> tuple[Tensor, Tensor]:
         assert isinstance(batch, MeasuredSequence)
         return batch.patches, batch.statistics
-
-
-STEMS[MEASURED_INK] = MeasuredStem
 
 
 class Page(NamedTuple):
@@ -198,24 +193,25 @@ def train_measured(
         return dataset
 
     labelled = shuffled(views(training.labels, training.groups), CPU, budget=recipe.budget, weights=balance(training))
-    learner: nn.Module = with_stem(trained, MEASURED_INK).to(device)
+    learner: nn.Module = with_stem(trained, MeasuredStem).to(device)
     batches: Any = labelled
     loss: Any = classification_loss(recipe)
     if teachers:
         learner = StudentWithProjections(cast(DocViT, learner))
         batches = PairedBatches(labelled, shuffled(views(None, None), CPU, budget=recipe.budget))
-        told = [with_stem(teacher, MEASURED_INK).to(device) for teacher in teachers]
+        told = [with_stem(teacher, MeasuredStem).to(device) for teacher in teachers]
         guide = Guide(told, teaching.states((), pages=bool(recipe.page_loss)))
         loss = DocumentLesson(teaching, recipe, guide, steps=recipe.train.epochs * len(batches))
     ema = make_ema(learner, recipe.ema)
     history = fit(learner, batches, loss, replace(recipe.train, bf16=False), ema=ema, device=device)
     kept = learner if ema is None else ema.module
     model = kept.student if isinstance(kept, StudentWithProjections) else cast(DocViT, kept)
-    return with_stem(model.cpu(), "ink").eval(), history
+    return with_stem(model.cpu(), InkStem).eval(), history
 
 
-def with_stem(model: DocViT, stem: str) -> DocViT:
-    """A model of the same weights that reads pages (`ink`) or what was measured of them (`measured-ink`)."""
-    other = DocViT(replace(model.config, stem=stem))
+def with_stem(model: DocViT, stem: type[InkStem]) -> DocViT:
+    """A model of the same weights that reads pages (`InkStem`) or what was measured of them (`MeasuredStem`)."""
+    c = model.config
+    other = DocViT(c, stem=stem(c.in_chans, c.patch_size, c.embed_dim))
     other.load_state_dict(model.state_dict())
     return other

@@ -49,7 +49,7 @@ from docvit.data.labels import LabelledDocuments, read_labelled, split_groups
 from docvit.documents.cache import CachedDocument, PageCache, default_cache
 from docvit.documents.pages import PageStack, find_documents, spread
 from docvit.files import replaced
-from docvit.model.stems import STEMS
+from docvit.model.stems import InkStem
 from docvit.training.ema import make_ema
 from docvit.training.loop import TrainSettings, fit
 
@@ -121,7 +121,7 @@ class ApartStem(MeasuredStem):
         features, statistics = super().observe(batch, page_lengths)
         return features, statistics[:, :-TOLD]
 
-    def tell(self, statistics: Tensor, batch: PatchSequence) -> Tensor:
+    def project_pages(self, statistics: Tensor, batch: PatchSequence) -> Tensor:
         assert isinstance(batch, MeasuredSequence)
         apart = set_apart(statistics.detach(), batch.document_bounds.diff())
         root = apart.abs().sqrt()
@@ -147,9 +147,6 @@ def set_apart(figures: Tensor, counts: Tensor) -> Tensor:
     return apart.to(figures.dtype)
 
 
-STEMS["apart-ink"] = ApartStem
-
-
 class Document(NamedTuple):
     """What was measured and read of one."""
 
@@ -164,16 +161,18 @@ def with_numbers(pages: Sequence[Page], numbers: Tensor) -> list[Page]:
     return [page._replace(statistics=torch.cat([page.statistics, figures])) for page, figures in pairs]
 
 
-def build(scheme: str, settings: Settings, **more: Any) -> DocViT:
-    given = {"num_classes": 1, "max_pages": settings.max_pages, "stem": "apart-ink", **settings.model}
+def build(scheme: str, settings: Settings, stem: type[InkStem] = ApartStem) -> DocViT:
+    given = {"num_classes": 1, "max_pages": settings.max_pages, **settings.model}
     if scheme == "pages-concat":
         del given["scopes"]  # it brings its own
-    return create_model("docvit_compact_patch32", **{**given, **configuration(scheme), **more})
+    with torch.device("meta"):
+        c = create_model("docvit_compact_patch32", **{**given, **configuration(scheme)}).config
+    return DocViT(c, stem=stem(c.in_chans, c.patch_size, c.embed_dim))
 
 
 def measure_all(data: LabelledDocuments, settings: Settings) -> dict[int, list[Kept]]:
     """All views by place in the data set, without the documents that are too short."""
-    model = build("page-independent", settings, stem="ink")
+    model = build("page-independent", settings, InkStem)
     files, errors = PageCache(default_cache(), model.config.rendering).prepare(data.paths)
     for error in errors:
         tqdm.write(f"left out: {type(error).__name__}: {error}")

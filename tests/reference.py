@@ -9,7 +9,6 @@ import torch.nn.functional as F
 
 from docvit.model.config import DocViTConfig
 from docvit.model.docvit import DocViT
-from docvit.model.tokens import parse_scopes
 
 P = 4
 
@@ -131,7 +130,7 @@ def dense_logits(model, pages, *, masked=lambda patch: False):
     x, on_page = torch.stack(tokens), torch.tensor([number for number, _, _ in addresses])
     width = c.embed_dim // c.num_heads
     angles = torch.stack([rope_angles(width, a) for a in addresses]) if c.positions == "rope" else None
-    for i, scope in enumerate(parse_scopes(c.scopes, c.depth)):
+    for i, scope in enumerate(c.block_scopes):
         mask = torch.tensor(visible)[None, :].expand(len(x), -1)
         if scope == "page":
             mask = mask & (on_page[:, None] == on_page[None, :])

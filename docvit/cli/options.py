@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from docvit.cli.entry import fail
-from docvit.model.positions import POSITIONS
+from docvit.model.config import POSITIONS
 from docvit.model.variants import baseline_of, list_variants
 from docvit.training.masked import PretrainRecipe
 from docvit.training.recipe import Recipe

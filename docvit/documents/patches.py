@@ -1,4 +1,4 @@
-"""Pages become one packed sequence of patches, without padding; patches that say nothing are left out."""
+"""Pages become one packed sequence of patches, without padding; blank patches are left out."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from docvit.documents.pages import Document, PageStack, open_document, spread
 from docvit.documents.rendering import Rendering
 
 Page = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
+
+ON_DEVICE = ("patches", "page", "row", "col", "grids", "page_index")  # tensors of a batch; the others stay on the CPU
 
 BLANK_RANGE = 8  # grey levels: scanner noise and JPEG ringing stay below it, the faintest hairline does not
 
@@ -52,27 +54,28 @@ class PatchSequence:
     def __len__(self) -> int:
         return self.num_documents
 
+    # shape[0] and not len(), which `torch.export` would take for a constant
     @property
     def num_documents(self) -> int:
-        return len(self.document_bounds) - 1
+        return self.document_bounds.shape[0] - 1
 
     @property
     def num_pages(self) -> int:
-        return len(self.page_bounds) - 1
+        return self.page_bounds.shape[0] - 1
 
     @property
     def num_patches(self) -> int:
-        return len(self.patches)
+        return self.patches.shape[0]
 
     @property
     def page_of_patch(self) -> Tensor:
         """(T,) which of the batch's N pages each patch lies on (CPU)."""
-        return torch.repeat_interleave(torch.arange(self.num_pages), self.page_bounds.diff())
+        return segment_ids(self.page_bounds, self.num_patches)
 
     @property
     def document_of_page(self) -> Tensor:
         """(N,) which of the batch's B documents each page belongs to (CPU)."""
-        return torch.repeat_interleave(torch.arange(self.num_documents), self.document_bounds.diff())
+        return segment_ids(self.document_bounds, self.num_pages)
 
     @property
     def document_lengths(self) -> Tensor:
@@ -83,18 +86,16 @@ class PatchSequence:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PatchSequence:
         """The same batch with its tensors on `device`; the boundaries stay on the CPU."""
-        names = ("patches", "page", "row", "col", "grids", "page_index")
-        return replace(self, **{n: getattr(self, n).to(device, non_blocking=non_blocking) for n in names})
+        return replace(self, **{n: getattr(self, n).to(device, non_blocking=non_blocking) for n in ON_DEVICE})
 
     def pin_memory(self) -> PatchSequence:
-        names = ("patches", "page", "row", "col", "grids", "page_index")
-        return replace(self, **{n: getattr(self, n).pin_memory() for n in names})
+        return replace(self, **{n: getattr(self, n).pin_memory() for n in ON_DEVICE})
 
     def select(self, keep: Tensor) -> PatchSequence:
         """Only the patches where `keep` (T,) is true; pages and documents all stay.
 
         Raises:
-            ValueError: `keep` is not a boolean vector with one entry a patch.
+            ValueError: `keep` is not a boolean vector with one entry per patch.
         """
         if keep.dtype != torch.bool or keep.shape != (self.num_patches,):
             raise ValueError(f"keep must be a boolean vector of length {self.num_patches}, not {tuple(keep.shape)}")
@@ -102,6 +103,15 @@ class PatchSequence:
         kept[1:] = keep.cpu().cumsum(0)
         fields = {name: getattr(self, name)[keep] for name in ("patches", "page", "row", "col")}
         return replace(self, **fields, page_bounds=kept[self.page_bounds])
+
+
+torch.export.register_dataclass(PatchSequence)  # a pytree, so that `torch.export` takes it as an input
+
+
+def segment_ids(bounds: Tensor, total: int) -> Tensor:
+    """(total,) the segment that each entry lies in, from cumulative boundaries (S + 1,), on their device."""
+    segments = torch.arange(bounds.shape[0] - 1, device=bounds.device)
+    return torch.repeat_interleave(segments, bounds.diff(), output_size=total)  # known: nothing depends on values
 
 
 def pack(
@@ -120,7 +130,7 @@ def pack(
     Args:
         documents: each an open `Document`, a `PageStack`, or a sequence of pages. A page is a path to an image, a PIL
             image, a (H, W) or (H, W, 3) uint8 array, or a (C, H, W) float tensor that is already normalised and is
-            taken as it is. A page's place in its sequence is its page index; a `PageStack` brings its own indices.
+            taken as it is. A page's position in its sequence is its page index; a `PageStack` brings its own indices.
         patch_size: P, in px.
         size: length in px of the longer side that paths, images and open documents are brought to; the shorter one
             follows, rounded to whole patches. Arrays and tensors are never resized.

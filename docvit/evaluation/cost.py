@@ -1,4 +1,4 @@
-"""The shapes and the cost of attention: on paper, and as measured on a real forward pass."""
+"""The sizes and the cost of attention: by formula, and as measured on a real forward pass."""
 
 from __future__ import annotations
 
@@ -15,12 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from docvit.documents.pages import PageStack
 from docvit.documents.patches import PatchSequence
-from docvit.model import ink
+from docvit.model import ink, pooling
 from docvit.model.config import DocViTConfig
 from docvit.model.docvit import DocViT
-from docvit.model.pooling import POOLINGS
-from docvit.model.pretrained import adapt
-from docvit.model.tokens import parse_scopes
 
 FLOAT = 4  # bytes: activations are counted in float32
 
@@ -80,7 +77,7 @@ class MeasuredCost(NamedTuple):
 
 @dataclass(frozen=True)
 class Cost:
-    """What one forward pass costs, by formula.
+    """The cost of one forward pass, by formula.
 
     Attributes:
         tokens: patches, class tokens and registers.
@@ -88,7 +85,7 @@ class Cost:
         scores: scope -> side of the square score matrix of each segment; every head of such a block has one. In the
             last block only class tokens attend, and it has only their rows.
         score_memory: bytes of all score matrices of the model, if they were kept; the fused kernels never write them.
-        flops: of matrix products and convolutions, two a multiply-add.
+        flops: of matrix products and convolutions, two per multiply-add.
         memory: bytes of activations that are kept for a backward pass, in float32, without parameters and indices.
     """
 
@@ -117,7 +114,7 @@ def predict_cost(config: DocViTConfig, batch: PatchSequence, layout: str = "pack
     pages = counts + 1 + config.num_registers  # in tokens
     ends = torch.cat([torch.zeros(1, dtype=torch.long), pages.cumsum(0)])
     lengths = {"page": pages, "document": ends[batch.document_bounds].diff()}
-    scopes = parse_scopes(config.scopes, config.depth)
+    scopes = config.block_scopes
     others, last = scopes[:-1], scopes[-1:]
     blocks = Counter(scopes)
     scores = {scope: tuple(lengths[scope].tolist()) for scope in sorted(blocks)}
@@ -125,26 +122,26 @@ def predict_cost(config: DocViTConfig, batch: PatchSequence, layout: str = "pack
     entries = sum(side**2 for scope in others for side in scores[scope])
     entries += sum(int((class_tokens[scope] * lengths[scope]).sum()) for scope in last)
     tokens, patches, dim, ratio = int(pages.sum()), int(counts.sum()), config.embed_dim, config.mlp_ratio
-    width = POOLINGS[config.pooling] * dim
+    width = pooling.width(config.pooling) * dim
     stem = STEM_COSTS[config.stem](config)
-    # key and value 2 D^2; query and output 2 D^2, the MLP's two layers 2 ratio D^2; scores and their use 2 D an entry
+    # key and value 2 D^2; query and output 2 D^2, the MLP's two layers 2 ratio D^2; scores and their use 2 D per entry
     attending = len(others) * tokens + len(last) * batch.num_pages
     products = (config.depth * tokens * 2 + attending * (2 + 2 * ratio)) * dim**2 + 2 * dim * entries
     heads = 2 * batch.num_documents * width * config.num_classes
     flops = 2 * products + patches * stem.flops + batch.num_pages * stem.page_flops + heads
     floats = tokens * sum(_kept_a_token(config, scores[scope]) for scope in others)
     floats += sum(_kept_by_the_last(config, tokens, batch.num_pages, scores[scope]) for scope in last)
-    if not scopes:  # in and out of the norm; a document's feature; where there is one, what its spread is made of
-        spread = "std" in config.pooling
-        floats += (2 + spread) * dim * batch.num_pages + (4 * dim * spread + width) * batch.num_documents
+    # in and out of the norm of class tokens
+    floats += 2 * dim * batch.num_pages + pooling.floats_kept(config.pooling, dim, batch.num_pages, batch.num_documents)
     return Cost(
         tokens=tokens,
         blocks=dict(sorted(blocks.items())),
         scores=scores,
         score_memory=FLOAT * config.num_heads * entries,
         flops=round(flops),
-        # without blocks nothing is learned from patches
-        memory=round(FLOAT * (floats + patches * stem.floats * bool(scopes) + batch.num_pages * stem.page_floats)),
+        memory=round(
+            FLOAT * (floats + patches * stem.floats * config.reads_patches + batch.num_pages * stem.page_floats)
+        ),
     )
 
 
@@ -161,11 +158,11 @@ def _kept_a_token(config: DocViTConfig, lengths: Sequence[int]) -> float:
 
 
 def _kept_by_the_last(config: DocViTConfig, tokens: int, pages: int, lengths: Sequence[int]) -> float:
-    """Numbers that the last block keeps: what keys and values take of all tokens, the rest of class tokens alone."""
+    """Numbers that the last block keeps: for keys and values of all tokens, for the rest of class tokens alone."""
     widths = 2 + 2 + _turns_in_place(config, lengths)  # in and out of the first norm; key, value
     # in and out of the queries' layer; attention's result, twice; in and out of the second norm and of the MLP's
-    # activation; in of the norm after the block
-    of_pages = 2 + 2 + 2 + 2 * config.mlp_ratio + 1
+    # activation
+    of_pages = 2 + 2 + 2 + 2 * config.mlp_ratio
     if config.init_values is not None:
         of_pages += 2
     floats = tokens * (widths * config.embed_dim + 2)
@@ -173,7 +170,7 @@ def _kept_by_the_last(config: DocViTConfig, tokens: int, pages: int, lengths: Se
 
 
 def _turns_in_place(config: DocViTConfig, lengths: Sequence[int]) -> bool:
-    """Whether what is turned stays in memory; segments that have to be put in order are copied in any case."""
+    """Whether rotated queries and keys stay in memory; segments that have to be put in order are copied in any case."""
     return config.positions == "rope" and list(lengths) == sorted(lengths)
 
 
@@ -237,7 +234,7 @@ def _attention_flops(query: Sequence[int], key: Sequence[int], *_: Any, **__: An
 
 @dataclass(frozen=True)
 class PageTokens:
-    """One page: its number in the document, its grid, and what of it becomes tokens."""
+    """One page: its number in the document, its grid, and how many of its patches become tokens."""
 
     page: int
     grid: Size
@@ -247,7 +244,7 @@ class PageTokens:
 
 @dataclass(frozen=True)
 class ScopeCost:
-    """The cost of a document under one setting of `scopes`; `padded` and `undropped` are what it would be."""
+    """The cost of a document under one setting of `scopes`, and of other layouts of its tokens (`patch_counts`)."""
 
     scopes: str
     predicted: Cost
@@ -258,8 +255,7 @@ class ScopeCost:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a model makes of a document's pages, and at what cost: as if all its blocks saw the page, or the document,
-    and as it is."""
+    """A document's tokens and their cost: where all blocks see the page, where all see the document, and as it is."""
 
     path: str
     num_pages: int
@@ -275,7 +271,7 @@ class Inspection:
 
 
 def inspect_document(model: DocViT, stack: PageStack, *, device: torch.device | str = "cpu") -> Inspection:
-    """Inspects one document; `attention` is for one layer over the whole document. Runs the model once a scope."""
+    """Inspects one document; `attention` is for one layer over the whole document. Runs the model once per scope."""
     batch = model.pack([stack])
     kept, cells = patch_counts(batch), patch_counts(batch, "undropped")
     rows = zip(stack.indices, batch.grids.tolist(), kept, cells, strict=True)
@@ -290,6 +286,6 @@ def inspect_document(model: DocViT, stack: PageStack, *, device: torch.device | 
 
 def _scope_cost(model: DocViT, batch: PatchSequence, scopes: str, device: torch.device | str) -> ScopeCost:
     config = replace(model.config, scopes=scopes)
-    measured = measure_cost(adapt(model, scopes=scopes).eval().to(device), batch.to(device))
+    measured = measure_cost(model.adapt(scopes=scopes).eval().to(device), batch.to(device))
     packed, undropped, padded = (predict_cost(config, batch, name) for name in ("packed", "undropped", "padded"))
     return ScopeCost(scopes, packed, measured, undropped, padded)

@@ -93,7 +93,7 @@ def explain(
     )
     prediction = classifier.classify_pages([stack])[0]
     batch = model.pack([stack]).to(classifier.device)
-    if len(model.blocks):
+    if model.config.reads_patches:
         evidence = _evidence(model, batch, classifier.classes.index(prediction.label or ""))
     else:
         evidence = torch.tensor(prediction.page_relevance)[batch.page_of_patch]

@@ -1,4 +1,4 @@
-"""`DocViTConfig`: everything that is needed to build a DocViT and to feed it."""
+"""`DocViTConfig`: everything that is needed to build a DocViT and to feed it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,9 +6,30 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from docvit.documents.rendering import Rendering
-from docvit.model.pooling import POOLINGS
-from docvit.model.stems import STEMS
-from docvit.model.tokens import parse_scopes
+
+POSITIONS = ("page-independent", "continued", "sincos", "sincos2d+page", "spatial+page", "rope")
+
+SCOPES = ("page", "document", "page-then-document:K", "alternate:K")
+
+POOLINGS = ("mean", "max", "mean+std", "mean+std+first")
+
+STEMS = ("linear", "conv", "ink")
+
+
+def parse_scopes(scopes: str, depth: int) -> tuple[str, ...]:
+    """`scopes` spelled out, one of "page" and "document" for each block.
+
+    Raises:
+        ValueError: not one of the four forms, or K outside 1..depth.
+    """
+    name, _, number = scopes.partition(":")
+    if scopes in ("page", "document"):
+        return (scopes,) * depth
+    if name in ("page-then-document", "alternate") and number.isdecimal() and 1 <= int(number) <= depth:
+        k = int(number)
+        document = (lambda i: i >= depth - k) if name == "page-then-document" else (lambda i: i % k == k - 1)
+        return tuple("document" if document(i) else "page" for i in range(depth))
+    raise ValueError(f"scopes {scopes!r} of {depth} blocks: choose {', '.join(SCOPES)}, with K from 1 to {depth}")
 
 
 @dataclass(frozen=True)
@@ -17,22 +38,22 @@ class DocViTConfig:
 
     Attributes:
         positions: name of the positional scheme: `page-independent`, `continued`, `sincos`, `sincos2d+page`,
-            `spatial+page` or `rope` (`docvit.positions`).
-        depth: blocks; with none, page tokens are what the stem tells class tokens, normalised, and their patches do not
-            count.
+            `spatial+page` or `rope` (`docvit.model.positions`).
+        depth: number of blocks. With none, no token reads another: a page's token is its stem statistics, normalised,
+            and patch tokens are not read (`reads_patches`).
         scopes: what each block sees: `page`, `document`, `page-then-document:K` (the last K blocks see the document)
             or `alternate:K` (every K-th block does).
         pooling: how page tokens become the document's feature: `mean`, `max`, `mean+std`, which is twice as wide and
-            also says how much the pages differ (statistics pooling, Snyder et al., "X-Vectors", ICASSP 2018), or
+            also holds how much the pages differ (statistics pooling, Snyder et al., "X-Vectors", ICASSP 2018), or
             `mean+std+first`, three times as wide, with the first page's token.
-        stem: how a patch becomes a token: `linear` (as in ViT), `conv` (convolutions within the patch) or `ink` (how
-            much ink there is, how colourful, and which way its edges run; `docvit.stems`).
+        stem: how a patch becomes a token: `linear` (as in ViT), `conv` (convolutions within the patch) or `ink` (fixed
+            features of ink, colour and edges; `docvit.model.stems`).
         grid: rows and columns of the learned spatial table; other grids interpolate it.
         max_pages: pages that learned tables hold; longer documents interpolate them.
-        num_registers: register tokens a page, after its class token (arXiv 2309.16588).
+        num_registers: register tokens per page, after its class token (arXiv 2309.16588).
         init_values: initial value of LayerScale; None for none.
         drop_path: stochastic depth at the last block, growing linearly from 0, drawn for each document.
-        page_size, renderer, supersample, mean, std: what pages look like to this model (`docvit.pages.Rendering`).
+        page_size, renderer, supersample, mean, std: what pages look like to this model (`docvit.Rendering`).
         classes: names of the classes, in the order of the logits; empty if unknown.
     """
 
@@ -73,17 +94,27 @@ class DocViTConfig:
             raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
         if self.in_chans not in (1, 3):
             raise ValueError(f"in_chans must be 1 (grey) or 3 (RGB), not {self.in_chans}")
-        if self.pooling not in POOLINGS:
-            raise ValueError(f"no pooling {self.pooling!r}: choose one of {', '.join(POOLINGS)}")
-        if self.stem not in STEMS:
-            raise ValueError(f"no stem {self.stem!r}: choose one of {', '.join(STEMS)}")
+        closed = {"positional scheme": (self.positions, POSITIONS), "pooling": (self.pooling, POOLINGS)}
+        for kind, (name, names) in {**closed, "stem": (self.stem, STEMS)}.items():
+            if name not in names:
+                raise ValueError(f"no {kind} {name!r}: choose one of {', '.join(names)}")
+        if not self.reads_patches and self.stem != "ink":
+            raise ValueError(f"without blocks the {self.stem} stem gives nothing about a page: take ink, or blocks")
         if self.stem == "ink" and (len(set(self.mean)) > 1 or len(set(self.std)) > 1):
-            raise ValueError(
-                "the ink stem wants one mean and std for all channels, or white paper would look colourful"
-            )
+            raise ValueError("the ink stem needs one mean and std for all channels, or white paper would be colourful")
         if self.classes and len(self.classes) != self.num_classes:
             raise ValueError(f"{len(self.classes)} class names for {self.num_classes} classes")
         parse_scopes(self.scopes, self.depth)
+
+    @property
+    def block_scopes(self) -> tuple[str, ...]:
+        """The scope of each block, "page" or "document"."""
+        return parse_scopes(self.scopes, self.depth)
+
+    @property
+    def reads_patches(self) -> bool:
+        """Whether patch tokens count: without blocks nothing attends to them."""
+        return self.depth > 0
 
     @property
     def rendering(self) -> Rendering:

@@ -1,58 +1,47 @@
-"""timm's vision transformers as DocViTs."""
+"""timm's vision transformers as the settings and weights of a DocViT. timm is imported when it is needed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
-import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import PatchEmbed
-from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from docvit.model.config import DocViTConfig
-from docvit.model.docvit import DocViT
-from docvit.model.pretrained import ModelError, adapt
+from docvit.model.errors import ModelError
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
 
 
-def from_timm(model: str | nn.Module, *, pretrained: bool = False, **overrides: Any) -> DocViT:
-    """A timm vision transformer as a DocViT: the same numbers for a one-page document without blank patches left out.
+class Converted(NamedTuple):
+    """A timm model's class, settings and mode, and its weights under DocViT's names (all but the page embedding)."""
 
-    Args:
-        model: a name such as `vit_small_patch16_224`, or an instance.
-        pretrained: load timm's weights (for a name).
-        overrides: settings of `DocViTConfig` to change; another `grid` or `max_pages` resamples the tables, another
-            `num_classes` gives a fresh head.
+    kind: str
+    config: DocViTConfig
+    state: dict[str, Tensor]
+    training: bool
 
-    The class token's position goes into the class token. The page embedding of the first page is zero; those of the
-    others begin small and random, so that training can tell pages apart. Other `positions` than `spatial+page` and
-    `page-independent` have no place for timm's table: all other weights are taken, but the numbers are no longer timm's
-    until the model is trained.
+
+def convert_timm(model: str | nn.Module, *, pretrained: bool = False) -> Converted:
+    """Converts a timm vision transformer, by name or instance; see `DocViT.from_timm`.
 
     Raises:
-        ModelError: no such name, weights that cannot be fetched, an architecture without a class token, or with parts
-            that DocViT does not have.
+        ModelError: no such name, weights that cannot be fetched, or parts that DocViT does not have.
     """
     source = _checked(_create_timm(model, pretrained=pretrained) if isinstance(model, str) else model)
+    kind = type(source).__name__
     try:
-        config = _timm_config(source)
+        return Converted(kind, _timm_config(source), _timm_state(source), source.training)
     except ValueError as error:
-        raise ModelError(f"{type(source).__name__} cannot be a DocViT: {error}") from error
-    docvit = DocViT(config)
-    own = docvit.state_dict()
-    page = own["positions.page"]
-    page[0] = 0
-    state = {"positions.page": page, **_timm_state(source)}
-    differing = sorted(own.keys() ^ state.keys()) + [n for n in own if n in state and own[n].shape != state[n].shape]
-    if differing:
-        raise ModelError(f"{type(source).__name__} and DocViT differ in their parts: {', '.join(differing[:5])}")
-    docvit.load_state_dict(state)
-    return adapt(docvit, **overrides).train(source.training)
+        raise ModelError(f"{kind} cannot be a DocViT: {error}") from error
 
 
 def _create_timm(name: str, *, pretrained: bool) -> nn.Module:
+    import timm
+
     try:
         model: nn.Module = timm.create_model(name, pretrained=pretrained)
     except Exception as error:  # an unknown name, or a download that failed: each of its own kind
@@ -61,11 +50,14 @@ def _create_timm(name: str, *, pretrained: bool) -> nn.Module:
 
 
 def _checked(source: nn.Module) -> VisionTransformer:
-    """`source` itself, unless DocViT lacks a part of it or would compute other numbers from weights of the same names.
+    """`source` itself, unless DocViT lacks a part of it or would compute other logits from weights of the same names.
 
     Raises:
-        ModelError: says which.
+        ModelError: names that part.
     """
+    from timm.layers import PatchEmbed
+    from timm.models.vision_transformer import Block, VisionTransformer
+
     if not isinstance(source, VisionTransformer):
         raise ModelError(f"{type(source).__name__} is not a timm VisionTransformer")
     if source.cls_token is None or source.global_pool != "token":

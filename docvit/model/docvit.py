@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, LayerScale, Mlp, trunc_normal_
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from docvit.documents.patches import PatchSequence, pack
-from docvit.model.attention import Segments, attend
+from docvit.model import pooling
+from docvit.model.attention import MaskedSegments, Segments, attend
 from docvit.model.config import DocViTConfig
+from docvit.model.conversion import convert_timm
+from docvit.model.errors import ModelError
+from docvit.model.folder import find_folder, read_folder, write_folder
 from docvit.model.heads import create_head
-from docvit.model.pooling import LEAST_SPREAD, POOLINGS, pool
-from docvit.model.positions import Positions, create_positions
-from docvit.model.stems import STEMS, InkStem
-from docvit.model.tokens import Rotation, TokenLayout, parse_scopes, rotate
+from docvit.model.init import trunc_normal_
+from docvit.model.positions import Positions, create_positions, resample
+from docvit.model.stems import Stem, create_stem
+from docvit.model.tokens import Rotation, TokenLayout, rotate
 
 States = dict[str, Tensor]
 
@@ -26,7 +31,7 @@ CACHED_ROWS = 768
 
 
 class Features(NamedTuple):
-    """What `forward_features` gives: normalised page tokens (N, D) and the documents they belong to."""
+    """The result of `forward_features`: normalised page tokens (N, D) and the documents they belong to."""
 
     pages: Tensor
     document_of_page: Tensor  # (N,)
@@ -42,23 +47,47 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, segments: Segments, rotation: Rotation | None = None) -> Tensor:
+    def forward(self, x: Tensor, segments: Segments | MaskedSegments, rotation: Rotation | None = None) -> Tensor:
         """Tokens (T, D) to (T, D), or to (Q, D) where the segments say which tokens attend."""
-        q, k, v = self._all(x) if segments.places is None else self._some(x, segments.places)
+        q, k, v = self._all(x) if segments.attending is None else self._some(x, segments.attending)
         if rotation is not None:
-            q, k = rotate(q, rotation.at(segments.places)), rotate(k, rotation)
+            q, k = rotate(q, rotation.at(segments.attending)), rotate(k, rotation)
         return self.proj(attend(q, k, v, segments).flatten(1))
 
     def _all(self, x: Tensor) -> tuple[Tensor, ...]:
         return self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # each (T, H, D / H)
 
-    def _some(self, x: Tensor, places: Tensor) -> tuple[Tensor, ...]:
-        """Queries of the tokens at `places` alone, which the other products of `_all` would be wasted on."""
+    def _some(self, x: Tensor, attending: Tensor) -> tuple[Tensor, ...]:
+        """Queries of the attending tokens alone; keys and values of all."""
         dim, weight, bias = x.shape[1], self.qkv.weight, self.qkv.bias
         of_queries, of_others = slice(dim), slice(dim, None)
-        q = F.linear(x.index_select(0, places), weight[of_queries], None if bias is None else bias[of_queries])
+        q = F.linear(x.index_select(0, attending), weight[of_queries], None if bias is None else bias[of_queries])
         kv = F.linear(x, weight[of_others], None if bias is None else bias[of_others])
         return (q.unflatten(-1, (self.num_heads, -1)), *kv.unflatten(-1, (2, self.num_heads, -1)).unbind(1))
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel ("Going deeper with Image Transformers", arXiv 2103.17239)."""
+
+    def __init__(self, dim: int, init_values: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), init_values))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class Mlp(nn.Module):
+    """Two linear layers with exact GELU between them; parameters named as in timm."""
+
+    def __init__(self, dim: int, hidden: int, *, drop: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
 
 
 class Block(nn.Module):
@@ -74,64 +103,65 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.mlp = Mlp(dim, int(dim * config.mlp_ratio), drop=config.drop_rate)
         self.ls2 = LayerScale(dim, values) if values else nn.Identity()
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = drop_path
 
     def forward(
         self, x: Tensor, layout: TokenLayout, rotation: Rotation | None = None, *, last: bool = False
     ) -> Tensor:
         """Tokens (T + N * K, D) to the same, or where no block follows, `last`, to class tokens (N, D) alone.
 
-        Nobody reads the others then: they have keys and values, but neither queries nor an MLP.
+        The other tokens are not read then: they have keys and values, but neither queries nor an MLP.
         """
-        segments = layout.last if last else layout.segments[self.scope]
+        segments = (layout.last if last else layout.segments)[self.scope]
         attended = self.attn(self.norm1(x), segments, rotation)
         if last:
             x = x.index_select(0, layout.class_tokens)
-        document, documents = layout.document_of_page if last else layout.document, len(layout.page_counts)
+        document, documents = layout.document_of_page if last else layout.document, layout.page_counts.shape[0]
         x = x + self._drop(self.ls1(attended), document, documents)
         return x + self._drop(self.ls2(self._feed_forward(self.norm2(x))), document, documents)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.mlp(x)
-        # a few rows at a time: what lies between its layers, four times as wide, stays in the processor's caches
+        # a few rows at a time: the hidden layer, four times as wide, stays in the processor's caches
         return torch.cat([self.mlp(rows) for rows in x.split(CACHED_ROWS)])
 
     def _drop(self, branch: Tensor, document: Tensor, documents: int) -> Tensor:
-        if not self.training or self.drop_path.drop_prob == 0.0:
+        if not self.training or self.drop_path == 0.0:
             return branch
-        # timm draws for each element of the first dimension: here those have to be documents, not tokens
-        keep = self.drop_path(branch.new_ones(documents, 1))
-        return branch * keep[document]
+        kept = 1 - self.drop_path  # drawn for each document, not for each token
+        return branch * branch.new_empty(documents, 1).bernoulli_(kept).div_(kept)[document]
 
 
 class DocViT(nn.Module):
     """A vision transformer whose tokens are the patches of all pages of a document.
 
     `forward` takes a `PatchSequence` of B documents and gives logits (B, num_classes). Parameter names are timm's.
+
+    Args:
+        config: the settings.
+        stem: a stem of your own instead of the one that `config.stem` names; save and load know nothing of it.
     """
 
-    def __init__(self, config: DocViTConfig) -> None:
+    def __init__(self, config: DocViTConfig, *, stem: Stem | None = None) -> None:
         super().__init__()
         self.config = config
+        self.grad_checkpointing = False
         dim = config.embed_dim
         self.num_classes = config.num_classes
         self.embed_dim = dim
-        self.num_features = POOLINGS[config.pooling] * dim  # width of a document's feature
-        self.patch_embed = STEMS[config.stem](config.in_chans, config.patch_size, dim)
-        if not config.depth:
-            if not isinstance(self.patch_embed, InkStem):
-                raise ValueError(f"without blocks the {config.stem} stem tells nothing of a page: take ink, or blocks")
-            for part in (self.patch_embed.norm, self.patch_embed.proj):  # nobody reads patches, so nothing is learned
-                part.requires_grad_(False)
+        self.num_features = pooling.width(config.pooling) * dim  # width of a document's feature
+        self.patch_embed = create_stem(config.stem, config.in_chans, config.patch_size, dim) if stem is None else stem
+        if not config.reads_patches:
+            self.patch_embed.freeze_tokens()
         self.cls_token = nn.Parameter(torch.empty(1, dim))
         self.reg_token = nn.Parameter(torch.empty(config.num_registers, dim)) if config.num_registers else None
         self.positions: Positions = create_positions(
             config.positions, dim, grid=config.grid, max_pages=config.max_pages, head_dim=dim // config.num_heads
         )
         drops = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()  # also under another default
-        scopes = parse_scopes(config.scopes, config.depth)
-        self.blocks = nn.ModuleList(Block(config, scope=s, drop_path=p) for s, p in zip(scopes, drops, strict=True))
+        scopes = zip(config.block_scopes, drops, strict=True)
+        self.blocks = nn.ModuleList(Block(config, scope=scope, drop_path=drop) for scope, drop in scopes)
         self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
         self.head_drop = nn.Dropout(config.drop_rate)
         self.head = create_head(self.num_features, config.num_classes)
@@ -152,9 +182,13 @@ class DocViT(nn.Module):
         """Tokens of a page before its patches: the class token and the registers."""
         return 1 + self.config.num_registers
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Whether training keeps the tokens between blocks alone and computes the rest again in the backward pass."""
+        self.grad_checkpointing = enable
+
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Names that an optimiser should not decay (timm's convention)."""
+        """Names of parameters that an optimiser should not decay (timm's convention)."""
         positions = {f"positions.{name}" for name, _ in self.positions.named_parameters()}
         return {"cls_token", "reg_token"} | positions
 
@@ -194,14 +228,17 @@ class DocViT(nn.Module):
 
     def _run(self, batch: PatchSequence, wanted: Callable[[str], bool] = lambda _: False) -> tuple[Features, States]:
         """Page tokens, and those states of all tokens that are wanted."""
-        layout = TokenLayout.of(batch, self.num_prefix_tokens, parse_scopes(self.config.scopes, self.config.depth))
+        layout = TokenLayout.of(batch, self.num_prefix_tokens, self.config.block_scopes)
         x, rotation = self._embed(batch, layout)
         states = {"embed": x} if wanted("embed") else {}
         last = False
         for i, block in enumerate(self.blocks):
             name = f"blocks.{i}"
             last = i == len(self.blocks) - 1 and not wanted(name)  # of the last block only class tokens are read
-            x = block(x, layout, rotation, last=last)
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, layout, rotation, last=last, use_reentrant=False)
+            else:
+                x = block(x, layout, rotation, last=last)
             if wanted(name):
                 states[name] = x
         if not last:
@@ -218,17 +255,19 @@ class DocViT(nn.Module):
 
         F is `num_features`: D, 2 D under `mean+std` pooling, 3 D under `mean+std+first`.
         """
-        pooled = pool(x.pages.float(), x.page_counts, self.config.pooling).to(x.pages.dtype)
+        pooled = pooling.pool(x.pages.float(), x.page_counts, self.config.pooling).to(x.pages.dtype)
         return pooled if pre_logits else self.head(self.head_drop(pooled))
 
     def forward_pages(self, x: Features) -> Tensor:
-        """What each page token alone says (N, num_classes); under mean pooling their mean is `forward`'s."""
+        """Logits of each page as a document of its own (N, num_classes); under mean pooling their mean is `forward`'s.
+
+        The other pages count as far as its token has attended to them.
+        """
         return self.head(self.alone(x.pages))
 
     def alone(self, pages: Tensor) -> Tensor:
-        """Features (N, F) of documents of which each has one of these page tokens (N, D): no page differs from it."""
-        spread = pages.new_full(pages.shape, LEAST_SPREAD)
-        return torch.cat([pages, spread, pages][: POOLINGS[self.config.pooling]], 1)
+        """Features (N, F) of documents that consist of one of these page tokens (N, D) each."""
+        return pooling.pool_alone(pages, self.config.pooling)
 
     def forward(self, batch: PatchSequence) -> Tensor:
         return self.forward_head(self.forward_features(batch))
@@ -240,7 +279,7 @@ class DocViT(nn.Module):
         before its patches; `pages`: normalised page tokens (N, D); `document`: (B, F); `logits`: (B, num_classes).
 
         Raises:
-            ValueError: no state is called so.
+            ValueError: a name that no state has.
         """
         known = ["embed", *(f"blocks.{i}" for i in range(len(self.blocks))), "pages", "document", "logits"]
         unknown = [name for name in names or () if name not in known]
@@ -256,27 +295,92 @@ class DocViT(nn.Module):
         return {name: state for name, state in states.items() if wanted(name)}
 
     def reset_classifier(self, num_classes: int, classes: Sequence[str] = ()) -> None:
-        """A fresh head for `num_classes` classes (0: none, the pooled feature comes out)."""
+        """A fresh head for `num_classes` classes (0: none; the model then returns the pooled feature)."""
         self.config = replace(self.config, num_classes=num_classes, classes=tuple(classes))
         self.num_classes = num_classes
         self.head = create_head(self.num_features, num_classes).to(self.norm.weight)
 
-    def save_pretrained(self, folder: str, *, dtype: torch.dtype | None = None) -> None:
-        """Writes `config.json` and `model.safetensors` (weights as `dtype`, or as they are)."""
-        from docvit.model.pretrained import save_pretrained
+    def adapt(self, **overrides: Any) -> DocViT:
+        """A copy under other settings, with every weight that still fits; tables are resampled, corners kept.
 
-        save_pretrained(self, folder, dtype=dtype)
+        A head of another number of classes, other class names or another width of feature begins afresh.
+
+        Raises:
+            ModelError: weights that do not fit the settings.
+            ValueError: settings that make no model.
+        """
+        if overrides.get("num_classes", self.config.num_classes) != self.config.num_classes:
+            overrides = {"classes": (), **overrides}  # the old names are of other classes
+        config = replace(self.config, **overrides)
+        result = DocViT(config)
+        own = result.state_dict()
+        same_head = config.num_classes == self.config.num_classes and config.classes in (self.config.classes, ())
+        same_head = same_head and result.num_features == self.num_features
+        for name, value in self.state_dict().items():
+            if name not in own or (name.startswith("head.") and not same_head):
+                continue
+            own[name] = resample(value, own[name].shape) if name.startswith("positions.") else value
+        try:
+            result.load_state_dict(own)
+        except RuntimeError as error:
+            raise ModelError(f"the weights do not fit the settings asked for: {error}") from error
+        return result
+
+    def save_pretrained(self, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
+        """Writes `config.json` and `model.safetensors` (weights as `dtype`, or as they are) into `folder`."""
+        state = self.state_dict().items()
+        cast = {name: value.to(dtype) if dtype and value.is_floating_point() else value for name, value in state}
+        write_folder(folder, self.config, cast)
 
     @classmethod
-    def from_pretrained(cls, folder: str | None = None) -> DocViT:
-        """From a folder, a hub id, or (None) the model in the box; see `docvit.weights.load_pretrained`."""
-        from docvit.model.pretrained import load_pretrained
+    def from_pretrained(cls, folder: str | os.PathLike[str] | None = None) -> DocViT:
+        """A DocViT in eval mode, weights in float32.
 
-        return load_pretrained(folder)
+        Args:
+            folder: a folder written by `save_pretrained`, a Hugging Face hub id (`user/model`), or None for the bundled
+                model, which needs no network.
+
+        Raises:
+            ModelError: neither a model folder nor a hub repository that can be reached, or weights that do not fit.
+        """
+        path = find_folder(folder)
+        try:
+            config, state = read_folder(path)
+            model = cls(config)
+            model.load_state_dict(state)  # into float32, whatever is in the file
+        except Exception as error:  # JSON, settings, safetensors and shapes each raise their own kinds
+            reason = " ".join(str(error).split("\n\t")[:2])  # torch lists every single weight
+            advice = " If another version of docvit wrote it, train it again." if "mismatch" in reason else ""
+            raise ModelError(f"{path} cannot be loaded: {reason}{advice}") from error
+        return model.eval()
 
     @classmethod
     def from_timm(cls, model: str | nn.Module, *, pretrained: bool = False, **overrides: Any) -> DocViT:
-        """From a timm ViT, by name or instance; see `docvit.weights.from_timm`."""
-        from docvit.model.conversion import from_timm
+        """A timm vision transformer as a DocViT: the same logits for a one-page document with all its patches.
 
-        return from_timm(model, pretrained=pretrained, **overrides)
+        Args:
+            model: a name such as `vit_small_patch16_224`, or an instance.
+            pretrained: load timm's weights (for a name).
+            overrides: settings of `DocViTConfig` to change; another `grid` or `max_pages` resamples the tables, another
+                `num_classes` gives a fresh head.
+
+        The class token's position goes into the class token. The page embedding of the first page is zero; those of the
+        others begin small and random, so that training can tell pages apart. Other `positions` than `spatial+page` and
+        `page-independent` cannot use timm's table: all other weights are taken, but the logits are no longer timm's
+        until the model is trained.
+
+        Raises:
+            ModelError: no such name, weights that cannot be fetched, an architecture without a class token, or with
+                parts that DocViT does not have.
+        """
+        converted = convert_timm(model, pretrained=pretrained)
+        result = cls(converted.config)
+        own = result.state_dict()
+        page = own["positions.page"]
+        page[0] = 0
+        state = {"positions.page": page, **converted.state}
+        other = sorted(own.keys() ^ state.keys()) + [n for n in own if n in state and own[n].shape != state[n].shape]
+        if other:
+            raise ModelError(f"{converted.kind} and DocViT differ in their parts: {', '.join(other[:5])}")
+        result.load_state_dict(state)
+        return result.adapt(**overrides).train(converted.training)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from timm.layers import trunc_normal_
 from torch import nn
+
+from docvit.model.init import trunc_normal_
 
 
 def create_head(dim: int, num_classes: int) -> nn.Module:

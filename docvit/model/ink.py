@@ -1,4 +1,4 @@
-"""What the ink stem measures of patches and pages: nothing in here is learned."""
+"""Fixed features of patches and statistics of pages for the ink stem; nothing in here is learned."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ SIDE = 256  # lines that are read of a page, down and across; of one that is far
 
 BINS = 32, 16  # of its profiles, down and across
 
-LAYOUT = 1 + 2 * 2 + sum(BINS) + 2 * 5  # figures: width to height, bounds, profiles; rows and gaps, 5 figures each
+LAYOUT = 1 + 2 * 2 + sum(BINS) + 2 * 5  # statistics: aspect ratio, bounds, profiles; rows and gaps, 5 each
 
 
 class InkMaps(NamedTuple):
-    """What is measured of T patches of side P, in cells of 16 px (c = P / 16 a side) or of the whole patch.
+    """Measurements of T patches of side P, in cells of 16 px (c = P / 16 per side) or over the whole patch.
 
     Attributes:
-        ink: (T, K, c, c) how much of it, and on RGB, where K is 2 instead of 1, how colourful the cell is.
-        edges: at each scale (T, O, c, c), how strong in every direction.
-        modulation: (T, S * 3 * 4) at each scale and in four directions: edges' strength, and how much it changes from
-            one place to the next, across and down.
-        lines: (T, 3 P / 4 + 1) autocorrelation, from row to row of pixels, of how strong edges are: it peaks at the
-            distance of lines of text.
+        ink: (T, K, c, c) mean of the pixels of a cell, and on RGB, where K is 2 instead of 1, how colourful it is.
+        edges: at each scale (T, O, c, c), strength of edges in each of O directions.
+        modulation: (T, S * 3 * 4) at each scale and in four directions: strength of edges, and its mean change from one
+            pixel to the next, across and down.
+        lines: (T, 3 P / 4 + 1) autocorrelation of edge strength from row to row of pixels, which peaks at the distance
+            of text lines.
         rows, cols: (T, P) how many pixels of each of the patch's rows and columns lie on an edge.
     """
 
@@ -49,7 +49,7 @@ class InkMaps(NamedTuple):
 
 
 def sizes(in_chans: int, patch_size: int) -> tuple[int, int]:
-    """How many figures tell a token about its patch, and a class token about its page."""
+    """Number of features per patch, and of statistics per page."""
     kinds = 1 if in_chans == 1 else 2
     of_cells = 2 * (kinds + 2 * SCALES * ORIENTATIONS)
     texture = of_cells + 2 * SCALES * MODULATED + _lags(patch_size)
@@ -112,47 +112,47 @@ def _lines(across: Tensor) -> Tensor:
     return (rows[:, None] * shifted).sum(2) / (2 * size)
 
 
-def compare(measured: InkMaps) -> Tensor:
-    """What a token is told: (T, features), edges against those of the whole patch."""
+def patch_features(maps: InkMaps) -> Tensor:
+    """(T, features): ink, and edges at the two finer scales divided by their norm over the patch."""
     # 0.3: about a faint hairline
-    edges = [e / (e.square().sum((1, 2, 3), keepdim=True).sqrt() + 0.3) for e in measured.edges[:2]]
-    return torch.cat([part.flatten(1) for part in (measured.ink, *edges)], 1)
+    edges = [e / (e.square().sum((1, 2, 3), keepdim=True).sqrt() + 0.3) for e in maps.edges[:2]]
+    return torch.cat([part.flatten(1) for part in (maps.ink, *edges)], 1)
 
 
-def gather(measured: InkMaps, batch: PatchSequence, page_lengths: Tensor) -> Tensor:
-    """What a class token is told: (N, statistics), `page_lengths` (N,) patches of each page, on their device."""
-    return torch.cat([_texture(measured, page_lengths), _layout(measured, batch, page_lengths)], 1)
+def page_statistics(maps: InkMaps, batch: PatchSequence, page_lengths: Tensor) -> Tensor:
+    """(N, statistics): texture and layout; `page_lengths` (N,) patches of each page, on their device."""
+    return torch.cat([_texture(maps, page_lengths), _layout(maps, batch, page_lengths)], 1)
 
 
-def _texture(measured: InkMaps, page_lengths: Tensor) -> Tensor:
-    """What is on the page, wherever it may be."""
+def _texture(maps: InkMaps, page_lengths: Tensor) -> Tensor:
+    """Statistics that do not depend on where on the page the ink lies."""
 
-    def total(figures: Tensor) -> Tensor:
-        return torch.segment_reduce(figures, "sum", lengths=page_lengths, unsafe=True, initial=0.0)
+    def total(x: Tensor) -> Tensor:
+        return torch.segment_reduce(x, "sum", lengths=page_lengths, unsafe=True, initial=0.0)
 
-    # mean and deviation over inked cells, of edges as they are and within their cell
-    within = [e / (e.square().sum(1, keepdim=True).sqrt() + 0.05) for e in measured.edges]
-    cells = torch.cat([measured.ink, *measured.edges, *within], 1).flatten(2)  # (T, figures, cells)
-    inked = (cells[:, measured.ink.shape[1] :].sum(1, keepdim=True) > 0.02).float()
+    # mean and deviation over inked cells, of edges as they are and divided by their norm in the cell
+    within = [e / (e.square().sum(1, keepdim=True).sqrt() + 0.05) for e in maps.edges]
+    cells = torch.cat([maps.ink, *maps.edges, *within], 1).flatten(2)  # (T, features of a cell, cells)
+    inked = (cells[:, maps.ink.shape[1] :].sum(1, keepdim=True) > 0.02).float()
     count, summed, squares = (total((cells**power * inked).sum(2)) for power in (0, 1, 2))
     mean, square = summed / count.clamp(min=1), squares / count.clamp(min=1)
     deviation = (square - mean.square()).clamp(min=1e-6).sqrt()
 
     patches = total(inked.amax(2)).clamp(min=1)  # with ink, for blank ones must change nothing
-    strength, changes = (total(measured.modulation) / patches).unflatten(1, (SCALES, 3, MODULATED)).split([1, 2], 2)
-    # 0.04 and 3e-5: far below what lines of pale text give, so that nearly empty pages say next to nothing
+    strength, changes = (total(maps.modulation) / patches).unflatten(1, (SCALES, 3, MODULATED)).split([1, 2], 2)
+    # 0.04 and 3e-5: far below what lines of pale text give, so that nearly empty pages give almost zero
     modulation = (changes / (strength + 0.04)).flatten(1)
-    unshifted, shifted = (total(measured.lines) / patches).tensor_split([1], 1)
+    unshifted, shifted = (total(maps.lines) / patches).tensor_split([1], 1)
     return torch.cat([mean, deviation, modulation, shifted / (unshifted + 3e-5)], 1)
 
 
-def _layout(measured: InkMaps, batch: PatchSequence, page_lengths: Tensor) -> Tensor:
-    """Where on the page it is: its bounds, profiles down and across, heights of rows and of the gaps between them."""
+def _layout(maps: InkMaps, batch: PatchSequence, page_lengths: Tensor) -> Tensor:
+    """Where on the page the ink lies: bounds, profiles down and across, heights of rows and of the gaps between."""
     pages = torch.arange(batch.num_pages, device=page_lengths.device)
     page = pages.repeat_interleave(page_lengths, output_size=batch.num_patches)
-    sides = batch.grids * measured.rows.shape[1]  # (N, 2) height and width in px
-    down = _profile(measured.rows, page, batch.row, sides[:, 0]) / sides[:, 1:]
-    across = _profile(measured.cols, page, batch.col, sides[:, 1]) / sides[:, :1]
+    sides = batch.grids * maps.rows.shape[1]  # (N, 2) height and width in px
+    down = _profile(maps.rows, page, batch.row, sides[:, 0]) / sides[:, 1:]
+    across = _profile(maps.cols, page, batch.col, sides[:, 1]) / sides[:, :1]
     found = [sides[:, 1:] / sides[:, :1]]
     for profile, bins in zip((down, across), BINS, strict=True):
         inked = profile > 0.005
@@ -165,17 +165,17 @@ def _layout(measured: InkMaps, batch: PatchSequence, page_lengths: Tensor) -> Te
 
 
 def _profile(counts: Tensor, page: Tensor, at: Tensor, sides: Tensor) -> Tensor:
-    """Counts in each patch's lines (T, P), by patches' places `at` (T,) along pages `sides` px long: (N, SIDE)
+    """Counts in each patch's lines (T, P), by patches' rows or columns `at` (T,), on pages `sides` px long: (N, SIDE)
 
-    In integers, so that in whichever order a device sums them up the sums are alike; and with nothing that would have
-    to be read back from it, such as how long the longest page is.
+    In integers, so that the sums are the same in whichever order a device adds; and without reading anything back from
+    it, such as the length of the longest page.
     """
     size, most = counts.shape[1], 2**20
     keys, order = (page * most + at).sort(stable=True)
     before = F.pad(counts.index_select(0, order).cumsum(0), (0, 0, 1, 0))  # (T + 1, P)
     steps = torch.arange(SIDE, device=sides.device)
     line = (2 * steps + 1) * sides[:, None] // (2 * SIDE)  # (N, SIDE) in px
-    wanted = torch.arange(len(sides), device=sides.device)[:, None] * most + line // size
+    wanted = torch.arange(sides.shape[0], device=sides.device)[:, None] * most + line // size
     begin, end = torch.searchsorted(keys, wanted), torch.searchsorted(keys, wanted, right=True)
     return before[end, line % size] - before[begin, line % size]
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from docvit.documents.patches import PatchSequence
+from docvit.model.init import trunc_normal_
 
 
 class Positions(nn.Module):
@@ -109,7 +109,7 @@ class Continued(Positions):
 class Sinusoid(Positions):
     """The text transformer's sinusoid of the continued number, counted from 0; a class token has its page's first.
 
-    Nothing is learned and no place is the last: it extrapolates to any document and any grid.
+    Nothing is learned: it extrapolates to any document and any grid.
 
     Raises:
         ValueError: `dim` is odd.
@@ -179,7 +179,7 @@ class Rotary(Positions):
         return torch.cat(turns, 1).float()
 
 
-POSITIONS: dict[str, type[Positions]] = {
+SCHEMES: dict[str, type[Positions]] = {
     "page-independent": PageIndependent,
     "continued": Continued,
     "sincos": Sinusoid,
@@ -193,11 +193,9 @@ def create_positions(name: str, dim: int, *, grid: tuple[int, int], max_pages: i
     """The scheme called `name`.
 
     Raises:
-        ValueError: there is no such scheme, or it needs another width.
+        ValueError: the scheme needs another width.
     """
-    if name not in POSITIONS:
-        raise ValueError(f"no positional scheme {name!r}: choose one of {', '.join(POSITIONS)}")
-    return POSITIONS[name](dim, grid=grid, max_pages=max_pages, head_dim=head_dim)
+    return SCHEMES[name](dim, grid=grid, max_pages=max_pages, head_dim=head_dim)
 
 
 def first_numbers(batch: PatchSequence) -> tuple[Tensor, Tensor]:
@@ -226,7 +224,7 @@ def patch_numbers(batch: PatchSequence, first: Tensor) -> Tensor:
 def phases(x: Tensor, count: int, base: float) -> Tensor:
     """`x` (T,) at `count` frequencies from 1 down to nearly 1 / base: (T, count), in float64.
 
-    In float32 the hundred-thousandth patch of a long document would already lie beside its place.
+    In float32 the phase of the hundred-thousandth patch of a long document would already be wrong.
     """
     frequencies = base ** -(torch.arange(count, dtype=torch.float64, device=x.device) / count)
     return x[:, None] * frequencies
@@ -247,7 +245,7 @@ def stretch(index: Tensor, length: Tensor, table: int) -> Tensor:
 
 
 def interpolate_1d(table: Tensor, x: Tensor) -> Tensor:
-    """Rows of `table` (S, D) at fractional places `x` (T,), linearly: (T, D)."""
+    """Rows of `table` (S, D) at fractional indices `x` (T,), linearly: (T, D)."""
     low = x.floor().long().clamp(0, len(table) - 1)
     high = (low + 1).clamp(max=len(table) - 1)
     # F.embedding and not table[low]: with several threads, indexing adds up its gradient in no fixed order; and once,
@@ -266,3 +264,14 @@ def interpolate_2d(table: Tensor, row: Tensor, col: Tensor) -> Tensor:
     upper = torch.lerp(F.embedding(top * cols + left, cells), F.embedding(top * cols + right, cells), across)
     lower = torch.lerp(F.embedding(bottom * cols + left, cells), F.embedding(bottom * cols + right, cells), across)
     return torch.lerp(upper, lower, down)
+
+
+def resample(table: Tensor, shape: torch.Size) -> Tensor:
+    """A learned table (S, D) or (R, C, D) at another number of entries, corners kept; as it is where D differs."""
+    if table.shape == shape or table.ndim != len(shape) or table.shape[-1] != shape[-1]:
+        return table
+    axes = [torch.linspace(0, old - 1, new) for old, new in zip(table.shape[:-1], shape[:-1], strict=True)]
+    if len(axes) == 1:
+        return interpolate_1d(table.float(), axes[0])
+    row, col = (a.flatten() for a in torch.meshgrid(*axes, indexing="ij"))
+    return interpolate_2d(table.float(), row, col).reshape(shape)

@@ -8,27 +8,31 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from timm.layers import lecun_normal_
 from torch import Tensor, nn
 
 from docvit.documents.patches import PatchSequence
 from docvit.model import ink
+from docvit.model.init import trunc_normal_
 
-# Deviations. A figure that hardly varies in training, such as the shape of pages where all are alike, must not drown
+# Deviations. A statistic that hardly varies in training, such as the shape of pages where all are alike, must not drown
 # all others on a page where it does.
 FARTHEST = 10.0
 
 
 class Stem(nn.Module):
-    """Base: patches (T, C * P * P) to tokens (T, D), and what else there is to say about a page."""
+    """Base: patches (T, C * P * P) to tokens (T, D); a stem may also add page statistics to class tokens."""
 
     def embed(self, batch: PatchSequence, page_lengths: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Tokens of the patches (T, D), and what is added to each page's class token (N, D), or None.
+        """Tokens of the patches (T, D), and page statistics (N, D) to be added to the pages' class tokens, or None.
 
         Args:
             page_lengths: (N,) patches of each page, on the batch's device.
         """
         return self(batch.patches), None
+
+    def freeze_tokens(self) -> None:
+        """Freezes what patch tokens alone are made with, for a model that does not read them."""
+        self.requires_grad_(False)
 
 
 class LinearStem(Stem):
@@ -40,7 +44,9 @@ class LinearStem(Stem):
     def __init__(self, in_chans: int, patch_size: int, dim: int) -> None:
         super().__init__()
         self.proj = nn.Linear(in_chans * patch_size**2, dim)
-        lecun_normal_(self.proj.weight)
+        fan_in, cut_off = in_chans * patch_size**2, 0.87962566103423978  # deviation of a normal cut off at two
+        with torch.no_grad():  # LeCun's
+            trunc_normal_(self.proj.weight).mul_(math.sqrt(1 / fan_in) / cut_off)
 
     def forward(self, patches: Tensor) -> Tensor:
         return self.proj(patches)
@@ -49,7 +55,7 @@ class LinearStem(Stem):
 class ConvStem(Stem):
     """Strided convolutions within the patch, halving its side down to one ("Early Convolutions", arXiv 2106.14881).
 
-    Strokes and edges are found wherever in the patch they lie, which a linear map has to learn place by place. Since
+    Strokes and edges are found wherever in the patch they lie, which a linear map has to learn pixel by pixel. Since
     no convolution leaves its patch, packed sequences with patches left out need nothing special.
 
     (T, C * P * P) -> (T, D); P is a power of two.
@@ -78,21 +84,23 @@ class ConvStem(Stem):
 
 
 class InkStem(Stem):
-    """How much ink there is, how colourful, and how its edges run, in cells of 16 px; then a small learned map.
+    """Fixed features of ink, colour and edges in cells of 16 px (`docvit.model.ink`), then a small learned map.
 
     Directional derivatives at three scales, rectified, averaged over cells and compressed by a square root: the first
     layer of a scattering network (arXiv 1203.1513). For a patch's token those of the two finer scales are divided by
     their norm over the patch, as in histograms of oriented gradients (Dalal and Triggs, 2005), so that neither stroke
-    weight nor contrast, which belong to a source and not to a class, comes through. A page's class token is told the
-    mean and the standard deviation over the page's inked cells (averages attention can take itself, spreads it can
-    not), a second layer of scattering, divided by the first (how edges come and go: letters, words, lines), the
-    autocorrelation of edges from row to row, which has a peak at the distance of its lines, and the page's layout: its
-    shape, the bounds of what is on it, how much is where from top to bottom and from left to right, and how high rows
-    of text, staves or tables are and the gaps between them. Where patches are left out in training, it is the layout of
-    what is left.
-    Nothing but a small MLP, a linear map and the batch norms before them is learned, which helps when documents are few
-    and sources fewer.
-    While training, the batch norms let the documents of a batch touch each other; afterwards nothing does.
+    weight nor contrast, which belong to a source and not to a class, comes through.
+
+    A page's statistics are added to its class token: the mean and the standard deviation over the page's inked cells
+    (averages attention can take itself, spreads it can not); a second layer of scattering, divided by the first (how
+    edges come and go: letters, words, lines); the autocorrelation of edges from row to row, which has a peak at the
+    distance of text lines; and the layout of the page: its shape, the bounds of its content, profiles from top to
+    bottom and from left to right, the heights of rows of text, staves or tables and of the gaps between them. Where
+    patches are left out in training, it is the layout of those that remain.
+
+    Learned are only a small MLP, a linear map and the batch norms before them, which helps when documents are few and
+    sources fewer. While training, the batch norms let the documents of a batch influence each other; afterwards
+    documents are independent.
 
     (T, C * P * P) -> (T, D); P is a multiple of 16.
     """
@@ -114,27 +122,31 @@ class InkStem(Stem):
     def embed(self, batch: PatchSequence, page_lengths: Tensor) -> tuple[Tensor, Tensor]:
         features, statistics = (x.to(batch.patches.dtype) for x in self.observe(batch, page_lengths))
         statistics = _normalise(self.page_norm, statistics).clamp(-FARTHEST, FARTHEST)
-        return self.proj(_normalise(self.norm, features)), self.tell(statistics, batch)
+        return self.proj(_normalise(self.norm, features)), self.project_pages(statistics, batch)
+
+    def freeze_tokens(self) -> None:
+        self.norm.requires_grad_(False)
+        self.proj.requires_grad_(False)
 
     @torch.no_grad()
     def observe(self, batch: PatchSequence, page_lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """What tokens and class tokens are told of, before anything is learned: (T, features) and (N, statistics)."""
+        """Fixed features of patches (T, features) and statistics of pages (N, statistics), in float32."""
         with torch.autocast(batch.patches.device.type, enabled=False):
-            measured = self.measure(batch.patches.float())
-            return ink.compare(measured), ink.gather(measured, batch, page_lengths)
+            maps = self.measure(batch.patches.float())
+            return ink.patch_features(maps), ink.page_statistics(maps, batch, page_lengths)
 
-    def tell(self, statistics: Tensor, batch: PatchSequence) -> Tensor:
-        """What is added to class tokens (N, D) by normalised statistics of their pages (N, statistics)."""
+    def project_pages(self, statistics: Tensor, batch: PatchSequence) -> Tensor:
+        """Normalised statistics of the pages (N, statistics) -> what is added to their class tokens (N, D)."""
         return self.page_proj(statistics)
 
     @torch.no_grad()
     def describe(self, patches: Tensor) -> Tensor:
-        """What a token is made of before anything is learned: (T, C * P * P) -> (T, features), in float32."""
+        """Fixed features of patches: (T, C * P * P) -> (T, features), in float32."""
         with torch.autocast(patches.device.type, enabled=False):
-            return ink.compare(self.measure(patches.float()))
+            return ink.patch_features(self.measure(patches.float()))
 
     def measure(self, patches: Tensor) -> ink.InkMaps:
-        """What `docvit.ink` measures of patches (T, C * P * P) in float32."""
+        """The ink maps of patches (T, C * P * P) in float32."""
         return ink.measure(patches.unflatten(1, (self.in_chans, self.patch_size, self.patch_size)))
 
 
@@ -146,4 +158,13 @@ def _normalise(norm: nn.BatchNorm1d, rows: Tensor) -> Tensor:
     return norm(rows)
 
 
-STEMS: dict[str, Callable[[int, int, int], Stem]] = {"linear": LinearStem, "conv": ConvStem, "ink": InkStem}
+def create_stem(name: str, in_chans: int, patch_size: int, dim: int) -> Stem:
+    """The stem called `name`.
+
+    Raises:
+        ValueError: the stem needs another patch size.
+    """
+    return STEM_TYPES[name](in_chans, patch_size, dim)
+
+
+STEM_TYPES: dict[str, Callable[[int, int, int], Stem]] = {"linear": LinearStem, "conv": ConvStem, "ink": InkStem}

@@ -1,4 +1,4 @@
-"""Where the tokens of a packed batch sit, and how far rotary positions turn them: once a batch, for all blocks."""
+"""The order of the tokens of a packed batch, their segments, and their rotation: once per batch, for all blocks."""
 
 from __future__ import annotations
 
@@ -8,77 +8,65 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from docvit.documents.patches import PatchSequence
-from docvit.model.attention import Segments
+from docvit.documents.patches import PatchSequence, segment_ids
+from docvit.model.attention import MaskedSegments, Segments
 
 
 def token_indices(batch: PatchSequence, num_prefix: int) -> Tensor:
-    """(T,) where each patch stands among all tokens, when every page's patches follow its prefix tokens (CPU)."""
+    """(T,) index of each patch among all tokens, where every page's patches follow its prefix tokens (CPU)."""
     return torch.arange(batch.num_patches) + num_prefix * (batch.page_of_patch + 1)
 
 
-SCOPES = ("page", "document", "page-then-document:K", "alternate:K")
-
-
-def parse_scopes(scopes: str, depth: int) -> tuple[str, ...]:
-    """`scopes` spelled out, one of "page" and "document" for each block.
-
-    Raises:
-        ValueError: not one of the four forms, or K outside 1..depth.
-    """
-    name, _, number = scopes.partition(":")
-    if scopes in ("page", "document"):
-        return (scopes,) * depth
-    if name in ("page-then-document", "alternate") and number.isdecimal() and 1 <= int(number) <= depth:
-        k = int(number)
-        document = (lambda i: i >= depth - k) if name == "page-then-document" else (lambda i: i % k == k - 1)
-        return tuple("document" if document(i) else "page" for i in range(depth))
-    raise ValueError(f"scopes {scopes!r} of {depth} blocks: choose {', '.join(SCOPES)}, with K from 1 to {depth}")
-
-
 class TokenLayout(NamedTuple):
-    """Where every token of a batch sits; computed once a batch and shared by all blocks.
+    """The order and the segments of the tokens of a batch; computed once and shared by all blocks.
 
     T + N * K tokens, ordered page by page: a page's K prefix tokens (class token, registers), then its patches.
     """
 
     order: Tensor  # (T + N * K,) index into [patches; prefixes] that gives page order
-    class_tokens: Tensor  # (N,) place of each page's class token
+    class_tokens: Tensor  # (N,) index of each page's class token
     document: Tensor  # (T + N * K,) document of every token
     document_of_page: Tensor  # (N,)
     page_counts: Tensor  # (B,) pages of each document
     page_lengths: Tensor  # (N,) patches of each page
-    segments: dict[str, Segments]
-    last: Segments  # of the last block: class tokens attend, to all
+    segments: dict[str, Segments | MaskedSegments]  # scope -> segments in which all tokens attend
+    last: dict[str, Segments | MaskedSegments]  # likewise for the last block, in which class tokens alone attend
 
     @classmethod
     def of(cls, batch: PatchSequence, num_prefix: int, scopes: Sequence[str]) -> TokenLayout:
         device = batch.patches.device
         begins = batch.page_bounds + num_prefix * torch.arange(batch.num_pages + 1)  # in tokens
         prefix = begins[:-1, None] + torch.arange(num_prefix)  # (N, K)
-        places = torch.cat([token_indices(batch, num_prefix), prefix.flatten()])
+        indices = torch.cat([token_indices(batch, num_prefix), prefix.flatten()])
         bounds = {"page": begins, "document": begins[batch.document_bounds]}
-        document = torch.repeat_interleave(torch.arange(batch.num_documents), bounds["document"].diff())
+        document = segment_ids(bounds["document"], indices.shape[0])
+
+        def segments(scope: str, attending: Tensor | None = None) -> Segments | MaskedSegments:
+            if torch.compiler.is_exporting():
+                segment = segment_ids(bounds[scope], indices.shape[0]).to(device)
+                return MaskedSegments.of(segment, None if attending is None else attending.to(device))
+            return Segments.of(bounds[scope], device, attending=attending)
+
         return cls(
-            order=torch.argsort(places).to(device),
+            order=torch.argsort(indices).to(device),
             class_tokens=begins[:-1].to(device),
             document=document.to(device),
             document_of_page=batch.document_of_page.to(device),
             page_counts=batch.document_bounds.diff().to(device),
             page_lengths=batch.page_bounds.diff().to(device),
-            segments={scope: Segments.of(bounds[scope], device) for scope in sorted(set(scopes))},
-            last=Segments.of(bounds[scopes[-1] if scopes else "page"], device, places=begins[:-1]),
+            segments={scope: segments(scope) for scope in sorted(set(scopes))},
+            last={scope: segments(scope, begins[:-1]) for scope in scopes[-1:]},
         )
 
 
 class Rotation(NamedTuple):
-    """How far each token's queries and keys are turned; like the layout, computed once a batch."""
+    """The rotary angles of each token's queries and keys; computed once per batch."""
 
     cos: Tensor  # (T + N * K, head_dim / 2)
     sin: Tensor
 
-    def at(self, places: Tensor | None) -> Rotation:
-        return self if places is None else Rotation(*(part.index_select(0, places) for part in self))
+    def at(self, indices: Tensor | None) -> Rotation:
+        return self if indices is None else Rotation(*(part.index_select(0, indices) for part in self))
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from docvit.data.augment import Augmentation
@@ -25,6 +24,7 @@ from docvit.documents.patches import PatchSequence
 from docvit.hardware import has_fast_bf16
 from docvit.model.config import DocViTConfig
 from docvit.model.docvit import Block, DocViT
+from docvit.model.init import trunc_normal_
 from docvit.model.positions import SpatialPage
 from docvit.model.pretrained import save_pretrained
 from docvit.model.stems import InkStem

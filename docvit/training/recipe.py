@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 import torch
 
 from docvit.data.augment import Augmentation
-from docvit.model.conversion import from_timm
 from docvit.model.docvit import DocViT
 from docvit.model.pretrained import adapt, load_pretrained
 from docvit.model.variants import create_model
@@ -63,5 +62,5 @@ def build_model(recipe: Recipe, classes: tuple[str, ...]) -> DocViT:
     if recipe.init is None:
         return create_model(recipe.model, **settings)
     if recipe.init.startswith("timm:"):
-        return from_timm(recipe.init.removeprefix("timm:"), pretrained=True, **settings)
+        return DocViT.from_timm(recipe.init.removeprefix("timm:"), pretrained=True, **settings)
     return adapt(load_pretrained(recipe.init), **settings)

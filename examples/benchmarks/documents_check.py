@@ -22,7 +22,7 @@ from torch import nn
 
 import docvit
 from docvit.hardware import choose_device, has_fast_bf16
-from docvit.model.positions import POSITIONS
+from docvit.model.config import POSITIONS
 
 KINDS = {
     **{f"tiny, {name}": ("docvit_tiny_patch16", {"positions": name, "depth": 4}) for name in POSITIONS},

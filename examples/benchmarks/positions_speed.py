@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import docvit
 from docvit.hardware import choose_device, has_fast_bf16
-from docvit.model.positions import POSITIONS
+from docvit.model.config import POSITIONS
 
 REFERENCE, AGAIN = "spatial+page", "spatial+page, again"
 

@@ -35,7 +35,7 @@ from docvit.documents.pages import PageStack
 from docvit.evaluation.cost import predict_cost
 from docvit.files import replaced
 from docvit.inference.strategies import STRATEGIES
-from docvit.model.positions import POSITIONS
+from docvit.model.config import POSITIONS
 from docvit.model.variants import BASELINES, with_baseline
 from docvit.training.loop import TrainSettings
 from docvit.training.recipe import Recipe

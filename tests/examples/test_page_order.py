@@ -33,7 +33,7 @@ def page_numbers():
 def made_page(page_order, random):
     count = int(random.integers(2, 6))
     cells = torch.from_numpy(random.permutation(16)[:count].copy())
-    model = page_order.build("page-independent", page_order.Settings(), stem="ink")
+    model = page_order.build("page-independent", page_order.Settings(), page_order.InkStem)
     pixels = torch.from_numpy(
         random.random((count, model.config.in_chans * model.config.patch_size**2), dtype=np.float32)
     )
@@ -99,7 +99,7 @@ def test_a_page_is_told_what_sets_it_apart(page_order):
 
 def test_what_is_measured_once_is_what_the_stem_observes(page_order):
     measured, random = importlib.import_module("measured"), np.random.default_rng(0)
-    model = page_order.build("page-independent", page_order.Settings(), stem="ink")
+    model = page_order.build("page-independent", page_order.Settings(), page_order.InkStem)
     pages = [random.integers(0, 256, (256, 192, 3), dtype=np.uint8) for _ in range(3)]
     packed = model.pack([pages])
     batch = measured.put_together([measured.pages_of(measured.measure(model, packed))])
@@ -304,5 +304,5 @@ def test_numbers_are_read_off_the_pages_they_are_printed_on(page_order, page_num
     assert {page: int(read[0, 0]) for page, read in found.items()} == {page: page + 1 for page in found}
     assert all(abs(read[0, 1] - 0.5) < 0.02 and 0.87 < read[0, 2] < 0.95 for read in found.values())
     stack = page_order.PageStack(path, [np.full((256, 192, 3), 255, np.uint8)] * 64, list(found), 67)
-    model = page_order.build("page-independent", page_order.Settings(), stem="ink")
+    model = page_order.build("page-independent", page_order.Settings(), page_order.InkStem)
     assert page_order._view(stack, model, page_order.Settings(), 0, 1)["page_index"].tolist() == list(found)

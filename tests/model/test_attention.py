@@ -30,11 +30,11 @@ def qkv(tokens, heads=3, width=8, seed=0, dtype=torch.float32):
     return [torch.randn(tokens, heads, width, generator=generator, dtype=dtype) for _ in range(3)]
 
 
-def dense(q, k, v, lengths, places=slice(None)):
+def dense(q, k, v, lengths, attending=slice(None)):
     """Softmax attention over all T tokens at once, with everything outside a token's own segment masked out."""
     segment = torch.cat([torch.full((n,), i) for i, n in enumerate(lengths)]).to(q.device)
     scores = torch.einsum("thd,shd->hts", q, k) / q.shape[-1] ** 0.5
-    scores = scores.masked_fill(segment[places, None] != segment[None, :], float("-inf"))
+    scores = scores.masked_fill(segment[attending, None] != segment[None, :], float("-inf"))
     return torch.einsum("hts,shd->thd", scores.softmax(-1), v)
 
 
@@ -56,7 +56,7 @@ def assert_alike(out, expected, ours, theirs):
 
 
 @pytest.mark.parametrize(
-    ("lengths", "places"),
+    ("lengths", "attending"),
     [
         ([4, 4, 4], [0, 4, 8]),
         ([7, 1, 3, 7, 1, 2], [0, 7, 8, 11, 18, 19]),  # one of each segment, as class tokens are of pages
@@ -68,12 +68,12 @@ def assert_alike(out, expected, ours, theirs):
     ],
     ids=str,
 )
-def test_where_few_tokens_attend_the_others_are_keys_all_the_same(lengths, places):
+def test_where_few_tokens_attend_the_others_are_keys_all_the_same(lengths, attending):
     of_ours, of_theirs = ([x.requires_grad_() for x in qkv(sum(lengths))] for _ in range(2))
-    places = torch.tensor(places, dtype=torch.long)
-    segments = Segments.of(bounds_of(lengths), places=places)
-    out = attend(of_ours[0][places], *of_ours[1:], segments)
-    expected = dense(of_theirs[0][places], *of_theirs[1:], lengths, places)
+    attending = torch.tensor(attending, dtype=torch.long)
+    segments = Segments.of(bounds_of(lengths), attending=attending)
+    out = attend(of_ours[0][attending], *of_ours[1:], segments)
+    expected = dense(of_theirs[0][attending], *of_theirs[1:], lengths, attending)
     assert_alike(out, expected, of_ours, of_theirs)
 
 
@@ -150,7 +150,7 @@ def test_the_kernel_for_gpus_is_called_for_half_precision_alone(monkeypatch, dty
         calls.append((bounds_q, bounds_k, longest_q, longest_k))
         return dense(*(x.as_subclass(Tensor).float() for x in (q, k, v)), lengths).to(dtype)
 
-    monkeypatch.setattr(attention, "varlen_attn", kernel)
+    monkeypatch.setattr(attention, "varlen_kernel", lambda: kernel)
     q, k, v = qkv(9, dtype=dtype)
     out = attend(*(x.as_subclass(OnCuda) for x in (q, k, v)), bounds_of(lengths)).as_subclass(Tensor)
     torch.testing.assert_close(out.float(), dense(q.float(), k.float(), v.float(), lengths), atol=1e-2, rtol=1e-2)
@@ -162,15 +162,15 @@ def test_the_kernel_for_gpus_is_called_for_half_precision_alone(monkeypatch, dty
 
 
 def test_the_kernel_for_gpus_is_told_which_tokens_attend(monkeypatch):
-    lengths, places, calls = [5, 1, 3], torch.tensor([0, 4, 5, 8]), []
+    lengths, attending, calls = [5, 1, 3], torch.tensor([0, 4, 5, 8]), []
 
     def kernel(q, k, v, *bounds):
         calls.append((q.shape[0], k.shape[0], *bounds))
         return q
 
-    monkeypatch.setattr(attention, "varlen_attn", kernel)
+    monkeypatch.setattr(attention, "varlen_kernel", lambda: kernel)
     q, k, v = (x.as_subclass(OnCuda) for x in qkv(9, dtype=torch.bfloat16))
-    attend(q[places], k, v, Segments.of(bounds_of(lengths), "cpu", places=places))
+    attend(q[attending], k, v, Segments.of(bounds_of(lengths), "cpu", attending=attending))
     ((queries, keys, of_queries, of_keys, *longest),) = calls
     assert (queries, keys, *longest) == (4, 9, 2, 5)
     assert (of_queries.tolist(), of_keys.tolist()) == ([0, 2, 3, 4], [0, 5, 6, 9])
@@ -178,7 +178,7 @@ def test_the_kernel_for_gpus_is_told_which_tokens_attend(monkeypatch):
 
 
 def test_without_the_kernel_half_precision_takes_the_other_path(monkeypatch):
-    monkeypatch.setattr(attention, "varlen_attn", None)
+    monkeypatch.setattr(attention, "varlen_kernel", lambda: None)
     q, k, v = qkv(9, dtype=torch.bfloat16)
     out = attend(*(x.as_subclass(OnCuda) for x in (q, k, v)), bounds_of([5, 1, 3])).as_subclass(Tensor)
     assert torch.equal(out, attend(q, k, v, bounds_of([5, 1, 3])))

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from reference import P, close, dense_logits, documents, is_blank, model_of, page
 
 from docvit.documents.patches import pack
+from docvit.model.config import POSITIONS
 from docvit.model.docvit import CACHED_ROWS, DocViT
-from docvit.model.positions import POSITIONS
-from docvit.model.tokens import Rotation, TokenLayout, parse_scopes, rotate, token_indices
+from docvit.model.tokens import Rotation, TokenLayout, rotate, token_indices
 
 ALL_SCOPES = ["page", "document", "page-then-document:1", "page-then-document:2", "alternate:2"]
 SETTINGS = [
@@ -240,7 +240,7 @@ def test_pack_takes_the_models_own_settings():
 
 def test_stochastic_depth_is_drawn_for_whole_documents():
     model = model_of(drop_path=0.5, depth=2).train()
-    assert [block.drop_path.drop_prob for block in model.blocks] == [0.0, 0.5]
+    assert [block.drop_path for block in model.blocks] == [0.0, 0.5]
     same = model.pack([[page(3, 4), page(3, 4)]] * 64)
     with torch.no_grad():
         states = model.forward_intermediates(same)
@@ -317,7 +317,7 @@ def test_autocast_and_other_precisions_say_about_the_same(positions):
 def test_blocks_compile_as_one_graph(positions):
     model = model_of(positions=positions, scopes="alternate:2")
     batch = model.pack(documents())
-    layout = TokenLayout.of(batch, 1, parse_scopes("alternate:2", 3))
+    layout = TokenLayout.of(batch, 1, model.config.block_scopes)
     x, rotation = model._embed(batch, layout)
     assert (rotation is not None) == (positions == "rope")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import huggingface_hub
 import pytest
 import timm
 import torch
@@ -13,9 +14,8 @@ from timm.models import vision_transformer
 from torch import nn
 
 from docvit.documents.patches import pack
-from docvit.model import pretrained as weights
+from docvit.model import folder as folders
 from docvit.model.config import DocViTConfig
-from docvit.model.conversion import from_timm
 from docvit.model.docvit import DocViT
 from docvit.model.pretrained import CONFIG, WEIGHTS, ModelError, adapt, load_pretrained
 
@@ -87,7 +87,7 @@ def states_equal(one, other):
 @torch.no_grad()
 def test_a_page_alone_gives_timms_logits(name, settings):
     theirs = timm_model(name, **settings)
-    ours, pages = from_timm(theirs), images(theirs)
+    ours, pages = DocViT.from_timm(theirs), images(theirs)
     expected = theirs(pages)
     assert expected.std() > 0.1
     torch.testing.assert_close(one_page_documents(ours, pages), expected, atol=1e-5, rtol=1e-5)
@@ -96,14 +96,14 @@ def test_a_page_alone_gives_timms_logits(name, settings):
 @torch.no_grad()
 def test_pages_each_for_themselves_are_timms_features_averaged():
     theirs = timm_model(**TINY)
-    ours, pages = from_timm(theirs, scopes="page", positions="page-independent"), images(theirs, 3)
+    ours, pages = DocViT.from_timm(theirs, scopes="page", positions="page-independent"), images(theirs, 3)
     logits = ours(ours.pack([list(pages)], drop_blank=False))
     torch.testing.assert_close(logits, theirs(pages).mean(0, keepdim=True), atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
 def test_the_first_page_has_no_page_embedding_and_the_others_have_one_each():
-    page = from_timm(timm_model(**TINY)).positions.page
+    page = DocViT.from_timm(timm_model(**TINY)).positions.page
     assert (page[0] == 0).all()
     assert (page[1:].std(1) > 0.01).all()
     assert page.std() < 0.05
@@ -113,7 +113,7 @@ def test_the_first_page_has_no_page_embedding_and_the_others_have_one_each():
 def test_a_conversion_leaves_the_source_alone_and_takes_its_mode(training):
     theirs = timm_model(**TINY).train(training)
     before = {name: value.clone() for name, value in theirs.state_dict().items()}
-    ours = from_timm(theirs)
+    ours = DocViT.from_timm(theirs)
     assert ours.training == training
     with torch.no_grad():
         for parameter in ours.parameters():
@@ -122,7 +122,7 @@ def test_a_conversion_leaves_the_source_alone_and_takes_its_mode(training):
 
 
 def test_a_name_is_as_good_as_an_instance():
-    config = from_timm("vit_tiny_patch16_224", num_classes=3).config
+    config = DocViT.from_timm("vit_tiny_patch16_224", num_classes=3).config
     assert (config.embed_dim, config.depth, config.num_heads, config.patch_size) == (192, 12, 3, 16)
     assert (config.grid, config.num_classes, config.page_size, config.max_pages) == ((14, 14), 3, 224, 64)
     assert config.mean == config.std == (0.5, 0.5, 0.5)
@@ -130,7 +130,7 @@ def test_a_name_is_as_good_as_an_instance():
 
 def test_a_name_that_timm_does_not_know_is_refused():
     with pytest.raises(ModelError, match="'vit_enormous'"):
-        from_timm("vit_enormous")
+        DocViT.from_timm("vit_enormous")
 
 
 def test_weights_that_timm_cannot_fetch_are_refused(monkeypatch):
@@ -139,11 +139,11 @@ def test_weights_that_timm_cannot_fetch_are_refused(monkeypatch):
 
     monkeypatch.setattr(timm, "create_model", fail)
     with pytest.raises(ModelError, match="not in the cache"):
-        from_timm("vit_tiny_patch16_224", pretrained=True)
+        DocViT.from_timm("vit_tiny_patch16_224", pretrained=True)
 
 
 def test_normalisation_fits_the_channels():
-    model = from_timm(timm_model("deit_tiny_patch16_224", depth=1, in_chans=1, num_classes=2))
+    model = DocViT.from_timm(timm_model("deit_tiny_patch16_224", depth=1, in_chans=1, num_classes=2))
     batch = model.pack([[torch.randint(0, 256, (32, 32), dtype=torch.uint8).numpy()]])
     assert model(batch).shape == (1, 2)
 
@@ -177,7 +177,7 @@ def test_normalisation_fits_the_channels():
 )
 def test_what_docvit_has_no_part_for_is_refused(name, settings, says):
     with pytest.raises(ModelError, match=says):
-        from_timm(timm.create_model(name, **settings))
+        DocViT.from_timm(timm.create_model(name, **settings))
 
 
 # Other settings
@@ -206,7 +206,8 @@ def test_another_grid_says_the_same_of_a_page_that_reads_the_table_between_its_c
 
 def test_overrides_reach_the_model_that_from_timm_gives():
     theirs = timm_model(**TINY)
-    model = from_timm(theirs, num_classes=3, grid=(4, 5), max_pages=9, classes=("a", "b", "c"), scopes="alternate:2")
+    settings = {"num_classes": 3, "grid": (4, 5), "max_pages": 9, "classes": ("a", "b", "c"), "scopes": "alternate:2"}
+    model = DocViT.from_timm(theirs, **settings)
     assert model.positions.spatial.shape == (4, 5, 32)
     assert model.positions.page.shape == (9, 32)
     assert model.head.weight.shape == (3, 32)
@@ -344,13 +345,18 @@ def test_damaged_folders_are_one_clear_error(tmp_path, name, says):
     assert str(tmp_path) in str(raised.value)
 
 
-# The hub and the box
+# The hub and the bundled model
 
 
 def test_a_hub_id_is_fetched_and_loaded(tmp_path, monkeypatch):
     docvit_model().save_pretrained(tmp_path)
     asked = []
-    monkeypatch.setattr(weights, "snapshot_download", lambda name, **options: asked.append((name, options)) or tmp_path)
+
+    def fetch(name, **options):
+        asked.append((name, options))
+        return tmp_path
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     assert load_pretrained("someone/papers").config == docvit_model().config
     assert asked == [("someone/papers", {"allow_patterns": [CONFIG, WEIGHTS]})]
 
@@ -376,7 +382,7 @@ def test_a_hub_that_cannot_be_reached_is_a_clear_error(monkeypatch, error):
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(weights, "snapshot_download", fail)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     with pytest.raises(ModelError, match="'someone/papers' is neither a model folder nor a hub model"):
         load_pretrained("someone/papers")
 
@@ -388,13 +394,13 @@ def test_a_folder_that_is_not_there_is_a_clear_error(tmp_path, monkeypatch, path
         load_pretrained(path)
 
 
-def test_an_installation_without_the_model_in_the_box_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "BUNDLED", tmp_path / "weights")
-    monkeypatch.setattr(weights, "snapshot_download", lambda *_, **__: pytest.fail("there is nothing to fetch"))
+def test_an_installation_without_the_bundled_model_is_a_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "BUNDLED", tmp_path / "weights")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("there is nothing to fetch"))
     with pytest.raises(ModelError, match="weights"):
         load_pretrained()
 
 
 def test_the_weights_of_a_plain_module_are_not_a_timm_model():
     with pytest.raises(ModelError, match="Linear"):
-        from_timm(nn.Linear(2, 2))
+        DocViT.from_timm(nn.Linear(2, 2))

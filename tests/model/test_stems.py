@@ -12,9 +12,9 @@ from reference import close
 
 from docvit.documents.patches import PatchSequence, pack
 from docvit.model import ink
-from docvit.model.config import DocViTConfig
+from docvit.model.config import STEMS, DocViTConfig
 from docvit.model.docvit import DocViT, Features
-from docvit.model.stems import STEMS, ConvStem, InkStem
+from docvit.model.stems import ConvStem, InkStem, create_stem
 
 P = 32
 
@@ -57,7 +57,7 @@ def pages(*lengths, channels=1):
 @torch.no_grad()
 @pytest.mark.parametrize("name", STEMS)
 def test_a_token_is_the_same_with_and_without_its_page(name):
-    stem, (batch, lengths) = STEMS[name](1, P, 16).eval(), pages(4, 3)
+    stem, (batch, lengths) = create_stem(name, 1, P, 16).eval(), pages(4, 3)
     tokens, of_pages = stem.embed(batch, lengths)
     close(tokens, stem(batch.patches))
     assert tokens.shape == (7, 16)
@@ -110,7 +110,7 @@ def texture_of(patches, side=P):
 def gathered(stem, patches, *lengths):
     """(texture, layout) of each page"""
     batch, counts = batch_of(patches, *lengths)
-    found = ink.gather(stem.measure(patches), batch, counts)
+    found = ink.page_statistics(stem.measure(patches), batch, counts)
     return found[:, : -ink.LAYOUT], found[:, -ink.LAYOUT :]
 
 
@@ -161,7 +161,7 @@ def test_a_page_is_told_where_its_ink_lies(drop_blank):
             page[y : y + block[0], x : x + block[1]] = random.choice([0, 120, 250])
         documents.append([page, np.full((height, width), 255, dtype=np.uint8)])  # and an empty one
     batch = pack(documents, 32, channels=1, mean=(0.9,), std=(0.25,), drop_blank=drop_blank)
-    found = ink.gather(InkStem(1, 32, 16).measure(batch.patches), batch, batch.page_bounds.diff())
+    found = ink.page_statistics(InkStem(1, 32, 16).measure(batch.patches), batch, batch.page_bounds.diff())
     expected = [layout_of((page / 255 - 0.9) / 0.25, 32) for pages in documents for page in pages]
     close(found[:, -ink.LAYOUT :], torch.from_numpy(np.stack(expected)).float(), 1e-5)
 
@@ -215,10 +215,10 @@ def test_pages_of_a_shape_never_seen_do_not_drown_everything(stem):
     for _ in range(200):
         fresh.embed(portrait, portrait.page_bounds.diff())
     landscape = pack([[white.T]], P, channels=1)
-    told = []
-    fresh.eval().tell = lambda statistics, batch: told.append(statistics)
+    seen = []
+    fresh.eval().project_pages = lambda statistics, batch: seen.append(statistics)
     fresh.embed(landscape, landscape.page_bounds.diff())
-    assert told[0].abs().max() == 10  # deviations
+    assert seen[0].abs().max() == 10  # deviations
 
 
 def test_ink_learns_from_single_patches_and_pages_too(stem):
@@ -258,7 +258,7 @@ def test_the_convolutional_stem_keeps_to_its_patch():
 @torch.no_grad()
 def test_the_ink_stem_keeps_to_its_patch_once_trained():
     torch.manual_seed(0)
-    stem = STEMS["ink"](3, 16, 32)
+    stem = InkStem(3, 16, 32)
     for _ in range(20):
         stem(torch.randn(50, 3 * 256))  # statistics of a batch: while it trains, patches do see one another
     stem.eval()

@@ -10,9 +10,8 @@ import torch
 from conftest import TINY
 
 from docvit.data.dataset import UNLABELLED, DocumentBatch
-from docvit.model.config import DocViTConfig
+from docvit.model.config import POSITIONS, DocViTConfig
 from docvit.model.docvit import DocViT
-from docvit.model.positions import POSITIONS
 from docvit.model.stems import InkStem
 from docvit.training.masked import MaskedDocViT, PretrainRecipe, Target, build_masked, draw_mask, reconstruction_loss
 

@@ -1,0 +1,7 @@
+"""`ModelError`: what goes wrong with models."""
+
+from __future__ import annotations
+
+
+class ModelError(Exception):
+    """A model that cannot be loaded or converted; the message says why and what to do."""
