@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,13 +13,23 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
+from docvit.documents.hashing import hash_ngrams
 from docvit.documents.images import fit_image
 from docvit.documents.pages import Document, PageStack, open_document, spread
 from docvit.documents.rendering import Rendering
+from docvit.documents.words import Words
 
 Page = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 
-ON_DEVICE = ("patches", "page", "row", "col", "grids", "page_index")  # tensors of a batch; the others stay on the CPU
+ON_DEVICE = (
+    "patches",
+    "page",
+    "row",
+    "col",
+    "grids",
+    "page_index",
+    "words",
+)  # tensors of a batch; the others stay on the CPU
 
 BLANK_RANGE = 8  # grey levels: scanner noise and JPEG ringing stay below it, the faintest hairline does not
 
@@ -40,6 +51,9 @@ class PatchSequence:
         page_index: (N,) page index of each page within its document (true page numbers, gaps allowed).
         page_bounds: (N + 1,) patches before each page, cumulative.
         document_bounds: (B + 1,) pages before each document, cumulative.
+        words: (G,) hashed n-grams of the words on the patches (`docvit.documents.hashing`), patch by patch; by default
+            there are none.
+        word_bounds: (T + 1,) n-grams before each patch, cumulative.
     """
 
     patches: Tensor
@@ -50,6 +64,14 @@ class PatchSequence:
     page_index: Tensor
     page_bounds: Tensor
     document_bounds: Tensor
+    words: Tensor = None  # type: ignore[assignment]
+    word_bounds: Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.words is None:
+            none = {"words": self.row.new_zeros(0), "word_bounds": torch.zeros(self.num_patches + 1, dtype=torch.long)}
+            for name, value in none.items():
+                object.__setattr__(self, name, value)
 
     def __len__(self) -> int:
         return self.num_documents
@@ -102,7 +124,18 @@ class PatchSequence:
         kept = torch.zeros(self.num_patches + 1, dtype=torch.long)
         kept[1:] = keep.cpu().cumsum(0)
         fields = {name: getattr(self, name)[keep] for name in ("patches", "page", "row", "col")}
-        return replace(self, **fields, page_bounds=kept[self.page_bounds])
+        lengths = self.word_bounds.diff()
+        fields["words"] = self.words[torch.repeat_interleave(keep.cpu(), lengths).to(self.words.device)]
+        return replace(self, **fields, page_bounds=kept[self.page_bounds], word_bounds=cumulate(lengths[keep.cpu()]))
+
+    def without_words(self) -> PatchSequence:
+        """The same batch as pixels alone."""
+        return replace(self, words=None, word_bounds=None)
+
+
+def cumulate(counts: Tensor) -> Tensor:
+    """Counts (S,) to boundaries (S + 1,) that begin with 0."""
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
 torch.export.register_dataclass(PatchSequence)  # a pytree, so that `torch.export` takes it as an input
@@ -124,6 +157,7 @@ def pack(
     std: Sequence[float] = (0.5,),
     drop_blank: bool = True,
     max_pages: int | None = None,
+    words: bool = False,
 ) -> PatchSequence:
     """Packs documents of any number of pages, of any sizes, into one sequence.
 
@@ -138,6 +172,8 @@ def pack(
         mean, std: per channel (or one for all), of pixels in 0..1.
         drop_blank: leave out patches whose pixels differ by at most 8 grey levels in every channel.
         max_pages: read at most so many pages of a document, spread evenly, first and last always in.
+        words: take the words of stacks, and read those of open documents, for the patches under their middles. A patch
+            with words is never blank.
 
     Raises:
         ValueError: no documents, a document without pages, a page of another shape or kind than these, sides that are
@@ -146,35 +182,44 @@ def pack(
     """
     mean_, std_ = _per_channel("mean", mean, channels), _per_channel("std", std, channels)
     rendering = Rendering(size=size, multiple=patch_size, mode="L" if channels == 1 else "RGB")
-    patches, kept, grids = [], [], []
+    cuts: list[_Cut] = []
     pages: list[int] = []
     document_bounds = [0]
     for document in documents:
         before = len(pages)
-        for index, page in _numbered(document, rendering, max_pages):
-            values, keep, grid = _cut(page, patch_size, rendering, mean_, std_, drop_blank)
-            patches.append(values)
-            kept.append(keep)
-            grids.append(grid)
+        for index, page, on_page in _numbered(document, rendering, max_pages, words):
+            cuts.append(_cut(page, on_page, patch_size, rendering, mean_, std_, drop_blank))
             pages.append(index)
         if len(pages) == before:
             raise ValueError(f"document {len(document_bounds) - 1} of the batch has no pages")
         document_bounds.append(len(pages))
     if not pages:
         raise ValueError("no documents to pack")
-    counts = torch.tensor([len(k) for k in kept])
-    cell = torch.cat(kept)
-    columns = torch.tensor([cols for _, cols in grids])
+    counts = torch.tensor([len(cut.cells) for cut in cuts])
+    cell = torch.cat([cut.cells for cut in cuts])
+    columns = torch.repeat_interleave(torch.tensor([cut.grid[1] for cut in cuts]), counts)
     return PatchSequence(
-        patches=torch.cat(patches),
+        patches=torch.cat([cut.patches for cut in cuts]),
         page=torch.repeat_interleave(torch.tensor(pages), counts),
-        row=cell // torch.repeat_interleave(columns, counts),
-        col=cell % torch.repeat_interleave(columns, counts),
-        grids=torch.tensor(grids),
+        row=cell // columns,
+        col=cell % columns,
+        grids=torch.tensor([cut.grid for cut in cuts]),
         page_index=torch.tensor(pages),
-        page_bounds=torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)]),
+        page_bounds=cumulate(counts),
         document_bounds=torch.tensor(document_bounds),
+        words=torch.cat([cut.hashes for cut in cuts]),
+        word_bounds=cumulate(torch.cat([cut.hashes_per_patch for cut in cuts])),
     )
+
+
+class _Cut(NamedTuple):
+    """One page in patches."""
+
+    patches: Tensor  # (n, C * P * P), the kept ones
+    cells: Tensor  # (n,) their cells, in reading order
+    grid: tuple[int, int]
+    hashes: Tensor  # (g,) hashed n-grams, patch by patch
+    hashes_per_patch: Tensor  # (n,)
 
 
 def _per_channel(name: str, values: Sequence[float], channels: int) -> Tensor:
@@ -184,27 +229,27 @@ def _per_channel(name: str, values: Sequence[float], channels: int) -> Tensor:
 
 
 def _numbered(
-    document: Document | PageStack | Sequence[Page], rendering: Rendering, max_pages: int | None
-) -> Iterable[tuple[int, Page]]:
-    """(page index, page) one at a time."""
+    document: Document | PageStack | Sequence[Page], rendering: Rendering, max_pages: int | None, words: bool
+) -> Iterable[tuple[int, Page, Words]]:
+    """(page index, page, words on it) one at a time."""
     if isinstance(document, str | os.PathLike | Image.Image | Tensor | np.ndarray):
         raise ValueError(
             "a document is a sequence of pages: put a single page in a list, open a file with open_document"
         )
     if isinstance(document, PageStack):
-        chosen = spread(len(document.pages), max_pages)
-        yield from ((document.indices[i], document.pages[i]) for i in chosen)
+        for i in spread(len(document.pages), max_pages):
+            yield document.indices[i], document.pages[i], document.words[i] if words and document.words else Words()
     elif isinstance(document, Document):
         wanted = replace(document.rendering, size=rendering.size, multiple=rendering.multiple, mode=rendering.mode)
-        yield from ((i, document.render(i, wanted)) for i in spread(len(document), max_pages))
+        for i in spread(len(document), max_pages):
+            yield i, document.render(i, wanted), document.read_words(i) if words else Words()
     else:
-        yield from ((i, document[i]) for i in spread(len(document), max_pages))
+        yield from ((i, document[i], Words()) for i in spread(len(document), max_pages))
 
 
 def _cut(
-    page: Page, size: int, rendering: Rendering, mean: Tensor, std: Tensor, drop_blank: bool
-) -> tuple[Tensor, Tensor, tuple[int, int]]:
-    """One page -> its kept patches (n, C * P * P), their cells (n,) in reading order, and its grid."""
+    page: Page, words: Words, size: int, rendering: Rendering, mean: Tensor, std: Tensor, drop_blank: bool
+) -> _Cut:
     channels, noise = len(mean), torch.tensor(BLANK_RANGE + 0.5)  # between two levels: rounding cannot matter
     if isinstance(page, Tensor):
         if page.ndim != 3 or page.shape[0] != channels or not page.is_floating_point():
@@ -219,14 +264,28 @@ def _cut(
     if height % size or width % size or not height or not width:
         raise ValueError(f"page sides {height} x {width} are not multiples of the patch size {size}")
     patches = rearrange(pixels, "c (h p1) (w p2) -> (h w) c (p1 p2)", p1=size, p2=size)
+    grid = height // size, width // size
+    hashes, cells_of_hashes = _hash_words(words, grid)
     cells = torch.arange(len(patches))
     if drop_blank:
         spans = patches.amax(2).float() - patches.amin(2).float()  # (h w, C)
-        cells = cells[(spans.cpu() > noise).any(1)]
+        cells = cells[(spans.cpu() > noise).any(1) | torch.isin(cells, cells_of_hashes)]
         patches = patches[cells]
     if not isinstance(page, Tensor):  # normalised only now: about half of a page has just been dropped
         patches = (patches.float() / 255 - mean[:, None]) / std[:, None]
-    return patches.flatten(1), cells, (height // size, width // size)
+    hashes_per_cell = torch.bincount(cells_of_hashes, minlength=grid[0] * grid[1])
+    return _Cut(patches.flatten(1), cells, grid, hashes, hashes_per_cell[cells])
+
+
+def _hash_words(words: Words, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Hashed n-grams (g,) of a page, cell by cell, and the cell under the middle of each one's word (g,)."""
+    hashes, owners = hash_ngrams(words.texts)
+    left, top, right, bottom = words.boxes.T
+    row, col = (top + bottom) / 2 * grid[0], (left + right) / 2 * grid[1]
+    row, col = (x.astype(np.int64).clip(0, n - 1) for x, n in zip((row, col), grid, strict=True))
+    cells = (row * grid[1] + col)[owners]
+    order = np.argsort(cells, kind="stable")
+    return torch.from_numpy(hashes[order]), torch.from_numpy(cells[order])
 
 
 def _image(page: str | os.PathLike[str] | Image.Image, rendering: Rendering) -> np.ndarray:

@@ -53,6 +53,8 @@ class DocViTConfig:
         num_registers: register tokens per page, after its class token (arXiv 2309.16588).
         init_values: initial value of LayerScale; None for none.
         drop_path: stochastic depth at the last block, growing linearly from 0, drawn for each document.
+        words: buckets of hashed words; 0 for pixels alone (`docvit.model.words`).
+        word_dim: width of the buckets' table.
         page_size, renderer, supersample, mean, std: what pages look like to this model (`docvit.Rendering`).
         classes: names of the classes, in the order of the logits; empty if unknown.
     """
@@ -76,6 +78,8 @@ class DocViTConfig:
     norm_eps: float = 1e-6
     drop_rate: float = 0.0
     drop_path: float = 0.0
+    words: int = 0
+    word_dim: int = 48
     page_size: int = 224
     renderer: str = "pdfium"
     supersample: int = 2
@@ -86,7 +90,16 @@ class DocViTConfig:
     def __post_init__(self) -> None:
         for name in ("grid", "mean", "std", "classes"):  # JSON has lists only
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        least = {"embed_dim": 1, "depth": 0, "num_heads": 1, "patch_size": 1, "max_pages": 1, "num_registers": 0}
+        least = {
+            "embed_dim": 1,
+            "depth": 0,
+            "num_heads": 1,
+            "patch_size": 1,
+            "max_pages": 1,
+            "num_registers": 0,
+            "words": 0,
+            "word_dim": 1,
+        }
         for name, number in least.items():
             if getattr(self, name) < number:
                 raise ValueError(f"{name} must be at least {number}, not {getattr(self, name)}")

@@ -24,6 +24,7 @@ from docvit.model.init import trunc_normal_
 from docvit.model.positions import Positions, create_positions, resample
 from docvit.model.stems import Stem, create_stem
 from docvit.model.tokens import Rotation, TokenLayout, rotate
+from docvit.model.words import WordEmbedding
 
 States = dict[str, Tensor]
 
@@ -159,6 +160,8 @@ class DocViT(nn.Module):
         self.positions: Positions = create_positions(
             config.positions, dim, grid=config.grid, max_pages=config.max_pages, head_dim=dim // config.num_heads
         )
+        patches = config.reads_patches
+        self.words = WordEmbedding(config.words, config.word_dim, dim, patches=patches) if config.words else None
         drops = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()  # also under another default
         scopes = zip(config.block_scopes, drops, strict=True)
         self.blocks = nn.ModuleList(Block(config, scope=scope, drop_path=drop) for scope, drop in scopes)
@@ -190,10 +193,16 @@ class DocViT(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that an optimiser should not decay (timm's convention)."""
         positions = {f"positions.{name}" for name, _ in self.positions.named_parameters()}
-        return {"cls_token", "reg_token"} | positions
+        return {"cls_token", "reg_token", "words.embedding.weight"} | positions
 
-    def pack(self, documents: Any, *, max_pages: int | None = None, drop_blank: bool = True) -> PatchSequence:
-        """`docvit.pack` with this model's patch size, page size, channels and normalisation."""
+    def pack(
+        self, documents: Any, *, max_pages: int | None = None, drop_blank: bool = True, words: bool = True
+    ) -> PatchSequence:
+        """`docvit.pack` with this model's patch size, page size, channels and normalisation.
+
+        Args:
+            words: with their words, if the model reads any; False for pixels alone.
+        """
         c = self.config
         return pack(
             documents,
@@ -204,6 +213,7 @@ class DocViT(nn.Module):
             std=c.std,
             max_pages=max_pages,
             drop_blank=drop_blank,
+            words=words and bool(c.words),
         )
 
     def _embed(self, batch: PatchSequence, layout: TokenLayout) -> tuple[Tensor, Rotation | None]:
@@ -211,11 +221,12 @@ class DocViT(nn.Module):
         dtype = self.cls_token.dtype  # of the residual stream, also under autocast, where stems give less
         x, of_pages = self.patch_embed.embed(replace(batch, patches=batch.patches.to(dtype)), layout.page_lengths)
         at_patches, at_pages = self.positions.patches(batch), self.positions.pages(batch)
-        if at_patches is not None:
-            x = x + at_patches.to(dtype)
+        words_at_patches, words_at_pages = (None, None) if self.words is None else self.words(batch)
+        for added in (at_patches, words_at_patches):
+            x = x if added is None else x + added.to(dtype)
         prefix = self.cls_token if self.reg_token is None else torch.cat([self.cls_token, self.reg_token])
         prefix = prefix.expand(batch.num_pages, -1, -1)  # (N, K, D)
-        for added in (of_pages, at_pages):
+        for added in (of_pages, at_pages, words_at_pages):
             prefix = prefix if added is None else prefix + added[:, None]
         tokens = torch.cat([x, prefix.flatten(0, 1).to(dtype)]).index_select(0, layout.order)
         angles = self.positions.angles(batch)

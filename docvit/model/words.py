@@ -1,0 +1,67 @@
+"""Words at their addresses: hashed n-grams become vectors that are added to patch tokens and class tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from docvit.documents.patches import PatchSequence
+
+
+class WordEmbedding(nn.Module):
+    """The words of a patch, and those of a page, as one vector each.
+
+    A bag of n-grams is what TF-IDF makes of it, 1 + log(count) times the inverse document frequency, divided by its
+    Euclidean norm, times a learned vector per bucket. A linear map, zero at first, brings it to the width of the
+    tokens: a model that is given words begins as the same model without. Where there are no words the result is zero.
+
+    Args:
+        buckets: number of hash buckets, rows of the table.
+        width: width of the table.
+        dim: D.
+        patches: whether patch tokens get the words under them, too.
+    """
+
+    idf: Tensor
+
+    def __init__(self, buckets: int, width: int, dim: int, *, patches: bool) -> None:
+        super().__init__()
+        self.buckets = buckets
+        self.embedding = nn.EmbeddingBag(buckets, width, mode="sum")
+        nn.init.normal_(self.embedding.weight, std=0.1)
+        self.register_buffer("idf", torch.ones(buckets))
+        self.to_pages = _zero_map(width, dim)
+        self.to_patches = _zero_map(width, dim) if patches else None
+
+    @torch.no_grad()
+    def set_frequencies(self, frequencies: Tensor, documents: int) -> None:
+        """Sets the inverse document frequencies: log((1 + documents) / (1 + frequency)) + 1, as in scikit-learn.
+
+        Args:
+            frequencies: (buckets,) number of training documents in which a bucket occurs.
+            documents: number of training documents.
+        """
+        self.idf.copy_(torch.log((1 + documents) / (1 + frequencies.to(self.idf))) + 1)
+
+    def forward(self, batch: PatchSequence) -> tuple[Tensor | None, Tensor]:
+        """What is added to patch tokens (T, D), or None, and to class tokens (N, D)."""
+        ids, bounds = batch.words % self.buckets, batch.word_bounds.to(batch.words.device)
+        of_pages = self.to_pages(self._bags(ids, bounds[batch.page_bounds.to(bounds.device)]))
+        return None if self.to_patches is None else self.to_patches(self._bags(ids, bounds)), of_pages
+
+    def _bags(self, ids: Tensor, bounds: Tensor) -> Tensor:
+        """Vectors (S, width) of the S bags that `bounds` (S + 1,) cut out of `ids` (G,)."""
+        count = bounds.shape[0] - 1
+        bag = torch.searchsorted(bounds[1:], torch.arange(len(ids), device=ids.device), right=True)
+        keys, repeats = torch.unique(bag * self.buckets + ids, return_counts=True)  # sorted, so bag by bag
+        bag, ids = keys // self.buckets, keys % self.buckets
+        weights = (1 + repeats.to(self.idf).log()) * self.idf[ids]
+        norms = weights.new_zeros(count).index_add(0, bag, weights.square()).sqrt().clamp(min=1e-12)
+        offsets = torch.searchsorted(bag, torch.arange(count, device=ids.device))
+        return self.embedding(ids, offsets, per_sample_weights=weights / norms[bag])
+
+
+def _zero_map(width: int, dim: int) -> nn.Linear:
+    layer = nn.Linear(width, dim, bias=False)
+    nn.init.zeros_(layer.weight)
+    return layer
