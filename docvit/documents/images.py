@@ -7,6 +7,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from docvit.documents.errors import DocumentError, TooLarge, Unreadable
 from docvit.documents.rendering import Rendering, check_page
+from docvit.documents.words import Words
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # not EPS and the like, which start programs
 
@@ -33,6 +34,9 @@ class ImagePages:
             raise
         except Exception as error:
             raise _image_error(self.path, error) from None
+
+    def words(self, index: int) -> Words:
+        return Words()
 
     def close(self) -> None:
         self._image.close()

@@ -12,6 +12,7 @@ import re
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple, overload
 
 import numpy as np
@@ -20,8 +21,10 @@ from PIL import Image
 
 from docvit.documents.errors import DocumentError, Empty, NotFound, Unreadable, Unsupported
 from docvit.documents.images import ImagePages
+from docvit.documents.ocr import OCR_SIZE, ocr_words
 from docvit.documents.renderers import INSTALL_POPPLER, PdfiumPages, PopplerPages
 from docvit.documents.rendering import Renderer, Rendering
+from docvit.documents.words import Word, Words
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +50,36 @@ _SIGNATURES = (
 
 
 class PageStack(NamedTuple):
-    """The pages read of one document: arrays (H, W) or (H, W, 3) of uint8, and their 0-based places in it."""
+    """The pages read of one document: arrays (H, W) or (H, W, 3) of uint8, and their 0-based indices in it.
+
+    `words` are the words of each page in `pages`; there are none at all where they were not asked for.
+    """
 
     path: str
     pages: list[NDArray[np.uint8]]
     indices: list[int]
     num_pages: int
+    words: Sequence[Words] = ()
+
+    @property
+    def words_read(self) -> int:
+        """Number of words on all pages read."""
+        return sum(map(len, self.words))
+
+    @property
+    def words_from(self) -> str | None:
+        """ "text" where a page read has a text layer, else "ocr" where one was read by OCR, else None."""
+        sources = {page.source for page in self.words}
+        return next((source for source in ("text", "ocr") if source in sources), None)
+
+    def take(self, positions: Iterable[int]) -> PageStack:
+        """The pages at these positions of the stack, with their words."""
+        positions = list(positions)
+        return self._replace(
+            pages=[self.pages[i] for i in positions],
+            indices=[self.indices[i] for i in positions],
+            words=[self.words[i] for i in positions if self.words],
+        )
 
 
 class Document(Sequence[Image.Image]):
@@ -92,6 +119,29 @@ class Document(Sequence[Image.Image]):
         """Page `index` (0-based), drawn as this document's rendering, or another one, says."""
         return self._renderer.render(range(self.num_pages)[index], rendering or self.rendering)
 
+    def words(self, index: int) -> list[Word]:
+        """The words of page `index` (0-based) with their boxes, in the file's reading order; a scan has none."""
+        return list(self.read_words(index))
+
+    def read_words(self, index: int, *, ocr: bool = False) -> Words:
+        """The words of page `index` (0-based) as arrays. A text layer or a scan that cannot be read has none.
+
+        Args:
+            ocr: read a page without words by OCR (ModuleNotFoundError without `docvit[ocr]`).
+        """
+        index = range(self.num_pages)[index]
+        try:
+            words = self._renderer.words(index)
+            if words or not ocr:
+                return words
+            sharp = replace(self.rendering, size=OCR_SIZE, multiple=1, supersample=1, mode="RGB")
+            return ocr_words(self._renderer.render(index, sharp))
+        except ModuleNotFoundError:
+            raise
+        except Exception as error:
+            logger.debug("%s: the words of page %d cannot be read (%s)", self.path, index + 1, error)
+            return Words()
+
     def close(self) -> None:
         self._renderer.close()
 
@@ -113,12 +163,27 @@ def open_document(path: str | os.PathLike[str], rendering: Rendering = Rendering
 
 
 def read_document(
-    path: str | os.PathLike[str], rendering: Rendering = Rendering(), *, max_pages: int | None = 64
+    path: str | os.PathLike[str],
+    rendering: Rendering = Rendering(),
+    *,
+    max_pages: int | None = 64,
+    words: bool = False,
+    ocr_pages: int = 0,
 ) -> PageStack:
-    """Read a document's pages into arrays, at most `max_pages` of them, spread evenly. Raises like `open_document`."""
+    """Read a document's pages into arrays, at most `max_pages` of them, spread evenly. Raises like `open_document`.
+
+    Args:
+        words: read their words, too.
+        ocr_pages: of the document's first so many pages, those without a text layer are read by OCR for their words.
+    """
     with open_document(path, rendering) as document:
-        indices = spread(document.num_pages, max_pages)
-        return PageStack(document.path, [np.array(document[i]) for i in indices], indices, document.num_pages)
+        stack = PageStack(document.path, [], spread(document.num_pages, max_pages), document.num_pages)
+        found = []
+        for index in stack.indices:
+            stack.pages.append(np.array(document[index]))
+            if words:
+                found.append(document.read_words(index, ocr=index < ocr_pages))
+        return stack._replace(words=found)
 
 
 def spread(num_pages: int, max_pages: int | None) -> list[int]:
@@ -257,5 +322,8 @@ class _FolderPages:
                 return page[0]
         except DocumentError as error:
             raise type(error)(self.path, f"{os.path.basename(file)}: {error.message}") from None
+
+    def words(self, index: int) -> Words:
+        return Words()
 
     def close(self) -> None: ...

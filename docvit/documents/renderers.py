@@ -22,6 +22,7 @@ from PIL import Image
 
 from docvit.documents.errors import DocumentError, Empty, Encrypted, Timeout, Unreadable
 from docvit.documents.rendering import Rendering, check_page
+from docvit.documents.words import Words, pdfium_words, poppler_words
 
 INSTALL_POPPLER = (
     "install poppler (apt install poppler-utils, brew install poppler), which reads some that PDFium cannot"
@@ -59,6 +60,7 @@ class PdfiumPages:
             pdfium.FPDF_CloseDocument(handle)
             raise Empty(path, "the PDF has no pages")
         self._pdf = pypdfium2.PdfDocument(handle)
+        self._page: tuple[int, pypdfium2.PdfPage] | None = None
         _OPEN.add(self)
         self.num_pages = len(self._pdf)
         try:  # /Count may promise any number of pages: the last of them must be there
@@ -83,16 +85,28 @@ class PdfiumPages:
     def render(self, index: int, rendering: Rendering) -> Image.Image:
         size = self._size(index)
         check_page(self.path, index, *size, limit=MAX_SIDE)
-        try:
-            page = self._pdf[index]
-        except pypdfium2.PdfiumError:
-            raise _missing_page(self.path, index, self.num_pages) from None
-        try:
-            return _draw(page, rendering.fit(*size), rendering)
-        finally:
-            page.close()
+        return _draw(self._load(index), rendering.fit(*size), rendering)
+
+    def words(self, index: int) -> Words:
+        return pdfium_words(self._load(index))
+
+    def _load(self, index: int) -> pypdfium2.PdfPage:
+        """A page, which stays open until another is wanted: to be drawn and read, it is parsed once."""
+        if self._page is None or self._page[0] != index:
+            self._unload()
+            try:
+                self._page = index, self._pdf[index]
+            except pypdfium2.PdfiumError:
+                raise _missing_page(self.path, index, self.num_pages) from None
+        return self._page[1]
+
+    def _unload(self) -> None:
+        if self._page is not None:
+            self._page[1].close()
+            self._page = None
 
     def close(self) -> None:
+        self._unload()
         self._pdf.close()
 
 
@@ -163,6 +177,9 @@ class PopplerPages:
         if not images or max(images[0].size) < max(fitted):
             raise _missing_page(self.path, index, self.num_pages)
         return images[0].resize(fitted, Image.Resampling.BOX).convert(rendering.mode)
+
+    def words(self, index: int) -> Words:
+        return poppler_words(self._file, index, POPPLER_TIMEOUT)
 
     def close(self) -> None: ...
 

@@ -9,6 +9,7 @@ from typing import Protocol
 from PIL import Image
 
 from docvit.documents.errors import TooLarge
+from docvit.documents.words import Words
 
 MAX_ASPECT = 50.0
 
@@ -43,11 +44,13 @@ class Rendering:
 
 
 class Renderer(Protocol):
-    """An open file that can draw its pages."""
+    """An open file that can draw its pages and say their words; for the same page in a row, it is parsed once."""
 
     num_pages: int
 
     def render(self, index: int, rendering: Rendering) -> Image.Image: ...
+
+    def words(self, index: int) -> Words: ...
 
     def close(self) -> None: ...
 

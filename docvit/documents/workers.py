@@ -9,11 +9,14 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, TimeoutError
+from functools import partial
+from typing import Any
 
 import pebble
 
 from docvit.documents.errors import DocumentError, TooLarge, Unreadable
 from docvit.documents.errors import Timeout as DocumentTimeout
+from docvit.documents.ocr import require_ocr
 from docvit.documents.pages import PageStack, read_document
 from docvit.documents.rendering import Rendering
 
@@ -26,6 +29,8 @@ def read_documents(
     rendering: Rendering = Rendering(),
     *,
     max_pages: int | None = 64,
+    words: bool = False,
+    ocr_pages: int = 0,
     workers: int = 2,
     timeout: float | None = 60.0,
     memory_limit: int | None = 2 << 30,
@@ -37,11 +42,14 @@ def read_documents(
     than `memory_limit` bytes (enforced on Linux) or crashes its worker costs that worker alone: a new one takes its
     place. At most `workers + ahead` documents are under way or waiting to be taken, and `paths` is consumed no faster.
     Close the iterator to stop the workers early. With `workers=0` documents are read in this process, where neither
-    timeout nor memory limit applies.
+    timeout nor memory limit applies. Where `ocr_pages` is not 0, `docvit[ocr]` must be installed, or
+    ModuleNotFoundError is raised before any document is read.
     """
+    if ocr_pages:
+        require_ocr()
+    read = partial(_read, rendering=rendering, max_pages=max_pages, words=words, ocr_pages=ocr_pages)
     if workers == 0:
-        for path in paths:
-            yield _read(path, rendering, max_pages)
+        yield from map(read, paths)
         return
     pool = pebble.ProcessPool(
         max_workers=workers,
@@ -52,7 +60,7 @@ def read_documents(
     waiting: deque[tuple[str, Future[PageStack | DocumentError]]] = deque()
     try:
         for path in paths:
-            waiting.append((path, pool.schedule(_read, args=(path, rendering, max_pages), timeout=timeout)))
+            waiting.append((path, pool.schedule(read, args=(path,), timeout=timeout)))
             if len(waiting) >= workers + ahead:
                 yield _outcome(*waiting.popleft(), timeout)
         while waiting:
@@ -62,9 +70,9 @@ def read_documents(
         pool.join()
 
 
-def _read(path: str, rendering: Rendering, max_pages: int | None) -> PageStack | DocumentError:
+def _read(path: str, rendering: Rendering, **options: Any) -> PageStack | DocumentError:
     try:
-        return read_document(path, rendering, max_pages=max_pages)
+        return read_document(path, rendering, **options)
     except DocumentError as error:
         return error
     except MemoryError:
