@@ -90,16 +90,8 @@ class DocViTConfig:
     def __post_init__(self) -> None:
         for name in ("grid", "mean", "std", "classes"):  # JSON has lists only
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        least = {
-            "embed_dim": 1,
-            "depth": 0,
-            "num_heads": 1,
-            "patch_size": 1,
-            "max_pages": 1,
-            "num_registers": 0,
-            "words": 0,
-            "word_dim": 1,
-        }
+        least = {"embed_dim": 1, "depth": 0, "num_heads": 1, "patch_size": 1, "max_pages": 1, "num_registers": 0}
+        least |= {"words": 0, "word_dim": 1}
         for name, number in least.items():
             if getattr(self, name) < number:
                 raise ValueError(f"{name} must be at least {number}, not {getattr(self, name)}")
