@@ -1,4 +1,4 @@
-"""Pre-training: hidden patches stay hidden, and what is foreseen of them."""
+"""Masked pre-training: masked patches stay hidden, and the targets that are predicted for them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from docvit.model.config import DocViTConfig
 from docvit.model.docvit import DocViT
 from docvit.model.positions import POSITIONS
 from docvit.model.stems import InkStem
-from docvit.training.masked import MaskedDocViT, PretrainRecipe, Target, build_masked, draw_mask, reconstruction_loss
+from docvit.training.masked import PretrainRecipe, build_masked
+from docvit.training.masked_model import MaskedDocViT, Target, draw_mask, reconstruction_loss
 
 CONFIG = DocViTConfig(**TINY | {"drop_path": 0.2, "num_registers": 1}, num_classes=0)
 
@@ -53,20 +54,20 @@ def test_without_blocks_there_is_nothing_to_pretrain():
 
 @pytest.mark.parametrize("stem", ["linear", "ink"])
 @pytest.mark.parametrize("training", [True, False])
-def test_hidden_patches_do_not_reach_the_prediction(batch, stem, training):
+def test_masked_patches_do_not_reach_the_prediction(batch, stem, training):
     model = masked_model(stem=stem).train(training)
     masked = draw_mask(batch.num_patches, 0.75)
 
-    def foresee(patches):
+    def predict(patches):
         torch.manual_seed(1)  # of stochastic depth
         return model(replace(batch, patches=patches), masked)
 
-    expected = foresee(batch.patches)
+    expected = predict(batch.patches)
     hidden, shown = batch.patches.clone(), batch.patches.clone()
     hidden[masked] = torch.rand_like(hidden[masked]) * 9
     shown[~masked] = torch.rand_like(shown[~masked]) * 9
-    assert torch.equal(foresee(hidden), expected)
-    assert not torch.allclose(foresee(shown), expected, atol=1e-3)
+    assert torch.equal(predict(hidden), expected)
+    assert not torch.allclose(predict(shown), expected, atol=1e-3)
 
 
 def test_the_encoder_is_the_model_on_the_kept_patches(batch, monkeypatch):
@@ -80,7 +81,7 @@ def test_the_encoder_is_the_model_on_the_kept_patches(batch, monkeypatch):
     torch.testing.assert_close(handed[0][first], model.encoder.forward_features(kept).pages)
 
 
-def test_visible_tokens_stand_at_their_own_places(batch):
+def test_visible_tokens_keep_their_addresses(batch):
     """Permuting the pages of a document, addresses and all, permutes the predictions and changes nothing else."""
     model = masked_model().eval()
     masked = draw_mask(batch.num_patches, 0.5)
@@ -115,10 +116,10 @@ def test_other_pages_help_and_other_documents_do_not(batch):
     torch.testing.assert_close(changed(2), alone)
 
 
-def test_hidden_patches_are_told_apart_by_their_addresses_alone(batch):
+def test_masked_patches_differ_by_their_addresses_alone(batch):
     model = masked_model(positions="page-independent", scopes="page").eval()
-    foreseen = model(batch, torch.ones(batch.num_patches, dtype=torch.bool))  # nothing is shown
-    assert torch.cdist(foreseen, foreseen).add(torch.eye(len(foreseen))).min() > 1e-4
+    predicted = model(batch, torch.ones(batch.num_patches, dtype=torch.bool))  # nothing is shown
+    assert torch.cdist(predicted, predicted).add(torch.eye(len(predicted))).min() > 1e-4
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
@@ -152,7 +153,7 @@ def test_pixels_are_normalised_over_the_patch():
     np.testing.assert_allclose(Target("pixels", CONFIG)(patches), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_ink_is_described_as_the_stem_does_and_normalised_over_patches():
+def test_ink_targets_are_the_stem_s_features_normalised_over_patches():
     patches = torch.rand(50, 256) * torch.rand(50, 1)
     target = Target("ink", CONFIG)
     x = InkStem(1, 16, 8).describe(patches).double().numpy()
@@ -169,7 +170,7 @@ def test_the_target_goes_with_the_stem():
 
 
 @pytest.mark.parametrize("target", ["pixels", "ink"])
-def test_knowing_nothing_costs_one(batch, target):
+def test_predicting_the_mean_costs_one(batch, target):
     model = masked_model(target)
     torch.nn.init.zeros_(model.decoder.predict.weight)
     loss = reconstruction_loss(0.75)(model, as_batch(batch))["loss"]
