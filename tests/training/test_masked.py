@@ -122,6 +122,24 @@ def test_masked_patches_differ_by_their_addresses_alone(batch):
     assert torch.cdist(predicted, predicted).add(torch.eye(len(predicted))).min() > 1e-4
 
 
+def test_the_same_cell_of_two_pages_is_predicted_by_its_page_index():
+    model = masked_model(positions="page-independent", scopes="page").eval()
+    twins = model.encoder.pack([pages((64, 64), (64, 64))])
+    first, second = model(twins, torch.ones(twins.num_patches, dtype=torch.bool)).chunk(2)  # nothing is visible
+    assert (first - second).abs().amax(1).min() > 1e-4
+
+
+def test_class_tokens_have_their_page_index_in_the_decoder_too(batch):
+    decoder = masked_model().eval().decoder
+    masked = draw_mask(batch.num_patches, 0.5)
+    kept = torch.randn(len(batch.select(~masked).patches) + 2 * batch.num_pages, CONFIG.embed_dim)
+    addresses = decoder.positions.patches(batch)
+    decoder.positions.patches = lambda _: addresses  # of patches, whatever becomes of their pages
+    before = decoder(kept, batch, masked)
+    after = decoder(kept, replace(batch, page_index=batch.page_index + 1), masked)
+    assert not torch.allclose(before, after, atol=1e-4)
+
+
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_every_scheme_can_be_pretrained(batch, positions):
     model = masked_model(positions=positions, scopes="alternate:2", init_values=1e-5)
