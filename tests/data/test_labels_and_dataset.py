@@ -295,7 +295,7 @@ def test_later_pages_come_from_another_source_of_the_class(documents):
 
 def test_pages_are_mixed_as_often_as_asked_and_without_labels_across_classes(documents):
     data, _ = documents
-    keys = [(epoch, index) for epoch in range(60) for index in range(len(data))]
+    keys = [(epoch, index) for epoch in range(30) for index in range(len(data))]
     some = mixed(documents, mix_pages=0.3)
     assert np.mean([some.partner(*key) is not None for key in keys]) == pytest.approx(0.3, abs=0.06)
     across = mixed(documents, labelled=False)

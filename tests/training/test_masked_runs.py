@@ -66,9 +66,9 @@ def assert_same_weights(one, two):
 
 
 def test_it_learns(paths, tmp_path):
-    recipe = replace(RECIPE, mask=0.5, target="ink", budget=200, train=replace(RECIPE.train, epochs=20, lr=1e-2))
+    recipe = replace(RECIPE, mask=0.5, target="ink", budget=100, train=replace(RECIPE.train, epochs=10, lr=1e-2))
     _, history = run(paths, tmp_path, recipe)
-    first, *_, last = np.array([record["loss"] for record in history]).reshape(-1, 5).mean(1)
+    first, last = np.array([record["loss"] for record in history]).reshape(-1, 5).mean(1)
     assert last < 0.9 < first  # predicting the mean costs 1
 
 
