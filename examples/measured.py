@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from docvit import DocViT, DocViTConfig, PatchSequence
-from docvit.data.dataset import DocumentDataset
+from docvit.data.dataset import DocumentBatch, DocumentDataset
 from docvit.data.labels import LabelledDocuments
-from docvit.data.sampling import Key, balance
+from docvit.data.sampling import Key, balance, put_after
 from docvit.documents.pages import PageStack
 from docvit.model.stems import InkStem
 from docvit.training.batches import shuffled, training_view
@@ -148,20 +148,24 @@ class Views(DocumentDataset):
     epochs: int
     places: Sequence[int]  # where each of these documents is in what was measured
 
-    def see(self, epoch: int, place: int) -> PageStack:
-        found = pages_of(self.measured[epoch % self.epochs, self.places[place]])
-        indices = [int(page.index) for page in found]
-        return PageStack("", cast(Any, found), indices, len(self.documents[place].indices))
+    def __getitem__(self, key: Key) -> tuple[int, int, PageStack]:
+        epoch, place = key
+        own, partner = self._pages(epoch, place), self.partner(epoch, place)
+        pages = own if partner is None else put_after(own, self._pages(epoch, partner))
+        indices = [int(page.index) for page in own[: len(pages)]]
+        addressed = [page._replace(index=torch.tensor(index)) for page, index in zip(pages, indices, strict=True)]
+        return place, epoch, PageStack("", cast(Any, addressed), indices, len(self.documents[place].indices))
 
-    def pack(self, stacks: Sequence[PageStack]) -> PatchSequence:
-        return put_together([_addressed(cast(Sequence[Page], stack.pages), stack.indices) for stack in stacks])
+    def _pages(self, epoch: int, place: int) -> list[Page]:
+        return pages_of(self.measured[epoch % self.epochs, self.places[place]])
+
+    def collate(self, samples: list[tuple[int, int, PageStack]]) -> DocumentBatch:
+        indices = [place for place, _, _ in samples]
+        sequence = put_together([cast(Sequence[Page], stack.pages) for _, _, stack in samples])
+        return DocumentBatch(sequence, torch.tensor([self.labels[i] for i in indices]), torch.tensor(indices))
 
 
-def _addressed(pages: Sequence[Page], indices: Sequence[int]) -> list[Page]:
-    return [page._replace(index=torch.tensor(index)) for page, index in zip(pages, indices, strict=True)]
-
-
-class TaughtViews(Views, PairedDataset):
+class TaughtViews(PairedDataset, Views):
     """Likewise, for a student."""
 
 

@@ -31,10 +31,10 @@ from docvit.cli.options import (
 )
 from docvit.cli.output import print_last
 from docvit.cli.train import read_parts
+from docvit.data.unlabelled import find_unlabelled
 from docvit.model.pretrained import load_pretrained
 from docvit.model.variants import list_variants
 from docvit.training.loop import TrainSettings
-from docvit.training.masked import find_unlabelled
 from docvit.training.recipe import Recipe
 from docvit.training.run_folder import read_recipe
 from kd.cifar10.files import download as download_cifar10

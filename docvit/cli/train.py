@@ -35,11 +35,13 @@ from docvit.cli.options import (
 )
 from docvit.cli.output import print_last
 from docvit.data.labels import DataError, LabelledDocuments, read_labelled, split_groups
+from docvit.data.unlabelled import find_unlabelled
 from docvit.documents.errors import DocumentError
 from docvit.documents.workers import read_documents
 from docvit.model.variants import BASELINES, with_baseline
 from docvit.training.loop import TrainSettings
-from docvit.training.masked import TARGETS, PretrainRecipe, find_unlabelled, pretrain_documents
+from docvit.training.masked import PretrainRecipe, pretrain_documents
+from docvit.training.masked_model import TARGETS
 from docvit.training.recipe import Recipe
 from docvit.training.run_folder import read_recipe
 from docvit.training.supervised import train_documents

@@ -1,1 +1,1 @@
-"""Labelled documents and batches of them."""
+"""Labelled documents, augmentation, sampling and packed batches."""

@@ -1,4 +1,4 @@
-"""Changes to pages that leave their class alone: shift, scale, stretch, ink weight, contrast, colour, noise."""
+"""Random changes to pages that keep their class: geometry, ink weight, contrast and colour."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far pages are changed. Drawn once a document, since its pages share a printer, with a little more per page.
+    """Limits of the random changes: drawn once per document, whose pages share a printer, plus a little per page.
 
-    How strongly is drawn too, between not at all and fully: were every page changed as far as can be, those that come
-    in use, which nobody changed, would be the exception.
+    Each document also draws a strength between 0 and 1 that scales all changes. Otherwise unchanged pages, which are
+    what a model sees in use, would be rare in training.
 
     Attributes:
         shift: largest displacement, as a share of the page.
@@ -28,8 +28,6 @@ class Augmentation:
             of the way to the lightest.
         contrast: largest share by which the ink is made paler.
         grey: probability that a document loses its colours (a copy, a print).
-        invert: probability that a page appears white on black.
-        noise: largest standard deviation of pixel noise, of 1.
     """
 
     shift: float = 0.08
@@ -40,16 +38,13 @@ class Augmentation:
     ink: float = 0.7
     contrast: float = 0.4
     grey: float = 0.3
-    invert: float = 0.0
-    noise: float = 0.0
 
 
 def augment(pages: Sequence[np.ndarray], settings: Augmentation, random: np.random.Generator) -> list[Tensor]:
-    """Pages (H, W) or (H, W, 3) uint8 -> (C, H, W) float in 0..1, changed; sizes stay.
+    """Changes the pages of one document: (H, W) or (H, W, 3) uint8 -> (C, H, W) float in 0..1, of the same size.
 
-    Works on ink (1 - brightness), so that what comes in from outside the page is white paper.
+    Works on ink (1 - brightness), so that what enters from outside the page is white paper.
     """
-
     strength = float(random.uniform(0, 1))
 
     def draw(limit: float, share: float = 1.0) -> float:
@@ -58,8 +53,9 @@ def augment(pages: Sequence[np.ndarray], settings: Augmentation, random: np.rand
     s = settings
     scale, stretch, rotate, shear = draw(s.scale), draw(s.stretch), draw(s.rotate), draw(s.shear)
     x, y = draw(s.shift), draw(s.shift)
-    weight, pale, invert = draw(s.ink), abs(draw(s.contrast)), random.random() < s.invert
-    noise, grey = abs(draw(s.noise)), random.random() < s.grey
+    weight, pale = draw(s.ink), abs(draw(s.contrast))
+    random.random(2)  # drawn for nothing: without it the seeds of published results would give other pages
+    grey = random.random() < s.grey
     changed = []
     for page in pages:
         pixels = torch.from_numpy(np.atleast_3d(page)).permute(2, 0, 1)[None].float() / 255
@@ -77,13 +73,8 @@ def augment(pages: Sequence[np.ndarray], settings: Augmentation, random: np.rand
             aspect=ink.shape[2] / ink.shape[3],
         )
         ink = F.grid_sample(ink, F.affine_grid(theta, list(ink.shape), align_corners=False), align_corners=False)
-        ink = _weigh(ink, weight) * (1 - pale)
-        if noise:
-            # only where there is ink: noise everywhere would leave no blank patch
-            # and the same in all channels: it has no colour
-            grain = torch.from_numpy(random.standard_normal((1, 1, *ink.shape[2:]), dtype=np.float32))
-            ink = torch.where(ink > 0.02, (ink + noise * grain).clamp(0, 1), ink)
-        changed.append((ink if invert else 1 - ink)[0])
+        ink = _change_weight(ink, weight) * (1 - pale)
+        changed.append(1 - ink[0])
     return changed
 
 
@@ -91,13 +82,13 @@ def _affine(*, scale: float, stretch: float, rotate: float, shear: float, x: flo
     """(1, 2, 3) from output to input coordinates, in the -1..1 of `affine_grid`; `aspect` is height / width."""
     across, down = float(np.exp(scale + stretch)), float(np.exp(scale - stretch))
     cos, sin = float(np.cos(rotate)), float(np.sin(rotate))
-    # both axes run from -1 to 1, however long they are: what mixes them has to be brought to scale
+    # both axes run from -1 to 1, however long they are: terms that mix them need the aspect ratio
     return torch.tensor(
         [[[across * cos, -across * (sin + shear) * aspect, 2 * x], [down * sin / aspect, down * cos, 2 * y]]]
     )
 
 
-def _weigh(ink: Tensor, weight: float) -> Tensor:
+def _change_weight(ink: Tensor, weight: float) -> Tensor:
     """Heavier (weight > 0) or lighter strokes: towards the 3 x 3 maximum or minimum."""
     if weight > 0:
         return torch.lerp(ink, F.max_pool2d(ink, 3, 1, 1), weight)

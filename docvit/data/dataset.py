@@ -1,9 +1,9 @@
-"""Cached documents as training samples."""
+"""Rendered documents as samples for training and evaluation, and how a model sees them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ UNLABELLED = -1
 
 @dataclass(frozen=True)
 class DocumentBatch:
-    """A packed batch with its labels (B,) and the documents' places in the data set (B,)."""
+    """A packed batch of B documents with their labels (B,) and their indices in the data set (B,)."""
 
     sequence: PatchSequence
     labels: Tensor
@@ -44,14 +44,17 @@ class DocumentBatch:
 
 @dataclass(frozen=True)
 class View:
-    """How a document is seen: the pixels' normalisation, which pages, and what is changed on them in training.
+    """How documents are seen: rendering, normalisation, choice of pages, and random changes in training.
 
     Attributes:
-        max_pages: pages of a document that are read; in training a random choice, else spread evenly.
-        augmentation: changes to the pages; None outside training.
-        patch_dropout: largest share of patches left out at random in training; how many is drawn for each document.
-        mix_pages: share of documents whose later pages are, in training, those of another of their class, from another
-            source; of any other where there are no labels.
+        rendering: how pages were rendered.
+        mean, std: normalisation of pixels in 0..1, per channel or one for all.
+        max_pages: largest number of pages of a document; in training a random choice, else spread evenly.
+        augmentation: random changes to the pages; None outside training.
+        patch_dropout: largest share of patches that are dropped at random; the share is drawn for each document.
+        mix_pages: in training, share of documents whose later pages are replaced by those of a partner: another
+            document of the class from another source. Without labels any other document is a partner.
+        training: choose pages at random and mix them.
     """
 
     rendering: Rendering
@@ -61,17 +64,18 @@ class View:
     augmentation: Augmentation | None = None
     patch_dropout: float = 0.0
     mix_pages: float = 0.0
-    training: bool = field(default=False)
+    training: bool = False
 
 
 class DocumentDataset(Dataset[tuple[int, int, PageStack]]):
-    """Cached documents by (epoch, place): what is drawn at random depends on nothing but the seed and that key.
-
-    Without labels every document's is `UNLABELLED`. Data sets that differ in `draw` alone show the same pages at the
-    same keys, changed and thinned out in other ways.
+    """Rendered documents by (epoch, index): all random choices depend on the seed and this key alone.
 
     Args:
-        groups: the source of each document, for `View.mix_pages`; without, each is its own.
+        files: rendered pages of each document, from a `PageCache`.
+        labels: class index of each document; None for documents without labels, which are all `UNLABELLED`.
+        groups: source of each document, for `View.mix_pages`; None if each document is a source of its own.
+        seed: random seed.
+        draw: data sets that differ in `draw` alone give the same pages, with other augmentation and patch dropout.
     """
 
     def __init__(
@@ -93,65 +97,65 @@ class DocumentDataset(Dataset[tuple[int, int, PageStack]]):
         return len(self.documents)
 
     def __getitem__(self, key: Key) -> tuple[int, int, PageStack]:
-        epoch, place = key
-        stack, partner = self.see(epoch, place), self.partner(epoch, place)
+        """(index, epoch, pages) of one document in one epoch."""
+        epoch, index = key
+        stack, partner = self._load(epoch, index), self.partner(epoch, index)
         if partner is not None:
-            pages = put_after(stack.pages, self.see(epoch, partner).pages)
+            pages = put_after(stack.pages, self._load(epoch, partner).pages)
             stack = stack._replace(pages=pages, indices=stack.indices[: len(pages)])
-        return place, epoch, stack
+        return index, epoch, stack
 
-    def see(self, epoch: int, place: int) -> PageStack:
-        """The pages of one document in one epoch, changed."""
-        document, view = self.documents[place], self.view
-        random = np.random.default_rng((self.seed, epoch, place))
+    def partner(self, epoch: int, index: int) -> int | None:
+        """Index of the document whose later pages this one gets in this epoch; None where it keeps its own."""
+        if self.partners is None or min(self.view.max_pages, len(self.documents[index].indices)) == 1:
+            return None
+        # a stream of its own: a fifth number, since NumPy takes a key of four that ends with 0 for one of three
+        random = np.random.default_rng((self.seed, epoch, index, 0, 1))
+        return self.partners.draw(index, random) if random.random() < self.view.mix_pages else None
+
+    def _load(self, epoch: int, index: int) -> PageStack:
+        """The chosen pages of one document, augmented."""
+        document, view = self.documents[index], self.view
+        random = np.random.default_rng((self.seed, epoch, index))
         stack = document.load(self._choose(document, random))
         if self.draw:
-            random = np.random.default_rng((self.seed, epoch, place, 2 * self.draw))
+            random = np.random.default_rng((self.seed, epoch, index, 2 * self.draw))
         if view.augmentation is not None:
             changed = augment(stack.pages, view.augmentation, random)
             mean, std = (torch.tensor(v)[:, None, None] for v in (view.mean, view.std))
-            normalised = [(page - mean) / std for page in changed]  # float tensors, which `pack` takes as they are
+            normalised = [(page - mean) / std for page in changed]  # `pack` takes float tensors as they are
             stack = stack._replace(pages=normalised)  # type: ignore[arg-type]
         return stack
 
-    def partner(self, epoch: int, place: int) -> int | None:
-        """The document whose later pages this one has in this epoch; None for its own."""
-        if self.partners is None or min(self.view.max_pages, len(self.documents[place].indices)) == 1:
-            return None
-        # by five numbers: four that end with 0 are as good as three
-        random = np.random.default_rng((self.seed, epoch, place, 0, 1))
-        return self.partners.draw(place, random) if random.random() < self.view.mix_pages else None
-
     def _choose(self, document: CachedDocument, random: np.random.Generator) -> list[int]:
+        """Page indices: evenly spread, in training the first page and random others."""
         count = min(self.view.max_pages, len(document.indices))
         if not self.view.training:
             return [document.indices[i] for i in spread(len(document.indices), count)]
-        # the first page is always read in use, and often says most
+        # the first page is always read in use, and is often the most telling one
         first, *others = document.indices
         return [first, *sorted(random.choice(others, count - 1, replace=False).tolist())] if count > 1 else [first]
 
     def tokens(self) -> np.ndarray:
-        """About how many tokens each document brings to a batch, class tokens included."""
+        """(documents,) approximate number of tokens of each document, class tokens included."""
         limit, keep = self.view.max_pages, 1 - self.view.patch_dropout / 2
         return np.array([min(limit, len(d.kept)) * (1 + keep * float(np.mean(d.kept))) for d in self.documents])
 
     def collate(self, samples: list[tuple[int, int, PageStack]]) -> DocumentBatch:
-        sequence = self.pack([stack for _, _, stack in samples])
-        if self.view.patch_dropout:
-            counts = sequence.page_bounds[sequence.document_bounds].diff().tolist()
-            keep = [self._thin(epoch, place, count) for (place, epoch, _), count in zip(samples, counts, strict=True)]
-            sequence = sequence.select(torch.from_numpy(np.concatenate(keep)))
-        index = torch.tensor([place for place, _, _ in samples])
-        return DocumentBatch(sequence, torch.tensor([self.labels[place] for place, _, _ in samples]), index)
-
-    def pack(self, stacks: Sequence[PageStack]) -> PatchSequence:
-        """A packed batch of documents as `see` gives them."""
+        """Packs samples into a batch and drops patches at random."""
         view, channels = self.view, 1 if self.view.rendering.mode == "L" else 3
-        return pack(stacks, view.rendering.multiple, channels=channels, mean=view.mean, std=view.std)
+        stacks = [stack for _, _, stack in samples]
+        sequence = pack(stacks, view.rendering.multiple, channels=channels, mean=view.mean, std=view.std)
+        if view.patch_dropout:
+            counts = sequence.page_bounds[sequence.document_bounds].diff().tolist()
+            keep = [self._keep(epoch, index, count) for (index, epoch, _), count in zip(samples, counts, strict=True)]
+            sequence = sequence.select(torch.from_numpy(np.concatenate(keep)))
+        indices = [index for index, _, _ in samples]
+        return DocumentBatch(sequence, torch.tensor([self.labels[i] for i in indices]), torch.tensor(indices))
 
-    def _thin(self, epoch: int, place: int, count: int) -> np.ndarray:
-        """(count,) which of a document's patches are kept: sometimes nearly all, as in use, sometimes few."""
-        random = np.random.default_rng((self.seed, epoch, place, 2 * self.draw + 1))
+    def _keep(self, epoch: int, index: int, count: int) -> np.ndarray:
+        """(count,) which patches of a document are kept: sometimes nearly all, as in use, sometimes few."""
+        random = np.random.default_rng((self.seed, epoch, index, 2 * self.draw + 1))
         return random.random(count) >= self.view.patch_dropout * random.random()
 
 

@@ -1,9 +1,10 @@
-"""DocumentLoader of a data set."""
+"""`DocumentLoader`: packed batches of a data set, through torch's DataLoader."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,7 +16,13 @@ from docvit.data.sampling import TokenBudget
 
 
 class DocumentLoader:
-    """DocumentLoader of a data set, an epoch at a time, through torch's DataLoader."""
+    """Iterates over the packed batches of one epoch of a data set.
+
+    Args:
+        budget, shuffle, weights, rank, world_size: see `TokenBudget`.
+        workers: processes that load batches; 0 loads them in this process.
+        pin_memory: batches come in page-locked memory, for copying to a GPU.
+    """
 
     def __init__(
         self,
@@ -47,11 +54,11 @@ class DocumentLoader:
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
             worker_init_fn=_ignore_interrupts if workers else None,
-            generator=torch.Generator(),  # else every epoch begun, also a resumed one, draws from the global one
+            generator=torch.Generator(),  # its own, so that starting an epoch leaves the global generator alone
         )
 
     def set_epoch(self, epoch: int, skip: int = 0) -> None:
-        """The next iteration gives epoch `epoch`, without its first `skip` batches (they are not even loaded)."""
+        """The next iteration is epoch `epoch` without its first `skip` batches, which are not loaded."""
         self.sampler.epoch, self.sampler.skip = epoch, skip
 
     def __len__(self) -> int:
@@ -61,7 +68,7 @@ class DocumentLoader:
         return iter(self.loader)
 
     def fingerprint(self) -> str:
-        """Of the documents' contents, labels and weights: a run may only be resumed on the same."""
+        """Hash of the documents' contents, labels and weights: a run is resumed on the same data only."""
         names = [document.file.stem for document in self.dataset.documents]
         weights = self.sampler.weights
         drawn = None if weights is None else weights.round(12).tolist()
@@ -72,7 +79,6 @@ class DocumentLoader:
 
 
 def _ignore_interrupts(_: int) -> None:
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the loop decides when to stop
+    # Ctrl-C reaches every process of the group; the training loop decides when to stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""How good predictions are: accuracy, macro-F1, calibration, per class, confusion."""
+"""Classification metrics: accuracy, macro-F1, calibration, precision and recall per class, confusion."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Report:
-    """Figures of one evaluation.
+    """Metrics of one evaluation.
 
     Attributes:
-        accuracy, macro_f1: of 1.
+        accuracy, macro_f1: in 0..1.
         ece: expected calibration error, 15 equal bins of confidence (arXiv 1706.04599).
         aurc: area under the risk-coverage curve (Geifman et al., arXiv 1805.08206); lower is better.
         per_class: class -> precision, recall, f1, support.
-        confusion: rows are true classes, columns predicted ones.
+        confusion: (C, C) number of documents; rows are true classes, columns predicted ones.
     """
 
     documents: int
@@ -35,13 +35,13 @@ class Report:
 
 
 def report(probabilities: np.ndarray, labels: Sequence[int], classes: Sequence[str]) -> Report:
-    """From probabilities (documents, classes) and true labels (documents,)."""
-    # here, since whoever only classifies need not wait for it
+    """Metrics of probabilities (documents, C) and true labels (documents,)."""
+    # imported here: classifying does not need scikit-learn
     from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 
     truth, predicted = np.asarray(labels), probabilities.argmax(1)
     every = list(range(len(classes)))
-    # macro-F1 over the classes that occur, so that a fold without a class is not punished for it
+    # macro-F1 over the classes that occur: a fold without documents of a class does not score 0 for it
     present = sorted(set(truth.tolist()) | set(predicted.tolist()))
     columns = precision_recall_fscore_support(truth, predicted, labels=every, zero_division=0.0)
     names = ("precision", "recall", "f1", "support")
@@ -62,8 +62,8 @@ def report(probabilities: np.ndarray, labels: Sequence[int], classes: Sequence[s
 def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
     """Mean distance between confidence and accuracy over equal bins of confidence, weighted by their size."""
     confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gaps = [abs(confidence[place == b].sum() - correct[place == b].sum()) for b in range(bins)]
+    bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    gaps = [abs(confidence[bin_of == b].sum() - correct[bin_of == b].sum()) for b in range(bins)]
     return float(np.sum(gaps) / len(labels))
 
 

@@ -1,4 +1,4 @@
-"""Which documents make a batch, how often each is drawn, and whose pages go together."""
+"""Batches by token budget, class and group balancing, and partner documents for mixed pages."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from torch.utils.data import Sampler
 
 from docvit.data.labels import LabelledDocuments
 
-Key = tuple[int, int]  # epoch, place in the data set
+Key = tuple[int, int]  # epoch, index in the data set
 
 AnyPage = TypeVar("AnyPage")
 
 
 def put_after(pages: Sequence[AnyPage], others: Sequence[AnyPage]) -> list[AnyPage]:
-    """The first of `pages`, and in place of the later ones those of `others`; unchanged if these have no later ones."""
+    """The first of `pages`, followed by the later pages of `others`; `pages` itself where `others` has one page."""
     return [pages[0], *others[1 : len(pages)]] if len(others) > 1 else list(pages)
 
 
 class Partners:
-    """For each document the others of its class that are from other groups, as often as `balance` has them.
+    """Draws for a document a partner of the same class and another group, in the proportions of `balance`.
 
     Args:
-        labels: (documents,) classes.
-        groups: (documents,) sources; None where each document is its own.
+        labels: (documents,) class indices.
+        groups: (documents,) sources; None if each document is a source of its own.
     """
 
     def __init__(self, labels: Sequence[int], groups: Sequence[str] | None) -> None:
@@ -40,29 +40,29 @@ class Partners:
         )
 
     def fingerprint(self) -> str:
-        """Of labels and groups, which decide who is drawn."""
+        """Hash of labels and groups, which decide who is drawn."""
         return hashlib.sha256(json.dumps([self.labels.tolist(), self.groups.tolist()]).encode()).hexdigest()
 
-    def draw(self, place: int, random: np.random.Generator) -> int | None:
-        """One of them; None if there are none."""
-        alike = (self.labels == self.labels[place]) & (self.groups != self.groups[place])
+    def draw(self, index: int, random: np.random.Generator) -> int | None:
+        """The index of a partner of document `index`; None if it has none."""
+        alike = (self.labels == self.labels[index]) & (self.groups != self.groups[index])
         (others,) = alike.nonzero()
         weights = self.weights[others]
         return int(random.choice(others, p=weights / weights.sum())) if len(others) else None
 
 
 class TokenBudget(Sampler[list[Key]]):
-    """Batches of about `budget` tokens each; the same number of batches every epoch, so that schedules can be planned.
+    """Batches of about `budget` tokens; every epoch has the same number of batches, so that schedules can be planned.
 
     Args:
-        tokens: (documents,) tokens that each brings.
-        budget: tokens a batch, on average.
+        tokens: (documents,) number of tokens of each document.
+        budget: mean number of tokens per batch.
         shuffle: a new order every epoch, from `seed`.
         weights: (documents,) draw with replacement in these proportions instead of shuffling; see `balance`.
-        rank, world_size: this process's share of the batches.
+        rank, world_size: this process and the number of processes that share the batches.
 
     Raises:
-        ValueError: fewer documents than processes.
+        ValueError: there are fewer documents than processes.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class TokenBudget(Sampler[list[Key]]):
         if len(tokens) < world_size:
             raise ValueError(f"{len(tokens)} documents cannot be shared among {world_size} processes")
         count = min(len(tokens), max(world_size, round(float(tokens.sum()) / budget)))
-        self.count = count - count % world_size  # as many for each process
+        self.count = count - count % world_size  # the same number for each process
         self.epoch, self.skip = 0, 0
 
     def __len__(self) -> int:
@@ -95,18 +95,18 @@ class TokenBudget(Sampler[list[Key]]):
         elif self.shuffle:
             order = random.permutation(order)
         filled = self.tokens[order].cumsum()
-        places = ((filled - self.tokens[order] / 2) * self.count / filled[-1]).astype(int)
-        batches = [order[places == i] for i in range(self.count)]
+        batch_of = ((filled - self.tokens[order] / 2) * self.count / filled[-1]).astype(int)
+        batches = [order[batch_of == i] for i in range(self.count)]
         if not all(len(batch) for batch in batches):  # one document larger than a whole batch
             batches = np.array_split(order, self.count)
         for batch in batches[self.rank :: self.world_size][self.skip : len(self)]:
-            yield [(self.epoch, int(place)) for place in batch]
+            yield [(self.epoch, int(index)) for index in batch]
 
 
 def balance(documents: LabelledDocuments) -> np.ndarray:
-    """Weights (documents,) for drawing: every class as often as the others; within it, a group by the root of its size.
+    """Sampling weights (documents,): classes equally often, and within a class a group by the square root of its size.
 
-    One prolific source then no longer decides what its class looks like.
+    A large source then does not decide alone what its class looks like.
     """
     weights = Partners(documents.labels, documents.groups).weights
     totals = np.bincount(documents.labels, weights)

@@ -1,4 +1,4 @@
-"""Models side by side on the same documents: how good, how alike, how large, how fast."""
+"""Comparison of models on the same documents: quality, agreement, size and speed."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ Model = DocumentClassifier | DocViT | str | os.PathLike[str] | None
 
 
 @dataclass(frozen=True)
-class ModelFigures:
-    """What was measured of one model.
+class ModelResults:
+    """The results of one model.
 
     Attributes:
-        quality: of its predictions.
+        quality: metrics of its predictions.
         agreement: share of documents to which it gives the first model's label.
-        parameters: their number.
-        flops_per_page: of a forward pass, by formula (`docvit.shapes`), mean over the pages.
-        documents_per_second: of forward passes over packed batches, of as many patches for every model; neither
-            rendering nor packing counts.
-        bytes_on_disk: of the weights' file; for a model in memory, of what `save_pretrained` would write.
+        parameters: number of parameters.
+        flops_per_page: of a forward pass, by formula (`docvit.evaluation.cost`), mean over the pages.
+        documents_per_second: of forward passes over packed batches of the same number of patches for every model,
+            without rendering and packing.
+        bytes_on_disk: size of the weights' file; for a model in memory, of what `save_pretrained` would write.
     """
 
     quality: Report
@@ -61,9 +61,9 @@ class ModelFigures:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Models side by side; `errors` tell of documents that could not be read and count for none of them."""
+    """Results of several models on the same documents; `errors` are those of documents that could not be read."""
 
-    models: dict[str, ModelFigures]
+    models: dict[str, ModelResults]
     documents: int
     pages: int
     classes: tuple[str, ...]
@@ -73,26 +73,26 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in ("documents", "pages", "device", "threads")}
-        models = {name: figures.as_dict() for name, figures in self.models.items()}
+        models = {name: results.as_dict() for name, results in self.models.items()}
         return {**own, "unreadable": len(self.errors), "classes": list(self.classes), "models": models}
 
     def markdown(self) -> str:
-        """A table, a figure a row and a model a column, aligned so that it reads well as it is."""
+        """A table with one row per measure and one column per model, aligned as plain text."""
         rows = [["", *self.models]] + [[m.name, *map(m.show, self.models.values())] for m in TABLE]
         rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         aligned = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
         aligned.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
         unreadable = f", {len(self.errors)} unreadable" if self.errors else ""
-        place = f"{self.device} with {self.threads} threads" if self.device == "cpu" else self.device
+        device = f"{self.device} with {self.threads} threads" if self.device == "cpu" else self.device
         note = (
             f"{self.documents} documents, {self.pages} pages{unreadable}. Agreement is with the first model's labels. "
-            f"Speed is of forward passes on {place}, without rendering and packing."
+            f"Speed is of forward passes on {device}, without rendering and packing."
         )
         return "\n".join([*(f"| {' | '.join(row)} |" for row in aligned), "", note, ""])
 
     def plot(self, file: str | os.PathLike[str]) -> None:
-        """Draws quality beside cost as one PNG."""
+        """Draws quality and cost as one PNG."""
         figure = Figure(figsize=(10, 3.8), layout="constrained")
         FigureCanvasAgg(figure)
         left, right = figure.subplots(1, 2)
@@ -107,14 +107,14 @@ class Comparison:
 
 
 class Measure(NamedTuple):
-    """A row of the table, a group of bars."""
+    """A measure of a model: one row of the table, one group of bars."""
 
     name: str
-    value: Callable[[ModelFigures], float]
+    value: Callable[[ModelResults], float]
     format: Callable[[float], str] = "{:.3f}".format
 
-    def show(self, figures: ModelFigures) -> str:
-        return self.format(self.value(figures))
+    def show(self, results: ModelResults) -> str:
+        return self.format(self.value(results))
 
 
 QUALITY = (
@@ -126,11 +126,11 @@ QUALITY = (
 
 SIZE = (
     Measure("parameters", lambda f: f.parameters, EngFormatter(places=1)),
-    Measure("FLOPs a page", lambda f: f.flops_per_page, EngFormatter(places=1)),
+    Measure("FLOPs per page", lambda f: f.flops_per_page, EngFormatter(places=1)),
     Measure("size on disk", lambda f: f.bytes_on_disk, EngFormatter("B", places=1)),
 )
 
-COST = (*SIZE, Measure("time a document", lambda f: 1 / f.documents_per_second, EngFormatter("s", places=1)))
+COST = (*SIZE, Measure("time per document", lambda f: 1 / f.documents_per_second, EngFormatter("s", places=1)))
 
 TABLE = (
     *QUALITY,
@@ -140,14 +140,14 @@ TABLE = (
 )
 
 
-def _bars(axes: Axes, models: Mapping[str, ModelFigures], measures: Sequence[Measure], *, relative: bool) -> None:
-    values = np.array([[m.value(figures) for m in measures] for figures in models.values()])
+def _bars(axes: Axes, models: Mapping[str, ModelResults], measures: Sequence[Measure], *, relative: bool) -> None:
+    values = np.array([[m.value(results) for m in measures] for results in models.values()])
     heights = values / values.max(0).clip(min=1e-12) if relative else values
     width = 0.8 / len(models)
-    for i, ((name, figures), row) in enumerate(zip(models.items(), heights, strict=True)):
-        places = np.arange(len(measures)) + (i - (len(models) - 1) / 2) * width
-        bars = axes.bar(places, row, width, color=f"C{i}", label=name)
-        axes.bar_label(bars, [m.show(figures) for m in measures], fontsize=7 if len(models) < 3 else 5, padding=1)
+    for i, ((name, results), row) in enumerate(zip(models.items(), heights, strict=True)):
+        x = np.arange(len(measures)) + (i - (len(models) - 1) / 2) * width
+        bars = axes.bar(x, row, width, color=f"C{i}", label=name)
+        axes.bar_label(bars, [m.show(results) for m in measures], fontsize=7 if len(models) < 3 else 5, padding=1)
     axes.set_xticks(range(len(measures)), [m.name for m in measures], fontsize=9)
     axes.set_ylim(0, 1.12)
     axes.spines[["top", "right"]].set_visible(False)
@@ -163,11 +163,12 @@ def compare(
     timeout: float = 60.0,
     device: torch.device | str | None = None,
 ) -> Comparison:
-    """Measures models on the same documents, each document being read once for each way of rendering among them.
+    """Measures models on the same documents; each document is read once per distinct rendering.
 
     Args:
-        models: by the name under which each is shown: a classifier, a model (put into eval mode and on the device), or
-            what `DocumentClassifier.from_pretrained` takes: a folder, a hub id, or None for the model in the box.
+        models: by the name under which each is shown: a classifier, a model (it is put into eval mode and moved to the
+            device), or what `DocumentClassifier.from_pretrained` takes: a folder, a hub id, or None for the bundled
+            model.
         max_pages, budget, workers, timeout: as for `DocumentClassifier.predict`.
         device: of the models that are not classifiers yet.
 
@@ -191,7 +192,7 @@ def compare(
 
 
 class _Trial:
-    """One model's way through the documents."""
+    """Runs one model over the documents and collects its results."""
 
     def __init__(self, classifier: DocumentClassifier) -> None:
         self.classifier, self.ready = classifier, classifier.for_stream()
@@ -205,7 +206,7 @@ class _Trial:
 
     def _scores(self, stacks: list[PageStack]) -> np.ndarray:
         batch = self.classifier.model.pack(stacks).to(self.classifier.device)
-        self._timed(batch)  # kernels are made for shapes that are new: the first model's first pass would pay for all
+        self._timed(batch)  # kernels are compiled for new shapes: otherwise the first model would pay for all
         scores, seconds = self._timed(batch)
         self.seconds += seconds
         self.flops += predict_cost(self.classifier.model.config, batch).flops
@@ -214,7 +215,7 @@ class _Trial:
 
     def _timed(self, batch: PatchSequence) -> tuple[np.ndarray, float]:
         start = time.perf_counter()
-        scores = self.ready.run(batch)[0].cpu().numpy()  # reading them waits for the device
+        scores = self.ready.run(batch)[0].cpu().numpy()  # copying waits for the device
         return scores, time.perf_counter() - start
 
 
@@ -231,8 +232,9 @@ def _check_classes(classes: Mapping[str, Sequence[str]]) -> None:
     for name, found in others:
         lacking, besides = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
         if lacking or besides:
-            told = [f"lacks {', '.join(lacking)}"] * bool(lacking) + [f"has also {', '.join(besides)}"] * bool(besides)
-            raise ValueError(f"the classes differ: against {first}, {name} {' and '.join(told)}")
+            differences = [f"lacks {', '.join(lacking)}"] if lacking else []
+            differences += [f"has also {', '.join(besides)}"] if besides else []
+            raise ValueError(f"the classes differ: compared with {first}, {name} {' and '.join(differences)}")
 
 
 def _summary(models: Mapping[str, Model], trials: Mapping[str, _Trial], data: LabelledDocuments) -> Comparison:
@@ -241,13 +243,13 @@ def _summary(models: Mapping[str, Model], trials: Mapping[str, _Trial], data: La
     if not read:
         raise ValueError("none of the documents could be read")
     truth = [data.labels[i] for i in read]
-    figures: dict[str, ModelFigures] = {}
+    results: dict[str, ModelResults] = {}
     reference: np.ndarray | None = None
     for name, trial in trials.items():
         columns = [trial.classifier.classes.index(c) for c in data.classes]
         scores = np.array([trial.rows[i] for i in read])[:, columns]
         reference = scores.argmax(1) if reference is None else reference
-        figures[name] = ModelFigures(
+        results[name] = ModelResults(
             quality=report(scores, truth, data.classes),
             agreement=float((scores.argmax(1) == reference).mean()),
             parameters=sum(p.numel() for p in trial.classifier.model.parameters()),
@@ -257,7 +259,7 @@ def _summary(models: Mapping[str, Model], trials: Mapping[str, _Trial], data: La
         )
     first = next(iter(trials.values()))
     return Comparison(
-        models=figures,
+        models=results,
         documents=len(read),
         pages=first.pages,
         classes=data.classes,

@@ -1,4 +1,4 @@
-"""What the model looked at, drawn on the pages."""
+"""Relevance of patches for the predicted class, drawn on the pages."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ MAX_DRAWN = 24
 
 @dataclass(frozen=True)
 class Explanation:
-    """Evidence for the predicted class, patch by patch.
+    """Evidence of each patch for the predicted class.
 
     Attributes:
-        prediction: what is explained.
+        prediction: the prediction that is explained.
         pages: the pages as the model saw them, (H, W) or (H, W, 3) uint8.
-        relevance: for each page (rows, cols) in 0..1, 1 for the strongest patch of the document; NaN for patches that
-            were left out as blank.
+        relevance: for each page (rows, cols) in 0..1, 1 for the strongest patch of the document; NaN for blank patches,
+            which were left out.
     """
 
     prediction: Prediction
@@ -43,8 +43,15 @@ class Explanation:
     relevance: list[NDArray[np.float32]]
 
     def save(self, file: str | os.PathLike[str]) -> None:
-        """Draws the pages with their evidence as one PNG; of long documents the 24 pages that say most."""
+        """Draws the pages with their evidence as one PNG; of a long document the `MAX_DRAWN` most relevant pages."""
         shown = sorted(np.argsort(self.prediction.page_relevance)[::-1][:MAX_DRAWN].tolist())
+        figure = self._figure(shown)
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph")  # a file name in a script that the font does not have
+            figure.savefig(file, dpi=130)
+
+    def _figure(self, shown: list[int]) -> Figure:
         columns = min(len(shown), 6)
         rows = math.ceil(len(shown) / columns)
         p = self.prediction
@@ -56,35 +63,32 @@ class Explanation:
         figure.suptitle(f"{_name(p.path, int(10 * width))}: {p.label} ({p.score:.0%})", fontsize=10, parse_math=False)
         legend = "red: evidence for the label, strongest patch darkest; per cent: the page's share of it"
         figure.supxlabel(legend, fontsize=6, color="0.4")
-        places = figure.subplots(rows, columns, squeeze=False).flatten()
-        for axes in places:
+        grid = figure.subplots(rows, columns, squeeze=False).flatten()
+        for axes in grid:
             axes.axis("off")
-        for axes, i in zip(places, shown, strict=False):
+        for axes, i in zip(grid, shown, strict=False):
             page = self.pages[i]
             axes.imshow(_overlay(page, self.relevance[i]))
             axes.set_title(f"page {p.pages[i]} · {p.page_relevance[i]:.0%}", fontsize=8)
             axes.add_patch(Rectangle((0, 0), page.shape[1] - 1, page.shape[0] - 1, fill=False, color="0.6", lw=0.8))
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph")  # a file name in a script that the font does not have
-            figure.savefig(file, dpi=130)
+        return figure
 
 
 def explain(
     classifier: DocumentClassifier, document: str | os.PathLike[str] | PageStack, *, max_pages: int | None = 64
 ) -> Explanation:
-    """Explains one document's label.
+    """Explains the predicted label of one document.
 
     Evidence is gradient times activation of the patch tokens that enter the last block, where it is positive
-    (Grad-CAM, arXiv 1610.02391, on tokens). The gradient is that of the label's logit: that of its probability would
-    vanish, and show rounding noise, where the model is sure. In a model without blocks no patch has a token of its own:
-    there all patches of a page have the page's share.
+    (Grad-CAM, arXiv 1610.02391, on tokens). The gradient is that of the label's logit; the gradient of its probability
+    vanishes in rounding noise where the model is certain. In a model without blocks patches have no tokens: there every
+    patch of a page has the relevance of the page.
 
     Raises:
         DocumentError: the file cannot be read.
     """
     model = classifier.model
-    if not any(weight.requires_grad for weight in model.parameters()):  # frozen: there would be no gradient to ask for
+    if not any(weight.requires_grad for weight in model.parameters()):  # frozen weights give no gradient
         model = copy.deepcopy(model).requires_grad_(True)
     stack = (
         document
@@ -108,7 +112,7 @@ def explain(
 
 
 def _evidence(model: DocViT, batch: PatchSequence, label: int) -> Tensor:
-    """Gradient times activation (T,) of each patch, where it is positive."""
+    """(T,) gradient times activation of each patch, where it is positive."""
     with torch.enable_grad():
         states = model.forward_intermediates(batch)
         tokens = states[f"blocks.{len(model.blocks) - 2}" if len(model.blocks) > 1 else "embed"]

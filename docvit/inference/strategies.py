@@ -1,7 +1,7 @@
-"""Ways to classify a document with a model that sees pages: the seven of "Beyond Document Page Classification".
+"""Strategies that classify a document from its pages: the seven of "Beyond Document Page Classification".
 
-Van Landeghem et al., arXiv 2308.12896. Each says which pages are used, as which documents the model sees them, and how
-its probabilities become one row a document. A page that is seen alone is a document of its own, its page index 0.
+Van Landeghem et al., arXiv 2308.12896. A strategy chooses pages, groups them into the documents that the model sees,
+and combines their probabilities. A page that is seen alone is a document of its own, with page index 0.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from docvit.documents.rendering import Rendering
 
 @dataclass(frozen=True)
 class Strategy:
-    """One way.
+    """How pages are chosen, seen by the model and combined.
 
     Attributes:
-        choose: number of pages read -> the places among them that are used.
+        choose: number of pages read -> indices, among them, of those that are used.
         views: the document of those pages -> the documents that the model sees.
-        combine: probabilities (views, classes) -> (classes,), adding up to 1.
-        max_pages: read so many pages, spread evenly; None for as many as one wants to.
+        combine: probabilities (views, C) -> (C,), with sum 1.
+        max_pages: number of pages to read, spread evenly; None for no limit of its own.
     """
 
     choose: Callable[[int], list[int]]
@@ -38,8 +38,8 @@ class Strategy:
 
     def select(self, stack: PageStack) -> PageStack:
         """The document with the pages that are used."""
-        places = self.choose(len(stack.pages))
-        return stack._replace(pages=[stack.pages[i] for i in places], indices=[stack.indices[i] for i in places])
+        used = self.choose(len(stack.pages))
+        return stack._replace(pages=[stack.pages[i] for i in used], indices=[stack.indices[i] for i in used])
 
 
 def _every(count: int) -> list[int]:
@@ -71,9 +71,9 @@ def _grid(stack: PageStack, rendering: Rendering) -> list[PageStack]:
 
 
 def tile(stack: PageStack, rendering: Rendering) -> np.ndarray:
-    """The pages row by row on one white page of the rendering's size, in a grid as nearly square as can be.
+    """All pages row by row on one white page of the rendering's size, in a grid that is as square as possible.
 
-    Every page has the same scale; cells are as large as the largest page.
+    All pages have the same scale; cells are as large as the largest page.
     """
     columns = math.ceil(math.sqrt(len(stack.pages)))
     rows = math.ceil(len(stack.pages) / columns)
@@ -103,7 +103,7 @@ def _mean(scores: Tensor) -> Tensor:
 
 
 def _votes(scores: Tensor) -> Tensor:
-    """The share of pages that vote for each class; between classes of equal share the mean probability decides."""
+    """Share of pages that vote for each class; the mean probability decides between equal shares."""
     votes = torch.bincount(scores.argmax(1), minlength=scores.shape[1]).double()
     tie_break = 1e-3  # of one vote
     return ((votes + tie_break * scores.double().mean(0)) / (len(scores) + tie_break)).to(scores.dtype)
@@ -119,8 +119,8 @@ STRATEGIES: dict[str, Strategy] = {
     "soft-vote": Strategy(_every, _alone, _mean),
     "hard-vote": Strategy(_every, _alone, _votes),
 }
-"""By name; `document` is the model's own way. Of a one-page document `second` takes the first page; of a long one,
-the second that was read."""
+"""`document` is the model itself, which sees all pages at once. `second` takes the first page of a one-page document,
+and the second page that was read of a longer one."""
 
 
 def get_strategy(name: str) -> Strategy:

@@ -1,1 +1,1 @@
-"""The training loop, and what is trained with it."""
+"""The training loop, and the two trainings on documents: supervised, and masked pre-training."""

@@ -1,4 +1,4 @@
-"""A run's whole state in one safetensors file: tensors as they are, everything else as JSON beside them, no pickle."""
+"""A run's state in one safetensors file: tensors, and everything else as JSON in the metadata; no pickle."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _TENSOR = "__tensor__"
 
 
 class CheckpointError(Exception):
-    """A file that is no checkpoint, or no longer one."""
+    """The file is not a valid checkpoint."""
 
 
 def save_checkpoint(file: Path, state: dict[str, Any]) -> None:
     """Writes nested dicts and lists of tensors and plain values; the file is replaced in one step.
 
     Raises:
-        OSError: the disk is full, or closed to us.
+        OSError: the disk is full, or the folder cannot be written to.
     """
     tensors: dict[str, Tensor] = {}
     skeleton = _extract(state, tensors)
@@ -31,10 +31,10 @@ def save_checkpoint(file: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(file: Path) -> dict[str, Any]:
-    """What `save_checkpoint` was given (tuples come back as lists).
+    """Reads what `save_checkpoint` wrote; tuples come back as lists.
 
     Raises:
-        CheckpointError: the file is damaged, or not one.
+        CheckpointError: the file is damaged, or not a checkpoint.
     """
     try:
         with safe_open(file, "pt") as archive:
@@ -51,7 +51,7 @@ def _extract(value: Any, tensors: dict[str, Tensor]) -> Any:
         tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         return {_TENSOR: name}
     if isinstance(value, dict):
-        # JSON turns every key into a string; optimisers number their parameters
+        # pairs, since JSON would turn the integer keys of optimisers into strings
         return {"keys": [[k, _extract(v, tensors)] for k, v in value.items()]}
     if isinstance(value, list | tuple):
         return [_extract(v, tensors) for v in value]

@@ -1,4 +1,4 @@
-"""This process among those of `torchrun`."""
+"""Distributed training: this process among those that `torchrun` started."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from docvit.hardware import choose_device, default_device
 
 
 class Process(NamedTuple):
-    """Where a process trains, and which of how many processes it is."""
+    """One process of a training: its device, its rank, and the number of processes."""
 
     device: torch.device
     rank: int = 0
@@ -24,7 +24,7 @@ class Process(NamedTuple):
 
 @contextmanager
 def process_group(device: torch.device | str | None = None) -> Iterator[Process]:
-    """This process alone on `device`, or its place in the group that `torchrun` set up.
+    """This process alone on `device`, or as a member of the group that `torchrun` set up.
 
     Raises:
         ValueError: this machine has no such device.
@@ -33,12 +33,12 @@ def process_group(device: torch.device | str | None = None) -> Iterator[Process]
         yield Process(choose_device(device))
         return
     on_gpu = str(device or default_device()).startswith("cuda")
-    place = choose_device(f"cuda:{os.environ['LOCAL_RANK']}" if on_gpu else device)
+    own = choose_device(f"cuda:{os.environ['LOCAL_RANK']}" if on_gpu else device)
     if on_gpu:
-        torch.cuda.set_device(place)
-    # the first process draws all pages before the others go on, which may take longer than the usual ten minutes
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=timedelta(days=1))
+        torch.cuda.set_device(own)
+    # the first process renders all pages while the others wait, which may take longer than the default ten minutes
+    dist.init_process_group("nccl" if own.type == "cuda" else "gloo", timeout=timedelta(days=1))
     try:
-        yield Process(place, dist.get_rank(), dist.get_world_size())
+        yield Process(own, dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()

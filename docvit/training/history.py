@@ -1,4 +1,4 @@
-"""What a run has measured so far, as `metrics.csv` and `curves.png`."""
+"""The metrics of a run by epoch, as `metrics.csv` and `curves.png`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from matplotlib.ticker import MaxNLocator
 
 from docvit.files import replaced
 
-SCALARS = ("epoch", "lr", "seconds")  # not worth a curve
+SCALARS = ("epoch", "lr", "seconds")  # not drawn as curves
 
 
 def write_history(history: Sequence[dict[str, float]], folder: Path) -> None:
-    """Writes both files anew from one record an epoch; each is replaced in one step."""
+    """Writes both files from one record per epoch; each is replaced in one step."""
     if not history:
         return
     names = list(dict.fromkeys(name for record in history for name in record))

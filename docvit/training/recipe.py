@@ -1,4 +1,4 @@
-"""`Recipe`: everything that decides what a training on documents gives."""
+"""`Recipe`: the full configuration of a supervised training, and the model it starts from."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ from docvit.training.loop import TrainSettings
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what a training on documents gives; `recipe.json` in the output folder.
+    """The configuration of a supervised training; `recipe.json` in the output folder.
 
     Attributes:
-        model: name of a variant; ignored where `init` brings a model.
+        model: name of a variant; not used if `init` is given.
         init: `timm:NAME` (pretrained weights) or a model folder to start from; None for random weights.
         settings: fields of `DocViTConfig` that differ from the variant's.
-        max_pages: pages of a document seen in one epoch: the first, and others chosen at random (of 64 that are spread
+        max_pages: pages of a document per epoch: the first, and others chosen at random (among 64 that are spread
             evenly over a longer document).
-        budget: tokens a batch, about.
-        patch_dropout: largest share of patches left out at random; how many is drawn for each document. It saves work,
-            and a batch holds more documents; but what the ink stem tells of a page's layout is spoilt by it.
-        mix_pages: share of documents whose later pages are taken from another of their class, of another source: what
-            pages of one source have in common then says less.
+        budget: approximate number of tokens per batch.
+        patch_dropout: largest share of patches that are dropped at random; the share is drawn for each document. It
+            saves work and a batch holds more documents, but it disturbs the page statistics of the ink stem.
+        mix_pages: share of documents whose later pages are replaced by those of another document of the class from
+            another source, so that the model cannot rely on what pages of one source have in common.
         label_smoothing: of the cross-entropy.
-        page_loss: weight of a second cross-entropy, on what each page's token says alone.
-        ema: decay of the moving average that is kept as the model; 0 for none.
-        balanced: draw classes equally often, and within them sources by the root of their size (`docvit.data.balance`).
-        augmentation: changes to the pages.
-        train: the loop's settings.
+        page_loss: weight of a second cross-entropy, of each page token's own prediction.
+        ema: decay of the moving average of the weights, which is the model that is saved; 0 for no average.
+        balanced: sample classes equally often, and within them sources by the root of their size
+            (`docvit.data.sampling.balance`).
+        augmentation: random changes to the pages.
+        train: settings of the training loop.
     """
 
     model: str = "docvit_compact_patch32"

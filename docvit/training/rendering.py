@@ -1,4 +1,4 @@
-"""Pages rendered before training."""
+"""Rendering all pages into the cache before training, once per group of processes."""
 
 from __future__ import annotations
 
@@ -18,54 +18,55 @@ logger = logging.getLogger(__name__)
 
 
 def render(
-    paths: Iterable[str], rendering: Rendering, place: Process, *, cache: Path | None = None, workers: int = 2
+    paths: Iterable[str], rendering: Rendering, process: Process, *, cache: Path | None = None, workers: int = 2
 ) -> tuple[dict[str, Path], list[DocumentError]]:
-    """The file of rendered pages of every document by its path, and the errors of those that cannot be read.
+    """Renders documents: the cache file of each by its path, and the errors of those that cannot be read.
 
-    Pages are rendered once, by the first process of a group, into `cache` (`docvit.cache.default_cache`).
+    The first process of a group renders, the others wait and read its files. `cache` is a folder; None for
+    `docvit.documents.cache.default_cache`.
     """
     wanted = list(dict.fromkeys(paths))
     pages = PageCache(cache or default_cache(), rendering)
-    if place.rank == 0:
+    if process.rank == 0:
         try:
             files, errors = pages.prepare(wanted, workers=workers)
         except KeyboardInterrupt:
-            logger.warning("stopped before training began: the same command goes on with the pages drawn so far")
+            logger.warning("stopped before training began: the same command goes on with the pages rendered so far")
             raise
-    if place.world_size > 1:
+    if process.world_size > 1:
         dist.barrier()
-    if place.rank > 0:
+    if process.rank > 0:
         files, errors = pages.prepare(wanted, workers=workers)
     return files, errors
 
 
 def render_all(
-    paths: Iterable[str], rendering: Rendering, place: Process, *, cache: Path | None = None, workers: int = 2
+    paths: Iterable[str], rendering: Rendering, process: Process, *, cache: Path | None = None, workers: int = 2
 ) -> dict[str, Path]:
-    """`render`, of documents that must all be readable.
+    """As `render`, for documents that must all be readable.
 
     Raises:
-        DataError: some cannot be read; it names every one of them.
+        DataError: documents that cannot be read; it names all of them.
     """
-    files, errors = render(paths, rendering, place, cache=cache, workers=workers)
+    files, errors = render(paths, rendering, process, cache=cache, workers=workers)
     if errors:
         raise DataError("the documents", [f"{type(e).__name__}: {e}" for e in errors])
     return files
 
 
 def render_readable(
-    paths: Iterable[str], rendering: Rendering, place: Process, *, cache: Path | None = None, workers: int = 2
+    paths: Iterable[str], rendering: Rendering, process: Process, *, cache: Path | None = None, workers: int = 2
 ) -> tuple[dict[str, Path], list[str]]:
-    """`render`, and a line for each document that cannot be read; the log counts and lists them too.
+    """As `render`, with one line for each document that cannot be read; the log counts and lists them too.
 
     Raises:
         DataError: none of the documents can be read.
     """
-    files, errors = render(paths, rendering, place, cache=cache, workers=workers)
+    files, errors = render(paths, rendering, process, cache=cache, workers=workers)
     problems = [f"{type(e).__name__}: {e}" for e in errors]
     if not files:
         raise DataError("the documents", problems or ["there are none"])
-    if problems and place.rank == 0:
+    if problems and process.rank == 0:
         total = len(files) + len(problems)
         logger.warning("%d of %d documents are left out:\n  %s", len(problems), total, "\n  ".join(problems))
     return files, problems

@@ -1,4 +1,4 @@
-"""Training a DocViT on labelled documents, from paths to a model folder: what `docvit train` does."""
+"""Supervised training on labelled documents, from paths to a model folder: `docvit train`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 def classification_loss(recipe: Recipe) -> Callable[[DocViT, DocumentBatch], Mapping[str, Tensor]]:
-    """Cross-entropy of documents, plus that of their pages where the recipe asks for it."""
+    """Cross-entropy of the documents, plus `page_loss` times that of the page tokens against the document's label."""
 
     def loss(model: DocViT, batch: DocumentBatch) -> Mapping[str, Tensor]:
         features = model.forward_features(batch.sequence)
@@ -64,38 +65,40 @@ def train_documents(
 ) -> tuple[DocViT, list[Record]]:
     """Trains on `data` and writes a model folder.
 
-    `output` gets config.json + model.safetensors (the moving average, after every epoch), checkpoint.safetensors,
+    `output` gets config.json and model.safetensors (the moving average, after every epoch), checkpoint.safetensors,
     metrics.csv, curves.png and recipe.json. Under `torchrun` the batches are shared among the processes.
 
     Args:
         valid: documents to evaluate on after every epoch.
-        resume: go on where an interrupted run in `output` stopped, under its own recipe.
-        cache: folder for rendered pages (`docvit.cache.default_cache`).
+        resume: continue the interrupted run in `output`, under its own recipe.
+        cache: folder for rendered pages; None for `docvit.documents.cache.default_cache`.
         workers: rendering processes, before training.
 
     Returns:
-        The trained model, in eval mode, and one record an epoch.
+        The trained model, in eval mode, and one record per epoch.
 
     Raises:
-        DataError: documents that cannot be read (all of them at once), or nothing but one class, before training
-            begins.
-        ModelError: `init` names no model that can be had.
+        DataError: documents that cannot be read (it names all of them), or documents of one class only.
+        ModelError: `init` names no model that can be loaded.
         TrainingError: `output` holds another run, or none to resume.
         ValueError: an unknown variant, setting or device; the message names the choices.
     """
     folder = Path(output)
     recipe = agree_on_recipe(folder, recipe, resume=resume)
     check_labels(data)
-    with process_group(device) as place:
+    with process_group(device) as process:
         model = build_model(recipe, data.classes)
         paths = data.paths + (valid.paths if valid else ())
-        files = render_all(paths, model.config.rendering, place, cache=cache, workers=workers)
-        batches = labelled_batches(data, files, model.config, recipe, place)
-        held_out = None if valid is None else held_out_batches(valid, files, model.config, recipe)
-        if place.rank == 0:
+        files = render_all(paths, model.config.rendering, process, cache=cache, workers=workers)
+        batches = labelled_batches(data, files, model.config, recipe, process)
+        evaluate = None
+        if valid is not None:
+            held_out = held_out_batches(valid, files, model.config, recipe)
+            evaluate = partial(evaluate_batches, batches=held_out, classes=data.classes, device=process.device)
+        if process.rank == 0:
             write_recipe(folder, recipe)
-        ema = make_ema(model.to(place.device), recipe.ema)
-        settings = replace(recipe.train, bf16=recipe.train.bf16 and has_fast_bf16(place.device))
+        ema = make_ema(model.to(process.device), recipe.ema)
+        settings = replace(recipe.train, bf16=recipe.train.bf16 and has_fast_bf16(process.device))
         history = fit(
             model,
             batches,
@@ -103,20 +106,20 @@ def train_documents(
             settings,
             output=folder,
             ema=ema,
-            evaluate=None if held_out is None else lambda m: evaluate_batches(m, held_out, data.classes, place.device),
+            evaluate=evaluate,
             save=lambda m: save_pretrained(cast(DocViT, m), folder),
             resume=resume,
-            device=place.device,
+            device=process.device,
         )
     trained = ema.module if ema is not None else model
     return trained.eval(), history
 
 
 def check_labels(data: LabelledDocuments) -> None:
-    """Raises DataError if all documents have one label."""
+    """Raises DataError unless the documents are of at least two classes."""
     if len(set(data.labels)) < 2:
         names = ", ".join(data.classes[label] for label in set(data.labels)) or "none"
-        raise DataError("the data", [f"it takes two classes to tell anything apart, and here is {names}"])
+        raise DataError("the data", [f"training needs at least two classes, found: {names}"])
 
 
 @torch.inference_mode()
@@ -132,10 +135,10 @@ def evaluate_batches(
         scores.append(logits.float().cpu())
         labels.append(batch.labels)
     all_scores, all_labels = torch.cat(scores), torch.cat(labels)
-    figures = report(all_scores.softmax(1).numpy(), all_labels.tolist(), classes)
+    metrics = report(all_scores.softmax(1).numpy(), all_labels.tolist(), classes)
     return {
         "valid_loss": float(F.cross_entropy(all_scores, all_labels)),
-        "valid_accuracy": figures.accuracy,
-        "valid_macro_f1": figures.macro_f1,
-        "valid_ece": figures.ece,
+        "valid_accuracy": metrics.accuracy,
+        "valid_macro_f1": metrics.macro_f1,
+        "valid_ece": metrics.ece,
     }

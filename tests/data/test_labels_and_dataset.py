@@ -1,4 +1,4 @@
-"""Labelled documents: what is read from folders and CSVs, what is wrong with them, and what they are seen as."""
+"""Labelled documents: what is read from folders and CSVs, what is wrong with them, and how they are seen."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_balance_evens_out_classes_and_damps_prolific_groups():
     np.testing.assert_allclose(ungrouped, [1 / 11] * 11 + [1 / 2] * 2)
 
 
-# --- what a document is seen as ---
+# --- how a document is seen ---
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +200,7 @@ def training(documents, seed=0, **view):
 
 
 def patches_of(batch):
-    """What each document of a batch brings, by its place."""
+    """What each document of a batch brings, by its index."""
     bounds = batch.sequence.page_bounds[batch.sequence.document_bounds].tolist()
     parts = zip(batch.index.tolist(), bounds, bounds[1:], strict=False)
     s = batch.sequence
@@ -212,8 +212,8 @@ def test_outside_training_a_batch_is_what_pack_gives(documents, corpus):
     batches = DocumentLoader(dataset(documents), budget=40)
     seen = []
     for batch in batches:
-        for place, patches in patches_of(batch).items():
-            expected = pack([_read(data.paths[place])], 16, channels=1)
+        for index, patches in patches_of(batch).items():
+            expected = pack([_read(data.paths[index])], 16, channels=1)
             torch.testing.assert_close(patches[:, :256], expected.patches)
         seen += batch.index.tolist()
         assert batch.labels.tolist() == [data.labels[i] for i in batch.index.tolist()]
@@ -261,11 +261,11 @@ def test_iterating_leaves_the_random_numbers_of_the_model_alone(documents):
 
 
 def test_the_first_page_and_random_others_in_training_evenly_spread_ones_outside(documents):
-    place = next(i for i, file in enumerate(documents[1]) if len(dataset(documents).documents[i].indices) == 3)
-    chosen = {tuple(training(documents)[epoch, place][2].indices) for epoch in range(40)}
+    index = next(i for i, file in enumerate(documents[1]) if len(dataset(documents).documents[i].indices) == 3)
+    chosen = {tuple(training(documents)[epoch, index][2].indices) for epoch in range(40)}
     assert chosen == {(0, 1), (0, 2)}
-    assert training(documents, max_pages=1)[0, place][2].indices == [0]
-    assert dataset(documents, max_pages=2)[7, place][2].indices == [0, 2]
+    assert training(documents, max_pages=1)[0, index][2].indices == [0]
+    assert dataset(documents, max_pages=2)[7, index][2].indices == [0, 2]
 
 
 def mixed(documents, groups=None, labelled=True, **view):
@@ -276,11 +276,11 @@ def mixed(documents, groups=None, labelled=True, **view):
 
 def test_later_pages_come_from_another_source_of_the_class(documents):
     data, _ = documents
-    groups = [str(place % 2) for place in range(len(data))]
+    groups = [str(index % 2) for index in range(len(data))]
     own = training(documents, max_pages=3, patch_dropout=0.0, augmentation=None)
     mixing = mixed(documents, groups)
     several = 0
-    for key in [(epoch, place) for epoch in range(3) for place in range(len(data))]:
+    for key in [(epoch, index) for epoch in range(3) for index in range(len(data))]:
         (_, _, before), (_, _, after) = own[key], mixing[key]
         partner = mixing.partner(*key)
         assert data.labels[partner] == data.labels[key[1]]
@@ -295,7 +295,7 @@ def test_later_pages_come_from_another_source_of_the_class(documents):
 
 def test_pages_are_mixed_as_often_as_asked_and_without_labels_across_classes(documents):
     data, _ = documents
-    keys = [(epoch, place) for epoch in range(60) for place in range(len(data))]
+    keys = [(epoch, index) for epoch in range(30) for index in range(len(data))]
     some = mixed(documents, mix_pages=0.3)
     assert np.mean([some.partner(*key) is not None for key in keys]) == pytest.approx(0.3, abs=0.06)
     across = mixed(documents, labelled=False)
@@ -310,7 +310,7 @@ def test_pages_are_mixed_as_often_as_asked_and_without_labels_across_classes(doc
 def test_patch_dropout_leaves_out_a_share_drawn_for_each_document(documents):
     whole = training(documents, patch_dropout=0.0, augmentation=None)
     thinned = training(documents, patch_dropout=0.4, augmentation=None)
-    keys = [(epoch, place) for epoch in range(30) for place in range(len(whole))]
+    keys = [(epoch, index) for epoch in range(30) for index in range(len(whole))]
     counts = [d.collate([d[key] for key in keys]).sequence.num_patches for d in (whole, thinned)]
     assert counts[1] / counts[0] == pytest.approx(0.8, abs=0.03)  # a share between none and 0.4, drawn each time
     shares = [thinned.collate([thinned[key]]).sequence.num_patches for key in keys if key[1] == 0]
@@ -319,7 +319,7 @@ def test_patch_dropout_leaves_out_a_share_drawn_for_each_document(documents):
 
 def test_the_estimate_of_tokens_is_about_right(documents):
     data = training(documents, augmentation=None)
-    batches = [data.collate([data[epoch, place] for place in range(len(data))]) for epoch in range(10)]
+    batches = [data.collate([data[epoch, index] for index in range(len(data))]) for epoch in range(10)]
     tokens = np.mean([batch.sequence.num_patches + batch.sequence.num_pages for batch in batches])
     assert data.tokens().sum() == pytest.approx(tokens, rel=0.05)
 

@@ -8,7 +8,7 @@ from docvit.data.sampling import TokenBudget
 
 def drawn(sampler, epoch, skip=0):
     sampler.epoch, sampler.skip = epoch, skip
-    return [[place for _, place in batch] for batch in sampler]
+    return [[index for _, index in batch] for batch in sampler]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -21,7 +21,7 @@ def test_every_document_once_an_epoch_over_all_processes_in_equally_many_batches
             sampler = TokenBudget(tokens, 1500, shuffle=True, rank=rank, world_size=world_size)
             shares.append(drawn(sampler, epoch))
             assert len(shares[-1]) == len(sampler) == len(TokenBudget(tokens, 1500, shuffle=False)) // world_size
-        order = [place for share in shares for batch in share for place in batch]
+        order = [index for share in shares for batch in share for index in batch]
         assert sorted(order) == list(range(101))
         orders.append(order)
     assert orders[0] != orders[1]

@@ -1,4 +1,4 @@
-"""Two models side by side: each figure against what it is by itself."""
+"""Comparison of models: each result against the same result measured alone."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from docvit.model.config import DocViTConfig
 from docvit.model.docvit import DocViT
 from docvit.model.pretrained import ModelError
 
-FIGURES = [
+MEASURES = [
     "accuracy",
     "macro-F1",
     "ECE",
     "AURC",
     "agreement",
     "parameters",
-    "FLOPs a page",
+    "FLOPs per page",
     "size on disk",
     "documents/s",
 ]
@@ -71,19 +71,19 @@ def by_hand(model, data):
     return np.array(rows), np.array(rows).argmax(1), flops, pages
 
 
-def test_figures_are_those_of_each_model_alone(found, trained, other, data):
+def test_results_are_those_of_each_model_alone(found, trained, other, data):
     models = {"trained": DocViT.from_pretrained(str(trained)), "other": other}
     labels = {name: by_hand(model, data) for name, model in models.items()}
     for name, (scores, predicted, flops, pages) in labels.items():
-        figures = found.models[name]
+        results = found.models[name]
         expected = report(scores, data.labels, CLASSES)
-        assert figures.quality.confusion == expected.confusion
-        assert figures.quality.accuracy == expected.accuracy
-        assert figures.quality.ece == pytest.approx(expected.ece, abs=0.02)  # bfloat16
-        assert figures.agreement == (predicted == labels["trained"][1]).mean()
-        assert figures.parameters == sum(v.numel() for v in models[name].state_dict().values())
-        assert figures.flops_per_page == pytest.approx(flops / pages)
-        assert figures.documents_per_second > 0
+        assert results.quality.confusion == expected.confusion
+        assert results.quality.accuracy == expected.accuracy
+        assert results.quality.ece == pytest.approx(expected.ece, abs=0.02)  # bfloat16
+        assert results.agreement == (predicted == labels["trained"][1]).mean()
+        assert results.parameters == sum(v.numel() for v in models[name].state_dict().values())
+        assert results.flops_per_page == pytest.approx(flops / pages)
+        assert results.documents_per_second > 0
         assert found.pages == pages
     assert (found.documents, found.classes, found.errors, found.device) == (12, CLASSES, (), "cpu")
     assert found.models["trained"].quality.accuracy == 1
@@ -137,12 +137,12 @@ def test_a_broken_document_counts_for_none(trained, other, data, tmp_path):
         compare({"trained": trained}, LabelledDocuments(paths[1:2], (2,), CLASSES), workers=0, device="cpu")
 
 
-def test_what_cannot_be_compared_is_told_apart_before_anything_is_read(trained, data, tmp_path, monkeypatch):
+def test_what_cannot_be_compared_is_refused_before_anything_is_read(trained, data, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "read_documents", None)
     strange = model_of(classes=("bars", "blocks", "poster", "letter"))
-    with pytest.raises(ValueError, match="against trained, strange lacks text and has also letter, poster"):
+    with pytest.raises(ValueError, match="compared with trained, strange lacks text and has also letter, poster"):
         compare({"trained": trained, "strange": strange}, data, device="cpu")
-    with pytest.raises(ValueError, match="against strange, the data lacks letter, poster and has also text"):
+    with pytest.raises(ValueError, match="compared with strange, the data lacks letter, poster and has also text"):
         compare({"strange": strange}, data, device="cpu")
     with pytest.raises(ModelError, match="not a model folder"):
         compare({"trained": trained, "none": tmp_path}, data, device="cpu")
@@ -171,10 +171,10 @@ def test_as_json(found):
 
 def test_as_markdown(found):
     lines = found.markdown().splitlines()
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[: 2 + len(FIGURES)]]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[: 2 + len(MEASURES)]]
     assert rows[0] == ["", "trained", "other"]
-    assert [row[0] for row in rows[2:]] == FIGURES
-    assert rows[2][1:] == [f"{figures.quality.accuracy:.3f}" for figures in found.models.values()]
+    assert [row[0] for row in rows[2:]] == MEASURES
+    assert rows[2][1:] == [f"{results.quality.accuracy:.3f}" for results in found.models.values()]
     assert len({len(line) for line in lines[: len(rows)]}) == 1  # aligned
     assert lines[-1].startswith("12 documents, 30 pages.")
 

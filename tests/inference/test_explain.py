@@ -1,4 +1,4 @@
-"""What the model looked at: evidence where the difference is, and a picture of it for any document."""
+"""Explanations: evidence of patches against its definition, and a picture of it for any document."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, classed_pdf
+from matplotlib.figure import Figure
 from PIL import Image
 
 from docvit.documents.errors import NotFound
 from docvit.documents.pages import PageStack
-from docvit.inference.classify import DocumentClassifier
-from docvit.inference.explain import MAX_DRAWN, explain
+from docvit.inference.classify import DocumentClassifier, Prediction
+from docvit.inference.explain import MAX_DRAWN, Explanation, explain
 from docvit.model.config import DocViTConfig
 from docvit.model.docvit import DocViT
 
@@ -93,12 +94,24 @@ def test_a_picture_is_drawn_whatever_the_file_is_called(classifier, tmp_path, na
     assert np.ptp(pixels, axis=2).max() > 60  # there is colour on it
 
 
-def test_a_long_document_shows_the_pages_that_say_most(classifier, tmp_path):
-    path = tmp_path / "long.pdf"
-    path.write_bytes(classed_pdf("text", MAX_DRAWN + 5))
-    found = explain(classifier, path)
-    assert len(found.relevance) == MAX_DRAWN + 5
-    found.save(tmp_path / "long.png")
+def test_a_long_document_shows_its_most_relevant_pages_in_their_order(classifier, tmp_path, monkeypatch):
+    figures, original = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **o: figures.append(figure) or original(figure, *a, **o))
+    count = MAX_DRAWN + 5
+    relevance = np.random.default_rng(0).permutation(np.arange(1.0, count + 1))
+    prediction = Prediction("long.pdf", "text", 0.9, pages=list(range(1, count + 1)), page_relevance=relevance.tolist())
+    Explanation(prediction, [np.full((32, 32), 255, np.uint8)] * count, [np.ones((2, 2), np.float32)] * count).save(
+        tmp_path / "long.png"
+    )
+    titles = [axes.get_title() for axes in figures[0].axes if axes.get_title()]
+    shown = [int(title.split()[1]) for title in titles]
+    assert shown == [page for page in range(1, count + 1) if relevance[page - 1] > 5]
+
+
+def test_no_more_pages_are_explained_than_are_read(classifier, tmp_path):
+    path = tmp_path / "five.pdf"
+    path.write_bytes(classed_pdf("text", 5))
+    assert len(explain(classifier, path).relevance) == 5
     assert len(explain(classifier, path, max_pages=3).relevance) == 3
 
 

@@ -1,4 +1,4 @@
-"""Pre-training: hidden patches stay hidden, and what is foreseen of them."""
+"""Masked pre-training: masked patches stay hidden, and the targets that are predicted for them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from docvit.data.dataset import UNLABELLED, DocumentBatch
 from docvit.model.config import POSITIONS, DocViTConfig
 from docvit.model.docvit import DocViT
 from docvit.model.stems import InkStem
-from docvit.training.masked import MaskedDocViT, PretrainRecipe, Target, build_masked, draw_mask, reconstruction_loss
+from docvit.training.masked import PretrainRecipe, build_masked
+from docvit.training.masked_model import MaskedDocViT, Target, draw_mask, reconstruction_loss
 
 CONFIG = DocViTConfig(**TINY | {"drop_path": 0.2, "num_registers": 1}, num_classes=0)
 
@@ -52,20 +53,20 @@ def test_without_blocks_there_is_nothing_to_pretrain():
 
 @pytest.mark.parametrize("stem", ["linear", "ink"])
 @pytest.mark.parametrize("training", [True, False])
-def test_hidden_patches_do_not_reach_the_prediction(batch, stem, training):
+def test_masked_patches_do_not_reach_the_prediction(batch, stem, training):
     model = masked_model(stem=stem).train(training)
     masked = draw_mask(batch.num_patches, 0.75)
 
-    def foresee(patches):
+    def predict(patches):
         torch.manual_seed(1)  # of stochastic depth
         return model(replace(batch, patches=patches), masked)
 
-    expected = foresee(batch.patches)
+    expected = predict(batch.patches)
     hidden, shown = batch.patches.clone(), batch.patches.clone()
     hidden[masked] = torch.rand_like(hidden[masked]) * 9
     shown[~masked] = torch.rand_like(shown[~masked]) * 9
-    assert torch.equal(foresee(hidden), expected)
-    assert not torch.allclose(foresee(shown), expected, atol=1e-3)
+    assert torch.equal(predict(hidden), expected)
+    assert not torch.allclose(predict(shown), expected, atol=1e-3)
 
 
 def test_the_encoder_is_the_model_on_the_kept_patches(batch, monkeypatch):
@@ -79,7 +80,7 @@ def test_the_encoder_is_the_model_on_the_kept_patches(batch, monkeypatch):
     torch.testing.assert_close(handed[0][first], model.encoder.forward_features(kept).pages)
 
 
-def test_visible_tokens_stand_at_their_own_places(batch):
+def test_visible_tokens_keep_their_addresses(batch):
     """Permuting the pages of a document, addresses and all, permutes the predictions and changes nothing else."""
     model = masked_model().eval()
     masked = draw_mask(batch.num_patches, 0.5)
@@ -114,10 +115,28 @@ def test_other_pages_help_and_other_documents_do_not(batch):
     torch.testing.assert_close(changed(2), alone)
 
 
-def test_hidden_patches_are_told_apart_by_their_addresses_alone(batch):
+def test_masked_patches_differ_by_their_addresses_alone(batch):
     model = masked_model(positions="page-independent", scopes="page").eval()
-    foreseen = model(batch, torch.ones(batch.num_patches, dtype=torch.bool))  # nothing is shown
-    assert torch.cdist(foreseen, foreseen).add(torch.eye(len(foreseen))).min() > 1e-4
+    predicted = model(batch, torch.ones(batch.num_patches, dtype=torch.bool))  # nothing is shown
+    assert torch.cdist(predicted, predicted).add(torch.eye(len(predicted))).min() > 1e-4
+
+
+def test_the_same_cell_of_two_pages_is_predicted_by_its_page_index():
+    model = masked_model(positions="page-independent", scopes="page").eval()
+    twins = model.encoder.pack([pages((64, 64), (64, 64))])
+    first, second = model(twins, torch.ones(twins.num_patches, dtype=torch.bool)).chunk(2)  # nothing is visible
+    assert (first - second).abs().amax(1).min() > 1e-4
+
+
+def test_class_tokens_have_their_page_index_in_the_decoder_too(batch):
+    decoder = masked_model().eval().decoder
+    masked = draw_mask(batch.num_patches, 0.5)
+    kept = torch.randn(len(batch.select(~masked).patches) + 2 * batch.num_pages, CONFIG.embed_dim)
+    addresses = decoder.positions.patches(batch)
+    decoder.positions.patches = lambda _: addresses  # of patches, whatever becomes of their pages
+    before = decoder(kept, batch, masked)
+    after = decoder(kept, replace(batch, page_index=batch.page_index + 1), masked)
+    assert not torch.allclose(before, after, atol=1e-4)
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
@@ -151,7 +170,7 @@ def test_pixels_are_normalised_over_the_patch():
     np.testing.assert_allclose(Target("pixels", CONFIG)(patches), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_ink_is_described_as_the_stem_does_and_normalised_over_patches():
+def test_ink_targets_are_the_stem_s_features_normalised_over_patches():
     patches = torch.rand(50, 256) * torch.rand(50, 1)
     target = Target("ink", CONFIG)
     x = InkStem(1, 16, 8).describe(patches).double().numpy()
@@ -168,7 +187,7 @@ def test_the_target_goes_with_the_stem():
 
 
 @pytest.mark.parametrize("target", ["pixels", "ink"])
-def test_knowing_nothing_costs_one(batch, target):
+def test_predicting_the_mean_costs_one(batch, target):
     model = masked_model(target)
     torch.nn.init.zeros_(model.decoder.predict.weight)
     loss = reconstruction_loss(0.75)(model, as_batch(batch))["loss"]

@@ -1,4 +1,4 @@
-"""Pre-training runs: they resume exactly, leave out what cannot be read, and training starts from what was learnt."""
+"""Pre-training runs: they resume exactly, leave out what cannot be read, and training starts from the result."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from docvit.data.labels import DataError, read_labelled
+from docvit.data.unlabelled import find_unlabelled
 from docvit.model.config import DocViTConfig
 from docvit.model.docvit import DocViT
 from docvit.model.pretrained import load_pretrained
 from docvit.training import masked as pretrain
 from docvit.training.loop import CHECKPOINT, TrainingError, TrainSettings
-from docvit.training.masked import PretrainRecipe, find_unlabelled, pretrain_documents, reconstruction_loss
+from docvit.training.masked import PretrainRecipe, pretrain_documents
+from docvit.training.masked_model import reconstruction_loss
 from docvit.training.recipe import Recipe, build_model
 from docvit.training.run_folder import read_recipe, write_recipe
 from docvit.training.supervised import train_documents
@@ -64,10 +66,10 @@ def assert_same_weights(one, two):
 
 
 def test_it_learns(paths, tmp_path):
-    recipe = replace(RECIPE, mask=0.5, target="ink", budget=200, train=replace(RECIPE.train, epochs=20, lr=1e-2))
+    recipe = replace(RECIPE, mask=0.5, target="ink", budget=100, train=replace(RECIPE.train, epochs=10, lr=1e-2))
     _, history = run(paths, tmp_path, recipe)
-    first, *_, last = np.array([record["loss"] for record in history]).reshape(-1, 5).mean(1)
-    assert last < 0.9 < first  # knowing nothing costs 1
+    first, last = np.array([record["loss"] for record in history]).reshape(-1, 5).mean(1)
+    assert last < 0.9 < first  # predicting the mean costs 1
 
 
 def test_it_writes_a_model_folder(paths, tmp_path):

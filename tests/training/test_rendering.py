@@ -1,4 +1,4 @@
-"""What comes before a training: documents rendered once, what is broken left out or refused, batches of the rest."""
+"""Before a training: documents are rendered once, broken ones are left out or refused, the rest make batches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from docvit.data.dataset import UNLABELLED, DocumentDataset, view_of
 from docvit.data.labels import DataError
 from docvit.data.loader import DocumentLoader
 from docvit.model.config import DocViTConfig
-from docvit.training.batches import loader_workers, training_batches
+from docvit.training.batches import loader_workers, shuffled
 from docvit.training.distributed import Process, process_group
 from docvit.training.rendering import render, render_all, render_readable
 
@@ -54,7 +54,7 @@ def test_documents_without_labels_make_batches_too(paths, tmp_path):
     files = list(render_all(paths[:3], CONFIG.rendering, HERE, cache=tmp_path / "cache", workers=0).values())
     view = view_of(CONFIG, max_pages=1, training=True)
     assert (view.rendering, view.mean, view.std) == (CONFIG.rendering, CONFIG.mean, CONFIG.std)
-    batches = training_batches(files, None, view, HERE, budget=10**6, seed=4)
+    batches = shuffled(DocumentDataset(files, None, view, seed=4), HERE, budget=10**6)
     (batch,) = batches
     assert batch.labels.tolist() == [UNLABELLED] * 3
     assert sorted(batch.index.tolist()) == [0, 1, 2]
@@ -66,14 +66,14 @@ def test_documents_without_labels_make_batches_too(paths, tmp_path):
 def test_weights_say_what_is_drawn(paths, tmp_path):
     files = list(render_all(paths[:3], CONFIG.rendering, HERE, cache=tmp_path / "cache", workers=0).values())
     weights = np.array([0.0, 1.0, 0.0])
-    batches = training_batches(files, None, view_of(CONFIG), HERE, budget=10**6, seed=0, weights=weights)
+    batches = shuffled(DocumentDataset(files, None, view_of(CONFIG)), HERE, budget=10**6, weights=weights)
     assert {i for batch in batches for i in batch.index.tolist()} == {1}
 
 
 def test_alone_a_process_is_the_first_of_one(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with process_group("cpu") as place:
-        assert place == (torch.device("cpu"), 0, 1)
+    with process_group("cpu") as process:
+        assert process == (torch.device("cpu"), 0, 1)
     with pytest.raises(ValueError, match="no device 'nonsense'"), process_group("nonsense"):
         pass
     assert loader_workers(torch.device("cpu")) == 0

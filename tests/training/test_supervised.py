@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import signal
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,7 +22,7 @@ from docvit.documents.cache import PageCache
 from docvit.inference.classify import DocumentClassifier
 from docvit.model.docvit import DocViT
 from docvit.model.pretrained import ModelError
-from docvit.training import supervised as recipes
+from docvit.training import supervised
 from docvit.training.loop import CHECKPOINT, TrainingError, TrainSettings
 from docvit.training.recipe import Recipe, build_model
 from docvit.training.run_folder import read_recipe
@@ -80,13 +79,13 @@ def test_what_is_returned_is_what_is_saved(data, tmp_path):
 
 
 def test_held_out_documents_are_evaluated_every_epoch(data, tmp_path):
-    places = [i for i, path in enumerate(data.paths) if path.endswith("3.pdf")]
-    rest = [i for i in range(len(data)) if i not in places]
-    model, history = train(data.subset(rest), tmp_path, valid=data.subset(places))
+    held_out = [i for i, path in enumerate(data.paths) if path.endswith("3.pdf")]
+    rest = [i for i in range(len(data)) if i not in held_out]
+    model, history = train(data.subset(rest), tmp_path, valid=data.subset(held_out))
     assert all(0 <= record["valid_accuracy"] <= 1 for record in history)
     classifier = DocumentClassifier(model, device="cpu")
-    scores = [p.scores for p in classifier.predict([data.paths[i] for i in places], workers=0)]
-    truth = [data.classes[data.labels[i]] for i in places]
+    scores = [p.scores for p in classifier.predict([data.paths[i] for i in held_out], workers=0)]
+    truth = [data.classes[data.labels[i]] for i in held_out]
     expected = -np.mean([np.log(s[c]) for s, c in zip(scores, truth, strict=True)])
     assert history[-1]["valid_loss"] == pytest.approx(expected, rel=0.02)
     hits = [max(s, key=s.get) == c for s, c in zip(scores, truth, strict=True)]
@@ -146,17 +145,25 @@ def interrupting(step):
     return make
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(data, tmp_path_factory):
+    """The folder of a whole run under RECIPE, evaluated on three of the documents."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    train(data, folder, valid=data.subset([0, 4, 8]))
+    return folder
+
+
 @pytest.mark.parametrize("step", [2, 9])
-def test_resumed_equals_uninterrupted_to_the_bit(data, tmp_path, monkeypatch, step):
-    train(data, tmp_path / "whole", valid=data)
+def test_resumed_equals_uninterrupted_to_the_bit(data, uninterrupted, tmp_path, monkeypatch, step):
+    valid = data.subset([0, 4, 8])
     with monkeypatch.context() as patch:
-        patch.setattr(recipes, "classification_loss", interrupting(step))
+        patch.setattr(supervised, "classification_loss", interrupting(step))
         with pytest.raises(KeyboardInterrupt):
-            train(data, tmp_path / "cut", valid=data)
-    assert (tmp_path / "cut" / CHECKPOINT).is_file()
-    train(data, tmp_path / "cut", Recipe(), valid=data, resume=True)  # under the run's own recipe
-    assert_same_weights(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
-    one, two = ((tmp_path / name / "metrics.csv").read_text() for name in ("cut", "whole"))
+            train(data, tmp_path, valid=valid)
+    assert (tmp_path / CHECKPOINT).is_file()
+    train(data, tmp_path, Recipe(), valid=valid, resume=True)  # under the run's own recipe
+    assert_same_weights(weights(tmp_path), weights(uninterrupted))
+    one, two = ((folder / "metrics.csv").read_text() for folder in (tmp_path, uninterrupted))
     assert [_timeless(row) for row in csv.DictReader(one.splitlines())] == [
         _timeless(row) for row in csv.DictReader(two.splitlines())
     ]
@@ -167,10 +174,11 @@ def _timeless(row):
 
 
 def test_the_same_recipe_gives_the_same_model(data, tmp_path):
-    one = train(data, tmp_path / "one")[0].state_dict()
+    short, other_seed = (replace(RECIPE, train=replace(RECIPE.train, epochs=1, seed=seed)) for seed in (0, 1))
+    one = train(data, tmp_path / "one", short)[0].state_dict()
     torch.manual_seed(5)
-    assert_same_weights(train(data, tmp_path / "two")[0].state_dict(), one)
-    other = train(data, tmp_path / "three", replace(RECIPE, train=replace(RECIPE.train, seed=1)))[0].state_dict()
+    assert_same_weights(train(data, tmp_path / "two", short)[0].state_dict(), one)
+    other = train(data, tmp_path / "three", other_seed)[0].state_dict()
     assert not torch.equal(other["cls_token"], one["cls_token"])
 
 
@@ -221,10 +229,10 @@ def test_a_run_that_ended_before_its_first_checkpoint_may_begin_again(data, tmp_
     assert read_recipe(tmp_path).train.epochs == 1
 
 
-# --- said before training starts ---
+# --- errors before training starts ---
 
 
-def test_all_unreadable_documents_are_said_at_once_and_nothing_is_written(tmp_path, data):
+def test_all_unreadable_documents_are_named_at_once_and_nothing_is_written(tmp_path, data):
     (tmp_path / "empty.pdf").touch()
     (tmp_path / "bad.pdf").write_bytes(b"<html>")
     paths = (*data.paths, str(tmp_path / "empty.pdf"), str(tmp_path / "bad.pdf"))
@@ -244,7 +252,7 @@ def test_all_unreadable_documents_are_said_at_once_and_nothing_is_written(tmp_pa
         (replace(RECIPE, init="/nowhere"), ModelError, "neither a model folder"),
     ],
 )
-def test_what_does_not_exist_is_said_with_the_choices(data, tmp_path, recipe, error, words):
+def test_unknown_names_are_reported_with_the_choices(data, tmp_path, recipe, error, words):
     with pytest.raises(error, match=words):
         train(data, tmp_path / "out", recipe)
     assert not (tmp_path / "out").exists()
@@ -332,11 +340,3 @@ def test_evaluation_is_over_all_batches(data, trained, page_cache):
     )
     assert small == pytest.approx(large, rel=0.02, abs=0.01)  # bfloat16, where the machine is fast at it
     assert large["valid_accuracy"] == 1
-
-
-def test_a_run_from_before_pages_were_mixed_goes_on_without(tmp_path):
-    values = json.loads(json.dumps(asdict(Recipe())))
-    del values["mix_pages"]
-    (tmp_path / "recipe.json").write_text(json.dumps(values))
-    assert Recipe().mix_pages > 0
-    assert read_recipe(tmp_path) == Recipe(mix_pages=0.0)
