@@ -18,6 +18,7 @@ from docvit.documents.cache import CachedDocument
 from docvit.documents.pages import PageStack, spread
 from docvit.documents.patches import PatchSequence, pack
 from docvit.documents.rendering import Rendering
+from docvit.documents.words import Words
 from docvit.model.config import DocViTConfig
 
 UNLABELLED = -1
@@ -54,6 +55,10 @@ class View:
         patch_dropout: largest share of patches that are dropped at random; the share is drawn for each document.
         mix_pages: in training, share of documents whose later pages are replaced by those of a partner: another
             document of the class from another source. Without labels any other document is a partner.
+        words: give the model the words of the pages.
+        lose_words: in training, share of documents that lose all their words, as a scan does.
+        word_dropout: in training, largest share of the words that are dropped one by one; the share is drawn for each
+            document.
         training: choose pages at random and mix them.
     """
 
@@ -64,6 +69,9 @@ class View:
     augmentation: Augmentation | None = None
     patch_dropout: float = 0.0
     mix_pages: float = 0.0
+    words: bool = False
+    lose_words: float = 0.0
+    word_dropout: float = 0.0
     training: bool = False
 
 
@@ -101,8 +109,12 @@ class DocumentDataset(Dataset[tuple[int, int, PageStack]]):
         epoch, index = key
         stack, partner = self._load(epoch, index), self.partner(epoch, index)
         if partner is not None:
-            pages = put_after(stack.pages, self._load(epoch, partner).pages)
-            stack = stack._replace(pages=pages, indices=stack.indices[: len(pages)])
+            other = self._load(epoch, partner)
+            pages = put_after(stack.pages, other.pages)
+            words = put_after(stack.words, other.words) if stack.words else []
+            stack = stack._replace(pages=pages, words=words, indices=stack.indices[: len(pages)])
+        if self.view.training and self.view.words:
+            stack = stack._replace(words=self._drop_words(stack.words, epoch, index))
         return index, epoch, stack
 
     def partner(self, epoch: int, index: int) -> int | None:
@@ -136,6 +148,14 @@ class DocumentDataset(Dataset[tuple[int, int, PageStack]]):
         first, *others = document.indices
         return [first, *sorted(random.choice(others, count - 1, replace=False).tolist())] if count > 1 else [first]
 
+    def _drop_words(self, words: Sequence[Words], epoch: int, index: int) -> list[Words]:
+        """The words of a document's pages without those that are dropped: sometimes all, sometimes some."""
+        random = np.random.default_rng((self.seed, epoch, index, 2 * self.draw, 2))  # a stream of its own
+        if random.random() < self.view.lose_words:
+            return [Words() for _ in words]
+        share = self.view.word_dropout * random.random()
+        return [page.select(random.random(len(page)) >= share) for page in words]
+
     def tokens(self) -> np.ndarray:
         """(documents,) approximate number of tokens of each document, class tokens included."""
         limit, keep = self.view.max_pages, 1 - self.view.patch_dropout / 2
@@ -145,7 +165,9 @@ class DocumentDataset(Dataset[tuple[int, int, PageStack]]):
         """Packs samples into a batch and drops patches at random."""
         view, channels = self.view, 1 if self.view.rendering.mode == "L" else 3
         stacks = [stack for _, _, stack in samples]
-        sequence = pack(stacks, view.rendering.multiple, channels=channels, mean=view.mean, std=view.std)
+        sequence = pack(
+            stacks, view.rendering.multiple, channels=channels, mean=view.mean, std=view.std, words=view.words
+        )
         if view.patch_dropout:
             counts = sequence.page_bounds[sequence.document_bounds].diff().tolist()
             keep = [self._keep(epoch, index, count) for (index, epoch, _), count in zip(samples, counts, strict=True)]
@@ -161,4 +183,4 @@ class DocumentDataset(Dataset[tuple[int, int, PageStack]]):
 
 def view_of(config: DocViTConfig, **changes: Any) -> View:
     """How a model of `config` sees documents; `changes` are further fields of `View`, for training."""
-    return View(config.rendering, config.mean, config.std, **changes)
+    return View(config.rendering, config.mean, config.std, words=bool(config.words), **changes)

@@ -156,6 +156,11 @@ class CachedDocument:
             None if sources is None else tuple(sources),
         )
 
+    def load_words(self, index: int) -> Words:
+        """The words of page `index` alone."""
+        with safe_open(self.file, "pt") as pages:
+            return Words() if self.words_from is None else self._words(pages, index)
+
     def load(self, indices: Sequence[int]) -> PageStack:
         with safe_open(self.file, "pt") as pages:
             loaded = [pages.get_tensor(str(i)).numpy() for i in indices]

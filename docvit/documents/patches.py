@@ -130,7 +130,7 @@ class PatchSequence:
 
     def without_words(self) -> PatchSequence:
         """The same batch as pixels alone."""
-        return replace(self, words=None, word_bounds=None)
+        return replace(self, words=self.words[:0], word_bounds=torch.zeros_like(self.word_bounds))
 
 
 def cumulate(counts: Tensor) -> Tensor:

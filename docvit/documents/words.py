@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import html
+import itertools
 import re
 import subprocess
 import threading
@@ -66,6 +67,10 @@ class Words(Sequence[Word]):
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
         return Word(self.texts[index], tuple(self.boxes[index].tolist()))
+
+    def select(self, keep: NDArray[np.bool_]) -> Words:
+        """The words where `keep` (n,) is true."""
+        return Words(tuple(itertools.compress(self.texts, keep)), self.boxes[keep], self.source)
 
     def __iter__(self) -> Iterator[Word]:
         return (Word(text, tuple(box)) for text, box in zip(self.texts, self.boxes.tolist(), strict=True))

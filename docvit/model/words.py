@@ -33,6 +33,11 @@ class WordEmbedding(nn.Module):
         self.to_pages = _zero_map(width, dim)
         self.to_patches = _zero_map(width, dim) if patches else None
 
+    @property
+    def counted(self) -> bool:
+        """Whether the document frequencies have been set."""
+        return bool((self.idf != 1).any())
+
     @torch.no_grad()
     def set_frequencies(self, frequencies: Tensor, documents: int) -> None:
         """Sets the inverse document frequencies: log((1 + documents) / (1 + frequency)) + 1, as in scikit-learn.

@@ -48,6 +48,8 @@ def training_view(config: DocViTConfig, recipe: Recipe) -> View:
         augmentation=recipe.augmentation,
         patch_dropout=recipe.patch_dropout,
         mix_pages=recipe.mix_pages,
+        lose_words=recipe.lose_words,
+        word_dropout=recipe.word_dropout,
         training=True,
     )
 

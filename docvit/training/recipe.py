@@ -29,6 +29,8 @@ class Recipe:
             saves work and a batch holds more documents, but it disturbs the page statistics of the ink stem.
         mix_pages: share of documents whose later pages are replaced by those of another document of the class from
             another source, so that the model cannot rely on what pages of one source have in common.
+        lose_words: share of documents that lose all their words, so that the model serves scans, too.
+        word_dropout: largest share of the words that are dropped one by one; the share is drawn for each document.
         label_smoothing: of the cross-entropy.
         page_loss: weight of a second cross-entropy, of each page token's own prediction.
         ema: decay of the moving average of the weights, which is the model that is saved; 0 for no average.
@@ -45,6 +47,8 @@ class Recipe:
     budget: int = 1500
     patch_dropout: float = 0.0
     mix_pages: float = 0.5
+    lose_words: float = 0.3
+    word_dropout: float = 0.5
     label_smoothing: float = 0.05
     page_loss: float = 0.5
     ema: float = 0.998

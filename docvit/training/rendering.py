@@ -22,11 +22,11 @@ def render(
 ) -> tuple[dict[str, Path], list[DocumentError]]:
     """Renders documents: the cache file of each by its path, and the errors of those that cannot be read.
 
-    The first process of a group renders, the others wait and read its files. `cache` is a folder; None for
-    `docvit.documents.cache.default_cache`.
+    The first process of a group renders, the others wait and read its files. Words are kept with the pages, for models
+    that read them. `cache` is a folder; None for `docvit.documents.cache.default_cache`.
     """
     wanted = list(dict.fromkeys(paths))
-    pages = PageCache(cache or default_cache(), rendering)
+    pages = PageCache(cache or default_cache(), rendering, words=True)
     if process.rank == 0:
         try:
             files, errors = pages.prepare(wanted, workers=workers)

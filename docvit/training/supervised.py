@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,11 +13,14 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from docvit.data.dataset import DocumentBatch
 from docvit.data.labels import DataError, LabelledDocuments
 from docvit.data.loader import DocumentLoader
 from docvit.data.metrics import report
+from docvit.documents.cache import CachedDocument
+from docvit.documents.hashing import hash_ngrams
 from docvit.hardware import has_fast_bf16
 from docvit.model.docvit import DocViT
 from docvit.model.pretrained import save_pretrained
@@ -90,6 +93,8 @@ def train_documents(
         model = build_model(recipe, data.classes)
         paths = data.paths + (valid.paths if valid else ())
         files = render_all(paths, model.config.rendering, process, cache=cache, workers=workers)
+        if model.words is not None and not model.words.counted:
+            count_words(model, [files[path] for path in data.paths])
         batches = labelled_batches(data, files, model.config, recipe, process)
         evaluate = None
         if valid is not None:
@@ -113,6 +118,17 @@ def train_documents(
         )
     trained = ema.module if ema is not None else model
     return trained.eval(), history
+
+
+def count_words(model: DocViT, files: Sequence[Path]) -> None:
+    """Sets the inverse document frequencies of a model's word buckets from rendered training documents."""
+    assert model.words is not None
+    frequencies = torch.zeros(model.words.buckets)
+    for file in tqdm(files, desc="counting words", unit="doc", leave=False, disable=None):
+        document = CachedDocument.open(file)
+        texts = [text for index in document.indices for text in document.load_words(index).texts]
+        frequencies[torch.from_numpy(hash_ngrams(texts)[0]).remainder(model.words.buckets).unique()] += 1
+    model.words.set_frequencies(frequencies, len(files))
 
 
 def check_labels(data: LabelledDocuments) -> None:
