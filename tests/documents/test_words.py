@@ -200,6 +200,8 @@ def test_letters_without_a_meaning_do_no_harm(write):
 def test_ligatures_become_letters(write):
     path = write("a.pdf", say(b"A A"), unicode={"A": "FB03"})
     assert texts_of(path) == ["ffi", "ffi"]
+    boxes = np.tile([0.0, 0.0, 1.0, 1.0], (3, 1))
+    assert clean_words(["\ufb01n", "\uff21b", "\u00b2"], boxes, "text").texts == ("fin", "Ab", "2")
 
 
 @pytest.mark.parametrize("content", [b" " * 500, b"\\240" * 500, b"\\t \\r\\n"])
@@ -244,11 +246,10 @@ def test_a_single_word_without_end_is_cut(write):
 
 
 def test_text_from_right_to_left_is_words_in_reading_order(write):
-    meaning = {"A": "05DD", "B": "05DC", "C": "05D5", "D": "05E2"}  # "olam", as it stands on paper from left to right
-    path = write("a.pdf", say(b"ABCD"), unicode={**meaning, "C": "05D5"})
-    (word,) = words_of(path)
-    assert word.text == "\u05e2\u05d5\u05dc\u05dd" or sorted(word.text) == sorted("\u05e2\u05d5\u05dc\u05dd")
-    assert 0 < word.box[0] < word.box[2] < 1
+    letters = {"A": "05DD", "B": "05DC", "C": "05D5", "D": "05E2", "E": "05D0"}  # as they stand on paper
+    first, second = words_of(write("a.pdf", say(b"ABCD EABC"), unicode=letters))
+    assert (first.text, second.text) == ("\u05d5\u05dc\u05dd\u05d0", "\u05e2\u05d5\u05dc\u05dd")
+    assert 100 / 612 < second.box[0] + 0.01 < second.box[2] < first.box[0] < first.box[2] < 317 / 612
 
 
 def test_text_written_downwards_has_boxes_down_the_page(write):
