@@ -18,7 +18,7 @@ from PIL import Image
 from docvit.documents.words import Box, Words, clean_words
 
 OCR_SIZE = 1100  # pixels, the longer side of a page
-OCR_PAGES = 1  # of each document, from its first
+OCR_PAGES = 1  # of each document, from its first, where reading scans is asked for
 
 _MODEL_FILES = {"Det": "*_det_*.onnx", "Cls": "*_cls_*.onnx", "Rec": "*_rec_*.onnx"}
 

@@ -32,6 +32,8 @@ MAX_SIDE = 14_400.0  # points; ISO 32000-1, annex C.2
 
 POPPLER_TIMEOUT = 60  # seconds a call
 
+WORDS_TIMEOUT = 10  # seconds; words that take longer are not worth the document
+
 _DAMAGED = "the PDF is damaged or cut off: fetch it again"
 
 _PASSWORD = "a password is needed to open it: save it without one"
@@ -179,7 +181,7 @@ class PopplerPages:
         return images[0].resize(fitted, Image.Resampling.BOX).convert(rendering.mode)
 
     def words(self, index: int) -> Words:
-        return poppler_words(self._file, index, POPPLER_TIMEOUT)
+        return poppler_words(self._file, index, self._size(index), timeout=WORDS_TIMEOUT)
 
     def close(self) -> None: ...
 

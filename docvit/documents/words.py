@@ -30,7 +30,6 @@ Box = tuple[float, float, float, float]
 
 _IN_WORD = np.array([not chr(code).isspace() for code in range(0x3002)])  # there is no white space above
 _LINE_ENDS = "\x02\ufffe"  # PDFium's hyphens at the end of a line, within a word
-_POPPLER_PAGE = re.compile(r'<page width="([^"]*)" height="([^"]*)">')
 _POPPLER_WORD = re.compile(r'<word xMin="([^"]*)" yMin="([^"]*)" xMax="([^"]*)" yMax="([^"]*)">([^<]*)</word>')
 _POPPLER_BYTES = 160 * MAX_CHARACTERS  # a line of `pdftotext -bbox` about one letter is shorter than that
 
@@ -84,7 +83,7 @@ def clean_words(texts: Sequence[str], boxes: NDArray[np.floating], source: str) 
     """
     exact = np.asarray(boxes, np.float64).reshape(-1, 4)
     cut = exact.clip(0, 1).astype(np.float32)
-    kept: NDArray[np.bool_] = np.isfinite(exact).all(1) & (cut[:, :2] < cut[:, 2:]).all(1)
+    kept = np.all(np.isfinite(exact) & (cut < cut[:, [2, 3, 2, 3]])[:, [0, 1, 0, 1]], axis=1)
     if not kept.any():
         return Words()
     clean = _clean("\n".join(compress(texts, kept))).split("\n")
@@ -200,8 +199,12 @@ def _as_drawn(rectangles: NDArray[np.float64], page: pypdfium2.PdfPage) -> NDArr
     return np.stack([left, top, right, bottom], 1)
 
 
-def poppler_words(file: str, index: int, timeout: float) -> Words:
-    """The words of page `index` (0-based) by `pdftotext -bbox`; nothing where that program fails or is missing."""
+def poppler_words(file: str, index: int, size: tuple[float, float], *, timeout: float) -> Words:
+    """The words of page `index` (0-based) by `pdftotext -bbox`.
+
+    `size` is the page's, in points and turned as it is shown: poppler's own answer gives it before the turn. What takes
+    longer than `timeout` seconds gives no words. Raises OSError where the program is missing.
+    """
     command = ["pdftotext", "-bbox", "-cropbox", "-q", "-enc", "UTF-8", "-f", str(index + 1), "-l", str(index + 1)]
     with subprocess.Popen([*command, file, "-"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         timer = threading.Timer(timeout, process.kill)
@@ -212,10 +215,6 @@ def poppler_words(file: str, index: int, timeout: float) -> Words:
         finally:
             timer.cancel()
             process.kill()
-    page = _POPPLER_PAGE.search(answer)
     found = _POPPLER_WORD.findall(answer)
-    if page is None or not found:
-        return Words()
-    with np.errstate(all="ignore"):
-        boxes = np.array([word[:4] for word in found], float) / np.array([*page.groups()] * 2, float)
+    boxes = np.array([word[:4] for word in found], float).reshape(-1, 4) / (size * 2)
     return clean_words(["".join(html.unescape(word[4]).split()) for word in found], boxes, "text")
