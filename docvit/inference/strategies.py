@@ -39,7 +39,7 @@ class Strategy:
     def select(self, stack: PageStack) -> PageStack:
         """The document with the pages that are used."""
         used = self.choose(len(stack.pages))
-        return stack._replace(pages=[stack.pages[i] for i in used], indices=[stack.indices[i] for i in used])
+        return stack.take(used)
 
 
 def _every(count: int) -> list[int]:
@@ -63,11 +63,11 @@ def _whole(stack: PageStack, _: Rendering) -> list[PageStack]:
 
 
 def _alone(stack: PageStack, _: Rendering) -> list[PageStack]:
-    return [stack._replace(pages=[page], indices=[0], num_pages=1) for page in stack.pages]
+    return [stack.take([i])._replace(indices=[0], num_pages=1) for i in range(len(stack.pages))]
 
 
 def _grid(stack: PageStack, rendering: Rendering) -> list[PageStack]:
-    return [stack._replace(pages=[tile(stack, rendering)], indices=[0], num_pages=1)]
+    return [stack._replace(pages=[tile(stack, rendering)], indices=[0], num_pages=1, words=())]
 
 
 def tile(stack: PageStack, rendering: Rendering) -> np.ndarray:

@@ -1,0 +1,166 @@
+"""Words at their addresses: what they add to tokens, and that packed sequences keep their promises with them."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from docvit.documents.hashing import hash_ngrams
+from docvit.documents.pages import PageStack
+from docvit.documents.patches import pack
+from docvit.documents.words import Words
+from docvit.model.variants import create_model
+
+P, BUCKETS = 16, 512
+
+
+def words(*placed):
+    """Words from (text, x, y), the middles of boxes of .02 x .02."""
+    boxes = [[x - 0.01, y - 0.01, x + 0.01, y + 0.01] for _, x, y in placed]
+    return Words(tuple(text for text, _, _ in placed), np.array(boxes, np.float32).reshape(-1, 4), "text")
+
+
+def page(seed, side=64):
+    return np.random.default_rng(seed).integers(0, 255, (side, side, 3), dtype=np.uint8)
+
+
+def stack(*pages, name="document"):
+    return PageStack(name, [page(i) for i in range(len(pages))], list(range(len(pages))), len(pages), list(pages))
+
+
+LETTER = stack(words(("Dear", 0.1, 0.1), ("Sir", 0.9, 0.1)), words(("yours", 0.5, 0.9)))
+BILL = stack(words(("Total", 0.1, 0.9), ("Total", 0.12, 0.9), ("42", 0.9, 0.9)))
+SCAN = stack(Words(), Words())
+
+
+def model_of(**settings):
+    torch.manual_seed(0)
+    settings = {
+        "embed_dim": 32,
+        "depth": 2,
+        "num_heads": 2,
+        "num_classes": 3,
+        "grid": (4, 4),
+        "page_size": 64,
+    } | settings
+    model = create_model("docvit_small_patch16", words=BUCKETS, **settings).eval()
+    for layer in (model.words.to_pages, model.words.to_patches):
+        if layer is not None:
+            torch.nn.init.normal_(layer.weight)
+    model.words.set_frequencies(torch.arange(BUCKETS) % 7, 10)
+    return model
+
+
+def packed(*stacks):
+    return pack(stacks, P, words=True)
+
+
+def bag(model, texts):
+    """The vector of a bag of words, n-gram by n-gram in float64."""
+    counts = Counter((hash_ngrams(texts)[0] % BUCKETS).tolist())
+    weights = {b: (1 + np.log(n)) * float(model.words.idf[b]) for b, n in counts.items()}
+    norm = np.sqrt(sum(w * w for w in weights.values()))
+    table = model.words.embedding.weight.detach().double().numpy()
+    return sum(w / norm * table[b] for b, w in weights.items())
+
+
+def test_words_lie_on_the_patch_under_their_middle():
+    batch = packed(LETTER)
+    counts = batch.word_bounds.diff()
+    at = {(int(p), int(r), int(c)): int(n) for p, r, c, n in zip(batch.page, batch.row, batch.col, counts, strict=True)}
+    assert {address: n for address, n in at.items() if n} == {
+        (0, 0, 0): len(hash_ngrams(["Dear"])[0]),
+        (0, 0, 3): len(hash_ngrams(["Sir"])[0]),
+        (1, 3, 2): len(hash_ngrams(["yours"])[0]),
+    }
+
+
+def test_a_patch_with_words_is_never_blank():
+    white = PageStack("white", [np.full((64, 64, 3), 255, np.uint8)], [0], 1, [words(("x", 0.6, 0.4))])
+    batch = packed(white)
+    assert (batch.row.tolist(), batch.col.tolist()) == ([1], [2])
+    assert pack([white], P).num_patches == 0
+
+
+def test_what_tokens_get_is_the_weighted_sum_of_their_ngrams():
+    model, batch = model_of(), packed(LETTER, BILL)
+    at_patches, at_pages = model.words(batch)
+    texts = [["Dear", "Sir"], ["yours"], ["Total", "Total", "42"]]
+    expected = np.stack([bag(model, page) for page in texts]) @ model.words.to_pages.weight.detach().double().numpy().T
+    np.testing.assert_allclose(at_pages.detach().numpy(), expected, atol=1e-5)
+    (at,) = ((batch.page_of_patch == 2) & (batch.row == 3) & (batch.col == 0)).nonzero()[0].tolist()
+    expected = bag(model, ["Total", "Total"]) @ model.words.to_patches.weight.detach().double().numpy().T
+    np.testing.assert_allclose(at_patches[at].detach().numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("scopes", ["page", "document", "page-then-document:1"])
+def test_packed_equals_one_by_one(scopes):
+    model = model_of(scopes=scopes)
+    together = model(packed(LETTER, SCAN, BILL))
+    alone = torch.cat([model(packed(s)) for s in (LETTER, SCAN, BILL)])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_given_words_starts_out_as_the_same_model_without():
+    torch.manual_seed(0)
+    plain = create_model("docvit_compact_patch32", num_classes=3, page_size=64)
+    worded = create_model("docvit_compact_patch32", num_classes=3, page_size=64, words=BUCKETS)
+    worded.load_state_dict(plain.state_dict(), strict=False)
+    batch = pack([LETTER, BILL], 32, words=True)
+    assert torch.equal(worded.eval()(batch), plain.eval()(batch))
+
+
+def test_without_words_on_the_page_nothing_changes_to_the_bit():
+    model = model_of()
+    assert torch.equal(model(packed(SCAN)), model(pack([SCAN], P)))
+    assert torch.equal(model(packed(LETTER).without_words()), model(pack([LETTER], P)))  # no blank patches here
+    assert not torch.allclose(model(packed(LETTER)), model(pack([LETTER], P)))
+
+
+@pytest.mark.parametrize(("positions", "counts"), [("spatial+page", True), ("page-independent", False)])
+def test_the_order_of_pages_counts_under_document_global_positions_alone(positions, counts):
+    model = model_of(positions=positions, scopes="document")
+    batch = packed(LETTER)
+    turned = packed(PageStack("turned", LETTER.pages[::-1], [0, 1], 2, LETTER.words[::-1]))
+    assert torch.allclose(model(batch), model(turned), atol=1e-5) is not counts
+
+
+def test_a_dropped_patch_drops_its_words():
+    model, batch = model_of(), packed(LETTER)
+    keep = (batch.page != 0) | (batch.col != 3)
+    left = batch.select(keep)
+    assert torch.equal(
+        left.words, torch.cat([batch.words[: batch.word_bounds[3]], batch.words[batch.word_bounds[4] :]])
+    )
+    same = pack([stack(words(("Dear", 0.1, 0.1)), words(("yours", 0.5, 0.9)))], P, words=True).select(keep)
+    torch.testing.assert_close(model(left), model(same))
+
+
+def test_moving_a_batch_takes_its_words_along():
+    moved = packed(LETTER).to("meta")
+    assert moved.words.device.type == "meta"
+    assert moved.word_bounds.device.type == "cpu"
+
+
+def test_without_blocks_class_tokens_alone_get_words():
+    model = create_model("docvit_linear_patch32", num_classes=3, words=BUCKETS)
+    assert model.words.to_patches is None
+
+
+def test_embeddings_do_not_decay():
+    assert "words.embedding.weight" in model_of().no_weight_decay()
+
+
+def test_frequencies_are_those_of_scikit_learn():
+    from sklearn.feature_extraction.text import TfidfTransformer
+
+    frequencies = torch.tensor([0, 1, 3, 10])
+    model = create_model("docvit_linear_patch32", num_classes=2, words=4)
+    assert not model.words.counted
+    model.words.set_frequencies(frequencies, 10)
+    assert model.words.counted
+    documents = np.array([[i < n for n in frequencies.tolist()] for i in range(10)], float)
+    np.testing.assert_allclose(model.words.idf.numpy(), TfidfTransformer().fit(documents).idf_, rtol=1e-6)
