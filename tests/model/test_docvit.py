@@ -353,7 +353,7 @@ def test_checkpointing_gives_the_same_gradients_and_keeps_less(settings):
 @torch.no_grad()
 def test_an_exported_model_takes_other_documents():
     ink = {"stem": "ink", "patch_size": 16, "positions": "sincos2d+page", "pooling": "mean+std+first"}
-    model = model_of(scopes="alternate:2", num_registers=1, **ink)
+    model = model_of(depth=2, scopes="alternate:2", num_registers=1, **ink)
     sides = [[(32, 48), (48, 32), (16, 16)], [(16, 48)], [(48, 48)] * 2], [[(32, 48)] * 3, [(16, 32)]]
     one, other = (model.pack([[torch.randn(3, *side) for side in pages] for pages in batch]) for batch in sides)
     pages, patches = torch.export.Dim.DYNAMIC, torch.export.Dim.DYNAMIC

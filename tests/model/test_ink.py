@@ -167,7 +167,9 @@ def test_features_of_patches(channels, side):
 @pytest.mark.parametrize("side", [16, 32, 48])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_texture_of_pages(channels, side):
-    patches = noise(9, channels, side)[torch.tensor([0, 5, 8, 2, 4, 6, 1, 3, 7, 2])]  # of every contrast; at last a faint page
+    patches = noise(9, channels, side)[
+        torch.tensor([0, 5, 8, 2, 4, 6, 3, 1, 7, 2])
+    ]  # of every contrast; at last a faint page
     patches[4, :, :16] = 0.0  # half a patch is empty
     patches[6] = torch.tensor([0.7, 0.1, 0.1])[:channels, None, None]  # a colour, which is no ink
     texture, layout = statistics_of(patches, 4, 5, 1)

@@ -1,4 +1,4 @@
-"""Stems: what they say of a patch depends on it alone, what they say of a page on its patches alone."""
+"""Stems: a patch's token depends on that patch alone, a page's statistics on that page's patches alone."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def trained(channels):
 
 def batch_of(patches, *lengths):
     """Pages of so many patches, each page's in reading order from its top, and the lengths as a tensor."""
-    counts, places = torch.tensor(lengths), torch.cat([torch.arange(n) for n in lengths])
+    counts, cells = torch.tensor(lengths), torch.cat([torch.arange(n) for n in lengths])
     index = torch.arange(len(lengths))
     batch = PatchSequence(
         patches=patches,
         page=index.repeat_interleave(counts),
-        row=places // 4,
-        col=places % 4,
+        row=cells // 4,
+        col=cells % 4,
         grids=torch.tensor([[8, 4]] * len(lengths)),
         page_index=index,
         page_bounds=F.pad(counts.cumsum(0), (1, 0)),

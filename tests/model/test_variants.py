@@ -47,14 +47,14 @@ def test_every_variant_takes_every_scheme(name):
 
 
 @torch.no_grad()
-def test_without_blocks_documents_are_what_the_stem_tells_of_their_pages():
+def test_without_blocks_page_tokens_are_normalised_stem_statistics():
     torch.manual_seed(0)
     model = create_model("docvit_linear_patch32", num_classes=3, page_size=64).eval()
     assert not model.blocks
     pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
     batch = model.pack([list(pixels)])
-    _, told = model.patch_embed.embed(batch, batch.page_bounds.diff())
-    pages = model.norm(model.cls_token + told + model.positions.pages(batch))
+    _, statistics = model.patch_embed.embed(batch, batch.page_bounds.diff())
+    pages = model.norm(model.cls_token + statistics + model.positions.pages(batch))
     spread = pages.var(0, unbiased=False).clamp(min=1e-6).sqrt()
     close(model(batch)[0], model.head(torch.cat([pages.mean(0), spread, pages[0]])))
     cost = predict_cost(model.config, batch)
