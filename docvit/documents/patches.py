@@ -178,7 +178,7 @@ def pack(
     Raises:
         ValueError: no documents, a document without pages, a page of another shape or kind than these, sides that are
             not multiples of the patch size, a path to a file of several pages.
-        DocumentError: a page that cannot be read (see `docvit.pages`).
+        DocumentError: a page that cannot be read (see `docvit.documents.errors`).
     """
     mean_, std_ = _per_channel("mean", mean, channels), _per_channel("std", std, channels)
     rendering = Rendering(size=size, multiple=patch_size, mode="L" if channels == 1 else "RGB")

@@ -209,8 +209,8 @@ STEM_COSTS: dict[str, Callable[[DocViTConfig], StemCost]] = {"linear": _linear, 
 def measure_cost(model: DocViT, batch: PatchSequence) -> MeasuredCost:
     """Runs the model once, in float32, and counts.
 
-    Memory is what autograd keeps of the pass, each storage once, parameters and buffers left out. What it wants to keep
-    is counted and let go at once, so that counting needs no more memory than a forward pass.
+    Memory is what autograd keeps of the pass, each storage once, parameters and buffers left out. What it would keep
+    is counted and freed at once, so that counting needs no more memory than a forward pass.
     """
     own = {StorageWeakRef(t.untyped_storage()) for t in (*model.parameters(), *model.buffers())}
     kept: dict[StorageWeakRef, int] = {}

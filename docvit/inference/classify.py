@@ -91,7 +91,8 @@ class DocumentClassifier:
                 renderer,
             )
             self.rendering = replace(self.rendering, renderer=renderer)
-        self.bf16 = has_fast_bf16(self.device)
+        # models in another precision run in their own
+        self.bf16 = has_fast_bf16(self.device) and model.cls_token.dtype == torch.float32
 
     @classmethod
     def from_pretrained(

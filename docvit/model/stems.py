@@ -14,7 +14,7 @@ from docvit.documents.patches import PatchSequence
 from docvit.model import ink
 from docvit.model.init import trunc_normal_
 
-# Deviations. A statistic that hardly varies in training, such as the shape of pages where all are alike, must not drown
+# Deviations. A statistic that hardly varies in training, such as the shape of pages where all have one, must not drown
 # all others on a page where it does.
 FARTHEST = 10.0
 

@@ -1,4 +1,4 @@
-"""Pages become patches: every pixel is where its address says, and only what says nothing is left out."""
+"""Pages become patches: every pixel is where its address says, and only blank patches are left out."""
 
 from __future__ import annotations
 

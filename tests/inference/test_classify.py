@@ -224,3 +224,13 @@ def test_the_model_in_the_box_classifies_offline(tmp_path):
     p = classifier(path)
     assert p.label in classifier.classes
     assert sum(p.scores.values()) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_a_model_in_another_precision_classifies_on_any_cpu(trained, corpus, monkeypatch, dtype):
+    expected = DocumentClassifier.from_pretrained(trained, device="cpu")(corpus / "bars" / "bars0.pdf")
+    monkeypatch.setattr("docvit.inference.classify.has_fast_bf16", lambda _: True)
+    model = DocViT.from_pretrained(trained).to(dtype)
+    found = DocumentClassifier(model, device="cpu")(corpus / "bars" / "bars0.pdf")
+    assert found.label == expected.label
+    assert found.score == pytest.approx(expected.score, abs=0.05)

@@ -2,11 +2,17 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from reference import model_of
 
-from docvit.model.config import POSITIONS, DocViTConfig, parse_scopes
+import docvit
+from docvit.model.config import POSITIONS, SCOPES, STEMS, DocViTConfig, parse_scopes
+from docvit.model.positions import SCHEMES
+from docvit.model.stems import STEM_TYPES
 
 
 @pytest.mark.parametrize(
@@ -77,3 +83,34 @@ def test_settings_below_their_least_are_refused(settings):
     (name,) = settings
     with pytest.raises(ValueError, match=f"{name} must be at least"):
         model_of(**settings)
+
+
+def test_the_names_are_those_of_what_can_be_built():
+    assert tuple(SCHEMES) == POSITIONS
+    assert tuple(STEM_TYPES) == STEMS
+    for scopes in SCOPES:
+        assert len(parse_scopes(scopes.replace("K", "1"), 2)) == 2
+
+
+def test_names_and_settings_need_no_torch():
+    script = (
+        "import sys, types\n"
+        "package = sys.modules['docvit'] = types.ModuleType('docvit')\n"
+        f"package.__path__ = [{str(Path(docvit.__file__).parent)!r}]\n"
+        "from docvit.model import config, errors, variants\n"
+        "assert config.DocViTConfig(**variants.VARIANTS['docvit_compact_patch32']).rendering.size == 256\n"
+        "assert not {'torch', 'timm', 'numpy'} & sys.modules.keys(), sorted(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_models_and_classification_need_no_timm():
+    script = (
+        "import sys\n"
+        "import docvit.inference.classify\n"
+        "from docvit.model.variants import create_model\n"
+        "create_model('docvit_compact_patch32')\n"
+        "slow = {'timm', 'huggingface_hub', 'sklearn', 'matplotlib', 'torchvision', 'torch.nn.attention.varlen'}\n"
+        "assert not slow & sys.modules.keys(), sorted(slow & sys.modules.keys())\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

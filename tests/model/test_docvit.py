@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from reference import P, close, dense_logits, documents, is_blank, model_of, page
 
 from docvit.documents.patches import pack
+from docvit.evaluation.cost import measure_cost
 from docvit.model.config import POSITIONS
 from docvit.model.docvit import CACHED_ROWS, DocViT
+from docvit.model.stems import Stem
 from docvit.model.tokens import Rotation, TokenLayout, rotate, token_indices
 
 ALL_SCOPES = ["page", "document", "page-then-document:1", "page-then-document:2", "alternate:2"]
@@ -327,3 +329,48 @@ def test_blocks_compile_as_one_graph(positions):
         return x
 
     close(torch.compile(run, fullgraph=True, backend="eager")(x, layout, rotation), run(x, layout, rotation))
+
+
+@pytest.mark.parametrize("settings", [{"scopes": "alternate:2", "drop_path": 0.3}, {"positions": "rope"}], ids=str)
+def test_checkpointing_gives_the_same_gradients_and_keeps_less(settings):
+    model = model_of(**settings).train()
+    batch = model.pack(documents())
+
+    def gradients():
+        model.zero_grad()
+        torch.manual_seed(0)  # of stochastic depth
+        model(batch).square().sum().backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    expected, kept = gradients(), measure_cost(model, batch).memory
+    model.set_grad_checkpointing()
+    assert all(torch.equal(one, other) for one, other in zip(gradients(), expected, strict=True))
+    assert measure_cost(model, batch).memory < 0.5 * kept
+    model.set_grad_checkpointing(False)
+    assert measure_cost(model, batch).memory == kept
+
+
+@torch.no_grad()
+def test_an_exported_model_takes_other_documents():
+    ink = {"stem": "ink", "patch_size": 16, "positions": "sincos2d+page", "pooling": "mean+std+first"}
+    model = model_of(depth=2, scopes="alternate:2", num_registers=1, **ink)
+    sides = [[(32, 48), (48, 32), (16, 16)], [(16, 48)], [(48, 48)] * 2], [[(32, 48)] * 3, [(16, 32)]]
+    one, other = (model.pack([[torch.randn(3, *side) for side in pages] for pages in batch]) for batch in sides)
+    pages, patches = torch.export.Dim.DYNAMIC, torch.export.Dim.DYNAMIC
+    sizes = [{0: patches}] * 4 + [{0: pages}] * 3 + [{0: torch.export.Dim.DYNAMIC}]
+    program = torch.export.export(model, (one,), dynamic_shapes=(sizes,), strict=False)
+    exported = program.module(check_guards=False)  # torch's code for them trips over `page` and `page_index`
+    for batch in (one, other):
+        close(exported(batch), model(batch), 1e-4)
+
+
+def test_a_stem_of_ones_own():
+    class Mean(Stem):
+        def forward(self, patches):
+            return patches.mean(1, keepdim=True).expand(-1, 32)
+
+    model = DocViT(model_of().config, stem=Mean())
+    assert not any(name.startswith("patch_embed") for name, _ in model.named_parameters())
+    batch = model.pack(documents())
+    found = model.forward_intermediates(batch, ["embed"])["embed"][token_indices(batch, 1)]
+    close(found - model.positions.patches(batch), batch.patches.mean(1, keepdim=True).expand(-1, 32))

@@ -61,20 +61,20 @@ def scheme(kind, grid=(4, 3), max_pages=6):
 @pytest.mark.parametrize("length", [1, 2, 5, 14, 49, 65, 200, 5000])
 @pytest.mark.parametrize("table", [1, 2, 14, 64])
 def test_stretch_puts_ends_on_ends_and_keeps_the_order(length, table):
-    places = stretch(torch.arange(length), torch.tensor(length), table)
-    assert places[0] == 0
-    assert places[-1] == (table - 1 if length > 1 else 0)
-    assert (places.diff() >= 0).all()
+    indices = stretch(torch.arange(length), torch.tensor(length), table)
+    assert indices[0] == 0
+    assert indices[-1] == (table - 1 if length > 1 else 0)
+    assert (indices.diff() >= 0).all()
     if length == table:
-        assert places.tolist() == list(range(length))
+        assert indices.tolist() == list(range(length))
 
 
 def test_interpolation_in_one_dimension_is_torchs():
     table = torch.randn(6, D)
     for length in (6, 13, 4, 200):
-        places = stretch(torch.arange(length), torch.tensor(length), 6)
+        indices = stretch(torch.arange(length), torch.tensor(length), 6)
         expected = F.interpolate(table.T[None], length, mode="linear", align_corners=True)[0].T
-        torch.testing.assert_close(interpolate_1d(table, places), expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(interpolate_1d(table, indices), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("grid", [(4, 3), (7, 9), (3, 8), (2, 2), (14, 5)])
@@ -107,9 +107,9 @@ def test_a_grid_as_large_as_the_table_reads_it_exactly(kind):
 def test_corners_of_a_page_lie_on_corners_of_the_table(grid):
     positions, (rows, cols) = scheme(PageIndependent), grid
     found = positions.patches(batch_of([grid])).unflatten(0, grid)
-    for row, place in ((0, 0), (rows - 1, 3)):
+    for row, index in ((0, 0), (rows - 1, 3)):
         for col, across in ((0, 0), (cols - 1, 2)):
-            assert torch.equal(found[row, col], positions.spatial[place, across])
+            assert torch.equal(found[row, col], positions.spatial[index, across])
 
 
 def parts(positions, batch):
@@ -273,9 +273,9 @@ def test_the_corners_of_a_long_table_are_met_exactly():
 
 @pytest.mark.parametrize("dim", [2, 8, 64, 100])
 def test_the_sinusoid_is_the_papers(dim):
-    places = [0, 1, 2, 7, 100, 12_345, 1_000_000]
-    expected = torch.stack([paper_sinusoid(place, dim) for place in places])
-    torch.testing.assert_close(sinusoid(torch.tensor(places), dim), expected, atol=1e-6, rtol=0)
+    indices = [0, 1, 2, 7, 100, 12_345, 1_000_000]
+    expected = torch.stack([paper_sinusoid(index, dim) for index in indices])
+    torch.testing.assert_close(sinusoid(torch.tensor(indices), dim), expected, atol=1e-6, rtol=0)
 
 
 def test_sincos_is_the_papers_sinusoid_of_the_continued_number():
@@ -290,7 +290,7 @@ def test_sincos2d_is_half_row_half_column_and_the_page_on_top():
     positions, batch = scheme(Sinusoid2DPage), batch_of(*MIXED)
     pages = torch.stack([paper_sinusoid(page, D) for grids in MIXED for page in range(len(grids))])
     torch.testing.assert_close(positions.pages(batch), pages, atol=1e-6, rtol=0)
-    halves = [[paper_sinusoid(i, D // 2) for i in place.tolist()] for place in (batch.row, batch.col)]
+    halves = [[paper_sinusoid(i, D // 2) for i in index.tolist()] for index in (batch.row, batch.col)]
     spatial = torch.cat([torch.stack(half) for half in halves], 1)
     torch.testing.assert_close(positions.patches(batch), spatial + pages[batch.page_of_patch], atol=1e-6, rtol=0)
 

@@ -17,6 +17,7 @@ from docvit.documents.patches import pack
 from docvit.evaluation.cost import predict_cost
 from docvit.model.config import POSITIONS, DocViTConfig
 from docvit.model.docvit import DocViT
+from docvit.model.stems import InkStem
 from docvit.model.variants import BASELINES, VARIANTS, baseline_of, create_model, with_baseline
 
 SMALL = {"embed_dim": 32, "depth": 3, "num_heads": 2, "patch_size": P, "num_classes": 5, "max_pages": 4}
@@ -46,14 +47,14 @@ def test_every_variant_takes_every_scheme(name):
 
 
 @torch.no_grad()
-def test_without_blocks_documents_are_what_the_stem_tells_of_their_pages():
+def test_without_blocks_page_tokens_are_normalised_stem_statistics():
     torch.manual_seed(0)
     model = create_model("docvit_linear_patch32", num_classes=3, page_size=64).eval()
     assert not model.blocks
     pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
     batch = model.pack([list(pixels)])
-    _, told = model.patch_embed.embed(batch, batch.page_bounds.diff())
-    pages = model.norm(model.cls_token + told + model.positions.pages(batch))
+    _, statistics = model.patch_embed.embed(batch, batch.page_bounds.diff())
+    pages = model.norm(model.cls_token + statistics + model.positions.pages(batch))
     spread = pages.var(0, unbiased=False).clamp(min=1e-6).sqrt()
     close(model(batch)[0], model.head(torch.cat([pages.mean(0), spread, pages[0]])))
     cost = predict_cost(model.config, batch)
@@ -63,6 +64,30 @@ def test_without_blocks_documents_are_what_the_stem_tells_of_their_pages():
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)  # as several processes need it
     with pytest.raises(ValueError, match="without blocks the linear stem"):
         create_model("docvit_linear_patch32", stem="linear")
+
+
+def test_the_bundled_model_is_the_compact_variant():
+    bundled = DocViT.from_pretrained()
+    own = {"num_classes": bundled.num_classes, "classes": bundled.config.classes}
+    model = create_model("docvit_compact_patch32", **own)
+    assert model.config == bundled.config
+    assert [(n, p.shape) for n, p in model.named_parameters()] == [(n, p.shape) for n, p in bundled.named_parameters()]
+    assert isinstance(model.patch_embed, InkStem)
+    assert model.head.in_features == 2 * model.embed_dim == 256  # mean and spread of the pages
+
+
+def test_the_teachers_differ_from_the_compact_variant_in_little():
+    def settings(name):
+        with torch.device("meta"):
+            return create_model(f"docvit_{name}_patch32").config.as_dict()
+
+    compact = settings("compact")
+    differing = {
+        name: {key: value for key, value in settings(name).items() if value != compact[key]}
+        for name in ("linear", "wide")
+    }
+    assert differing["linear"] == {"depth": 0, "scopes": "page", "pooling": "mean+std+first"}
+    assert differing["wide"] == {"embed_dim": 384, "depth": 4, "num_heads": 6}
 
 
 def test_the_wide_variant_costs_ten_times_the_compact_one():
