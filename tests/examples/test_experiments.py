@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, run_main
+from kd.teaching import Teaching
 
 from docvit import DocViT, DocViTConfig
 from docvit.data.labels import LabelledDocuments
 from docvit.model.pretrained import load_pretrained
 from docvit.training.loop import TrainSettings
 from docvit.training.recipe import Recipe
-from kd.teaching import Teaching
 
 pytestmark = pytest.mark.usefixtures("in_the_examples")
 
