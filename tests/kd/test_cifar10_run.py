@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from docvit.training import loop as train
+from docvit.training.loop import TrainingError
 from kd import cli, sweep
 from kd.cifar10 import presets, report
 from kd.cifar10 import results as results_file
@@ -108,7 +109,7 @@ def test_the_command_from_files_to_report_and_again(tmp_path, monkeypatch, capsy
     assert (output / "results.json").read_bytes() == before
     assert command(monkeypatch, *arguments, "--preset", "smoke", "--images", "50") == 2
     error = capsys.readouterr().err
-    assert "other settings: " in error
+    assert "other settings or data: " in error
     assert "preset train_images was 60, not 50" in error
     assert (output / "results.json").read_bytes() == before
 
@@ -214,9 +215,9 @@ def test_the_modern_preset_runs_with_its_augmentation(tmp_path):
 def test_results_of_other_data_or_settings_are_left_alone(tmp_path):
     bench(tmp_path, only=["teacher"])
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(BenchmarkError, match="data sha256"):
+    with pytest.raises(TrainingError, match="data sha256"):
         bench_cifar10(made_up(seed=1), tmp_path, TINY, device="cpu", only=["teacher"])
-    with pytest.raises(BenchmarkError, match=r"preset decay was 0\.99, not 0\.9"):
+    with pytest.raises(TrainingError, match=r"preset decay was 0\.99, not 0\.9"):
         bench(tmp_path, replace(TINY, decay=0.9))
     with pytest.raises(BenchmarkError, match="no table is called nothing; there are teacher, alpha"):
         bench(tmp_path, only=["nothing"])
@@ -227,21 +228,21 @@ def test_results_of_other_data_or_settings_are_left_alone(tmp_path):
 @pytest.mark.parametrize("content", ["{", "[]", '{"runs": {}}'])
 def test_foreign_results_and_foreign_folders_are_refused(tmp_path, content):
     (tmp_path / "results.json").write_text(content)
-    with pytest.raises(BenchmarkError, match="holds no results of this benchmark"):
+    with pytest.raises(TrainingError, match=r"is damaged|begun with other settings"):
         bench(tmp_path)
     assert (tmp_path / "results.json").read_text() == content
     (tmp_path / "results.json").rename(tmp_path / "thesis.tex")
-    with pytest.raises(BenchmarkError, match="not empty"):
+    with pytest.raises(TrainingError, match="not empty"):
         bench(tmp_path)
-    with pytest.raises(BenchmarkError, match="not a folder"):
+    with pytest.raises(TrainingError, match="not a folder"):
         bench(tmp_path / "thesis.tex")
 
 
 def test_the_report_is_written_after_every_run(tmp_path, monkeypatch):
-    told = []
-    monkeypatch.setattr(benchmarks, "write_report", lambda results, *_: told.append(len(results.runs)))
+    counts = []
+    monkeypatch.setattr(benchmarks, "write_report", lambda results, *_: counts.append(len(results.runs)))
     bench(tmp_path, only=["teacher"], seeds=2)
-    assert told == [0, 1, 2]
+    assert counts == [0, 1, 2]
 
 
 def test_a_device_that_is_not_there_is_refused_before_anything_is_written(tmp_path):
@@ -311,18 +312,18 @@ def test_verdicts(better, worse, reported, metric, word):
 def test_optimisers_are_not_held_against_the_report():
     """It has no figure for Adam alone."""
     table = next(table for table in TABLES["report"] if table.name == "baseline")
-    told = verdict(table, [{0: 50.0, 1: 51.0, 2: 50.5}, {0: 10.0, 1: 10.5, 2: 10.2}])
-    assert told.startswith("**Holds**: Adam at 0.001 over SGD at 0.001: +40.3")
-    assert "the report" not in told
+    text = verdict(table, [{0: 50.0, 1: 51.0, 2: 50.5}, {0: 10.0, 1: 10.5, 2: 10.2}])
+    assert text.startswith("**Holds**: Adam at 0.001 over SGD at 0.001: +40.3")
+    assert "the report" not in text
 
 
 @pytest.mark.usefixtures("without_plots")
-def test_failing_training_is_told_in_the_report(tmp_path):
+def test_failing_training_is_reported_in_the_report(tmp_path):
     results = bench(tmp_path, only=["distillation"])
     assert results.runs["failure-seed0"]["warnings"]
-    told = (tmp_path / "report.md").read_text()
-    assert "failure-seed0: alone: still at chance" in told
-    assert "| without, SGD at 0.001, 3 epochs (after 1) |" in told
+    text = (tmp_path / "report.md").read_text()
+    assert "failure-seed0: alone: still at chance" in text
+    assert "| without, SGD at 0.001, 3 epochs (after 1) |" in text
 
 
 def test_a_cell_reads_its_epoch_and_failures_are_counted_row_by_row():
@@ -334,5 +335,5 @@ def test_a_cell_reads_its_epoch_and_failures_are_counted_row_by_row():
         Cell("l", "failure", epoch=epoch).sample(SimpleNamespace(of_stage=lambda stage: runs)) for epoch in (0, 3)
     )
     assert (last, third) == ({0: 20.0, 1: pytest.approx(11.8)}, {0: 11.0, 1: 13.0})
-    told = _failure(table, [{}, last, third, {}])
-    assert told.endswith("1 of 2 runs (without, SGD at 0.001), 1 of 2 runs (without, SGD at 0.001, 3 epochs).")
+    text = _failure(table, [{}, last, third, {}])
+    assert text.endswith("1 of 2 runs (without, SGD at 0.001), 1 of 2 runs (without, SGD at 0.001, 3 epochs).")
