@@ -124,7 +124,9 @@ def open_folder(file: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
     if not file.is_file():
         write_manifest(file, asked)
     found = read_manifest(file)
-    check_same(file, {key: found.get(key) for key in asked}, asked)
+    if absent := [key for key in asked if key not in found]:
+        raise TrainingError(f"{file} is damaged, or of something else: it has no {', '.join(absent)}")
+    check_same(file, {key: found[key] for key in asked}, asked)
     return found
 
 

@@ -1,5 +1,6 @@
 """The benchmarks on a made-up CIFAR: nothing runs twice, nothing is overwritten, cells and verdicts come from runs."""
 
+import copy
 import json
 import math
 import sys
@@ -276,6 +277,54 @@ def test_the_report_preset_is_the_reports():
         57.9, 70.77, 65.8, 65.4, 65.8, 68.8, 10.5, 10.5, 10.5, 68.5,
     ]  # fmt: skip
     assert [config.alpha for config in preset.stage("students").networks.values()] == [0.5, 0.6, 0.8]
+
+
+def test_the_failing_stage_is_plain_sgd_and_changes_nothing_else():
+    """Its steps are minus learning rate times gradient, which Adam's and Nesterov's are not."""
+    baseline, failure = (PRESETS["report"].stage(name) for name in ("baseline", "failure"))
+    assert replace(failure, name="baseline", train=baseline.train) == baseline
+    optimizer = {"optimizer": failure.train.optimizer, "momentum": failure.train.momentum}
+    assert replace(baseline.train, **optimizer) == failure.train
+    model, inputs = torch.nn.Linear(3, 2), torch.randn(5, 3)
+    expected = copy.deepcopy(model)
+    for _ in range(2):
+        gradients = torch.autograd.grad(expected(inputs).square().mean(), list(expected.parameters()))
+        with torch.no_grad():
+            for parameter, gradient in zip(expected.parameters(), gradients, strict=True):
+                parameter -= 0.001 * gradient
+
+    class Batches(list):
+        def set_epoch(self, epoch, skip=0):
+            pass
+
+    loss = lambda network, batch, _: {"loss": network(batch).square().mean()}  # noqa: E731
+    train.fit(model, Batches([inputs]), loss, replace(failure.train, epochs=2))
+    torch.testing.assert_close(model.weight, expected.weight, rtol=0, atol=1e-7)
+
+
+def test_claims_point_the_way_the_report_does():
+    """Where the report has numbers for both rows of a claim, the better one is better there too."""
+    for table in TABLES["report"]:
+        for claim in table.claims:
+            better, worse = table.cells[claim.better], table.cells[claim.worse]
+            if better.reported is not None and worse.reported is not None and table.name != "baseline":
+                assert better.reported > worse.reported, (table.name, claim)
+    named = {
+        (table.cells[claim.better].label, table.cells[claim.worse].label)
+        for tables in TABLES.values()
+        for table in tables
+        for claim in table.claims
+    }
+    assert named >= {
+        ("10 epochs", "6 epochs"),
+        ("10 epochs", "15 epochs"),
+        ("alpha 0.8", "alpha 0.5"),
+        ("with (alpha 0.8)", "without, same settings"),
+        ("test loss, with EMA: teacher", "test loss, without EMA"),
+        ("Adam at 0.001", "SGD at 0.001"),
+        ("student, distilled", "student alone"),
+        ("distilled, patient", "distilled, short"),
+    }
 
 
 def two_rows(reported=(None, None), metric="test_accuracy"):

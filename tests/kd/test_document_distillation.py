@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from docvit.data.augment import Augmentation
 from docvit.data.labels import read_labelled
+from docvit.evaluation.compare import compare
 from docvit.model.docvit import DocViT
 from docvit.model.pretrained import ModelError
 from docvit.training import loop as train
@@ -102,7 +103,8 @@ def test_cached_equals_live_to_the_bit(data, tmp_path, settings, monkeypatch):
     assert calls == []
 
 
-def test_a_cache_of_another_teacher_or_of_other_views_is_refused(data, tmp_path):
+def test_a_cache_of_another_teacher_or_of_other_views_is_refused(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "has_fast_bf16", lambda _: True)
     short = replace(RECIPE, train=replace(RECIPE.train, epochs=1))
     cached = {"teacher_cache": tmp_path / "cached"}
     distil(model(), data, tmp_path / "first", recipe=short, **cached)
@@ -115,10 +117,23 @@ def test_a_cache_of_another_teacher_or_of_other_views_is_refused(data, tmp_path)
         (model(), data, replace(short, patch_dropout=0.0), "view patch_dropout was 0.3, not 0.0"),
         (model(), data.subset(range(9)), short, "data labelled documents was 12, not 9"),
         (model(), data, replace(short, budget=90), "budget was 60, not 90"),
+        (model(), data, replace(short, balanced=False), "balanced was True, not False"),
+        (model(), data, replace(short, train=replace(short.train, bf16=False)), "bf16 was True, not False"),
+        (model(), data, replace(short, mix_pages=0.0), "view mix_pages was 0.5, not 0.0"),
+        (model(), regrouped(data), short, "data labelled mixed was '[0-9a-f]{64}', not"),
+        (model(), data.subset([*range(11), 0]), short, "data labelled content was '[0-9a-f]{64}', not"),
     ]:
         with pytest.raises(TrainingError, match=words):
             distil(teacher, documents_, tmp_path / "second", recipe=recipe, **cached)
         assert not (tmp_path / "second").exists()
+    # features need outputs that it does not hold
+    with pytest.raises(TrainingError, match="states was"):
+        distil(model(), data, tmp_path / "second", DistillConfig(features={"pages": 1.0}), short, **cached)
+
+
+def regrouped(data):
+    """The same documents, two by two from one source."""
+    return replace(data, groups=tuple(str(i // 2) for i in range(len(data))))
 
 
 def test_what_is_saved_is_a_docvit_like_any_other(data, tmp_path):
@@ -212,6 +227,17 @@ def test_fine_tuning_begins_with_what_was_distilled(data, tmp_path):
 
 
 # --- several teachers, and none ---
+
+
+def test_the_average_is_compared_and_not_the_last_weights(data, tmp_path):
+    """Numbers of the kept student, measured anew, are those of the comparison; its last weights have others."""
+    short = replace(RECIPE, ema=0.99, train=TrainSettings(epochs=2, lr=1e-2))
+    done = distil("self", data, tmp_path, recipe=short, valid=data)
+    assert set(done.comparison.models) == {"last weights", "student"}
+    again = compare({"student": DocViT.from_pretrained(str(tmp_path))}, data, device="cpu", workers=0)
+    found = done.comparison.as_dict()["models"]
+    assert found["student"]["ece"] == pytest.approx(again.as_dict()["models"]["student"]["ece"])
+    assert found["student"]["ece"] != pytest.approx(found["last weights"]["ece"])
 
 
 def test_twice_the_same_teacher_is_that_teacher(data, tmp_path):

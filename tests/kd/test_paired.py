@@ -227,6 +227,32 @@ def test_every_step_has_a_batch_without_labels_and_goes_on_where_it_stopped(corp
     assert sorted(i for _, _, other, _, _ in whole[:round_of] for i in other) == [0, 1, 2, 3]
 
 
+def test_a_round_of_several_batches_goes_on_where_it_stopped(corpus, page_cache, further):
+    """The stream without labels is at another batch of another round than the labelled one when a run is resumed."""
+    batches, _ = prepared(corpus, page_cache, further)
+    batches.unlabelled.sampler.count = 3  # batches per round; labelled ones are of another number
+    assert len(batches.unlabelled) == 3
+    assert len(batches) % 3
+    whole = []
+    for epoch in range(2):
+        batches.set_epoch(epoch)
+        whole += [seen(batch) for batch in batches]
+    for step in range(len(whole)):
+        epoch, skip = divmod(step, len(batches))
+        batches.set_epoch(epoch, skip)
+        assert [seen(batch) for batch in batches] == whole[step : (epoch + 1) * len(batches)]
+
+
+def test_a_second_draw_is_not_cut_to_the_regions_of_the_student(squares):
+    """Two draws leave out patches independently of each other."""
+    view = training_view(CONFIG, RECIPE)
+    second = DocumentDataset(squares[0], None, view, seed=3, draw=1)
+    batch = next(iter(DocumentLoader(dataset(squares, others=[second]), budget=10**6)))
+    alone = next(iter(DocumentLoader(second, budget=10**6))).sequence
+    assert torch.equal(batch.of_teachers[0].patches, alone.patches)
+    assert same_regions(alone, batch.sequence).num_patches < alone.num_patches
+
+
 def test_without_further_documents_there_are_labelled_ones_alone(corpus, page_cache):
     batches, left_out = prepared(corpus, page_cache)
     assert isinstance(batches, PairedBatches)
