@@ -21,14 +21,16 @@ from docvit.documents.pages import PageStack
 from docvit.model.stems import InkStem
 from docvit.training.batches import shuffled, training_view
 from docvit.training.distributed import Process
-from docvit.training.ema import make_ema
+from docvit.training.ema import EMATeacher
 from docvit.training.loop import Record, fit
 from docvit.training.recipe import Recipe, build_model
 from docvit.training.rendering import render_all
 from docvit.training.supervised import classification_loss
+from kd.config import DistillConfig
+from kd.documents.outputs import document_outputs, teacher_view
 from kd.documents.paired import PairedBatches, PairedDataset
-from kd.features import StudentWithProjections
-from kd.teaching import DocumentLesson, Guide, Teaching
+from kd.objective import DistillationLoss
+from kd.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ def train_measured(
     measured: Mapping[Key, Kept],
     recipe: Recipe,
     teachers: Sequence[DocViT] = (),
-    teaching: Teaching = Teaching(),
+    config: DistillConfig = DistillConfig(),
     *,
     device: torch.device = CPU.device,
 ) -> tuple[DocViT, list[Record]]:
@@ -201,16 +203,14 @@ def train_measured(
     batches: Any = labelled
     loss: Any = classification_loss(recipe)
     if teachers:
-        learner = StudentWithProjections(cast(DocViT, learner))
         batches = PairedBatches(labelled, shuffled(views(None, None), CPU, budget=recipe.budget))
-        told = [with_stem(teacher, MeasuredStem).to(device) for teacher in teachers]
-        guide = Guide(told, teaching.states((), pages=bool(recipe.page_loss)))
-        loss = DocumentLesson(teaching, recipe, guide, steps=recipe.train.epochs * len(batches))
-    ema = make_ema(learner, recipe.ema)
+        frozen = [with_stem(teacher, MeasuredStem).to(device) for teacher in teachers]
+        config = replace(config, page_loss=recipe.page_loss, label_smoothing=recipe.label_smoothing)
+        loss = DistillationLoss(config, Teacher(frozen, document_outputs, view=teacher_view), document_outputs)
+    ema = EMATeacher(learner, decay=recipe.ema) if recipe.ema else None
     history = fit(learner, batches, loss, replace(recipe.train, bf16=False), ema=ema, device=device)
     kept = learner if ema is None else ema.module
-    model = kept.student if isinstance(kept, StudentWithProjections) else cast(DocViT, kept)
-    return with_stem(model.cpu(), InkStem).eval(), history
+    return with_stem(cast(DocViT, kept).cpu(), InkStem).eval(), history
 
 
 def with_stem(model: DocViT, stem: type[InkStem]) -> DocViT:

@@ -50,7 +50,7 @@ from docvit.documents.cache import CachedDocument, PageCache, default_cache
 from docvit.documents.pages import PageStack, find_documents, spread
 from docvit.files import replaced
 from docvit.model.stems import InkStem
-from docvit.training.ema import make_ema
+from docvit.training.ema import EMATeacher
 from docvit.training.loop import TrainSettings, fit
 
 SCHEMES = ("page-independent", "pages-concat", "continued", "sincos", "sincos2d+page", "spatial+page", "rope")
@@ -336,7 +336,7 @@ def run(
     training, held_out = ([documents[p] for p in part if p in documents] for part in parts)
     torch.manual_seed(seed)
     model = OrderModel(build(scheme, settings), settings.position_std)
-    ema = make_ema(model, settings.ema)
+    ema = EMATeacher(model, decay=settings.ema) if settings.ema else None
     loop = replace(settings.train, seed=seed)
     history = fit(model, Shuffled(training, settings, seed), order_loss(settings), loop, ema=ema)
     shown = ema.module if ema is not None else model

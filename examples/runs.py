@@ -15,7 +15,8 @@ import torch
 from tqdm import tqdm
 
 from docvit.model.variants import BASELINES
-from kd.cifar10.results import BenchmarkError, Results, describe_device, versions
+from docvit.training.loop import TrainingError
+from kd.cifar10.results import Results, describe_device, versions
 
 Task = Callable[..., Mapping[str, Any]]
 
@@ -81,7 +82,7 @@ def open_results(folder: Path, settings: Mapping[str, Any]) -> Results:
     """Those in `folder`; ends the program where they are of other settings."""
     try:
         return Results(folder, settings)
-    except BenchmarkError as error:
+    except TrainingError as error:
         raise SystemExit(str(error)) from error
 
 

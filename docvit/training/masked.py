@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +16,6 @@ import torch
 
 from docvit.data.augment import Augmentation
 from docvit.data.dataset import DocumentDataset, view_of
-from docvit.hardware import has_fast_bf16
 from docvit.model.docvit import DocViT
 from docvit.model.pretrained import save_pretrained
 from docvit.training.batches import shuffled
@@ -114,7 +113,7 @@ def pretrain_documents(
             model,
             batches,
             reconstruction_loss(recipe.mask),
-            replace(recipe.train, bf16=recipe.train.bf16 and has_fast_bf16(process.device)),
+            recipe.train,
             output=folder,
             save=lambda m: save_pretrained(cast(MaskedDocViT, m).encoder, folder),
             resume=resume,

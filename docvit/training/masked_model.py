@@ -130,10 +130,10 @@ def draw_mask(count: int, share: float) -> Tensor:
     return torch.randperm(count) < max(1, round(share * count))
 
 
-def reconstruction_loss(share: float) -> Callable[[MaskedDocViT, DocumentBatch], Mapping[str, Tensor]]:
+def reconstruction_loss(share: float) -> Callable[[MaskedDocViT, DocumentBatch, float], Mapping[str, Tensor]]:
     """Mean squared error on the masked patches; targets have unit variance, so that predicting their mean costs 1."""
 
-    def loss(model: MaskedDocViT, batch: DocumentBatch) -> Mapping[str, Tensor]:
+    def loss(model: MaskedDocViT, batch: DocumentBatch, progress: float) -> Mapping[str, Tensor]:
         sequence = batch.sequence
         masked = draw_mask(sequence.num_patches, share)
         with torch.no_grad(), torch.autocast(sequence.patches.device.type, enabled=False):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -26,7 +25,7 @@ from docvit.model.docvit import DocViT
 from docvit.model.pretrained import save_pretrained
 from docvit.training.batches import held_out_batches, labelled_batches
 from docvit.training.distributed import process_group
-from docvit.training.ema import make_ema
+from docvit.training.ema import EMATeacher
 from docvit.training.loop import Record, fit
 from docvit.training.recipe import Recipe, build_model
 from docvit.training.rendering import render_all
@@ -35,10 +34,10 @@ from docvit.training.run_folder import agree_on_recipe, write_recipe
 logger = logging.getLogger(__name__)
 
 
-def classification_loss(recipe: Recipe) -> Callable[[DocViT, DocumentBatch], Mapping[str, Tensor]]:
+def classification_loss(recipe: Recipe) -> Callable[[DocViT, DocumentBatch, float], Mapping[str, Tensor]]:
     """Cross-entropy of the documents, plus `page_loss` times that of the page tokens against the document's label."""
 
-    def loss(model: DocViT, batch: DocumentBatch) -> Mapping[str, Tensor]:
+    def loss(model: DocViT, batch: DocumentBatch, progress: float) -> Mapping[str, Tensor]:
         features = model.forward_features(batch.sequence)
         logits = model.forward_head(features).float()
         document = F.cross_entropy(logits, batch.labels, label_smoothing=recipe.label_smoothing)
@@ -102,13 +101,12 @@ def train_documents(
             evaluate = partial(evaluate_batches, batches=held_out, classes=data.classes, device=process.device)
         if process.rank == 0:
             write_recipe(folder, recipe)
-        ema = make_ema(model.to(process.device), recipe.ema)
-        settings = replace(recipe.train, bf16=recipe.train.bf16 and has_fast_bf16(process.device))
+        ema = EMATeacher(model.to(process.device), decay=recipe.ema) if recipe.ema else None
         history = fit(
             model,
             batches,
             classification_loss(recipe),
-            settings,
+            recipe.train,
             output=folder,
             ema=ema,
             evaluate=evaluate,
@@ -116,8 +114,9 @@ def train_documents(
             resume=resume,
             device=process.device,
         )
-    trained = ema.module if ema is not None else model
-    return trained.eval(), history
+        if ema is not None:
+            ema.copy_to(model)
+    return model.eval(), history
 
 
 def count_words(model: DocViT, files: Sequence[Path]) -> None:

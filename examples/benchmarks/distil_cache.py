@@ -27,7 +27,7 @@ from docvit.hardware import choose_device
 from docvit.training.loop import Record, TrainSettings
 from docvit.training.recipe import Recipe, build_model
 from docvit.training.supervised import train_documents
-from kd import Teaching, distill_documents
+from kd import distill_documents
 
 
 def seconds(run: Callable[[Path], list[Record]]) -> float:
@@ -41,14 +41,14 @@ def measure(
     data: LabelledDocuments, student: Recipe, teacher: Recipe, turns: int, device: torch.device
 ) -> dict[str, float | list[float]]:
     """Ratios to the seconds of the student alone."""
-    guide = build_model(teacher, data.classes)
+    frozen = build_model(teacher, data.classes)
     where: dict[str, Any] = {"device": device, "workers": 0}
 
     def alone(folder: Path) -> list[Record]:
         return train_documents(data, folder, student, **where)[1]
 
     def taught(folder: Path) -> list[Record]:
-        return distill_documents(student, guide, data, folder, Teaching(), teacher_cache=cache, **where).history
+        return distill_documents(student, frozen, data, folder, teacher_cache=cache, **where).history
 
     with tempfile.TemporaryDirectory() as parent:
         cache = Path(parent) / "said"

@@ -51,7 +51,7 @@ from docvit.training.loop import TrainSettings
 from docvit.training.recipe import Recipe, build_model
 from docvit.training.run_folder import differences
 from kd.cifar10.results import describe_device
-from kd.teaching import Teaching
+from kd.config import DistillConfig
 
 SETTINGS, PREDICTIONS = "settings.json", "predictions.json"
 Task = tuple[int, int]  # seed, fold
@@ -77,7 +77,7 @@ class Plan:
     folds: int
     views: int
     teachers: tuple[str, ...]
-    teaching: Teaching
+    teaching: DistillConfig
     same_seed: bool = False
 
 
@@ -257,7 +257,7 @@ def main() -> None:
         label_smoothing=arguments.label_smoothing,
         train=TrainSettings(epochs=arguments.epochs, lr=arguments.lr, bf16=False),
     )
-    teaching = Teaching(alpha=arguments.alpha, temperature=arguments.temperature)
+    teaching = DistillConfig(alpha=arguments.alpha, temperature=arguments.temperature)
     views = min(arguments.epochs, TrainSettings.epochs)
     plan = Plan(recipe, arguments.folds, views, tuple(arguments.teachers), teaching, arguments.same_seed)
     device = choose_device(arguments.device)

@@ -158,3 +158,18 @@ def test_a_pass_that_skips_is_the_rest_of_the_same_epoch():
     assert len(rest) == 3
     assert all(torch.equal(a.images, b.images) for a, b in zip(whole[2:], rest, strict=True))
     assert len(list(batches)) == 5  # skipping is for one pass
+
+
+def test_mean_and_deviation_are_those_of_cifar10():
+    """As published for the training images, in 0..1."""
+    np.testing.assert_allclose(np.array(cifar10.MEAN) / 255, (0.4914, 0.4822, 0.4465), atol=5e-5)
+    np.testing.assert_allclose(np.array(cifar10.STD) / 255, (0.2470, 0.2435, 0.2616), atol=5e-5)
+
+
+def test_order_and_augmentation_are_drawn_from_two_streams():
+    """From one and the same, a sample's place in the epoch would say how it is shifted."""
+    batches = ImageLoader(*random_images(), batch_size=8, shuffle=True, augment=Augment(), seed=3)
+    of_order = batches._generator(0)
+    assert torch.equal(batches._order, torch.randperm(40, generator=of_order))
+    for already_drawn in (batches._generator(0), of_order):
+        assert not torch.equal(batches._views, cifar10._draw_views(Augment(), 40, already_drawn))

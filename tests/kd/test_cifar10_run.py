@@ -1,5 +1,6 @@
 """The benchmarks on a made-up CIFAR: nothing runs twice, nothing is overwritten, cells and verdicts come from runs."""
 
+import copy
 import json
 import math
 import sys
@@ -10,8 +11,10 @@ import pytest
 import torch
 
 from docvit.training import loop as train
-from kd import cli
-from kd.cifar10 import report
+from docvit.training.loop import TrainingError
+from kd import cli, sweep
+from kd.cifar10 import presets, report
+from kd.cifar10 import results as results_file
 from kd.cifar10 import run as benchmarks
 from kd.cifar10.batches import Augment
 from kd.cifar10.files import BATCHES, CIFAR10, CLASS_NAMES
@@ -29,7 +32,8 @@ TINY = replace(
 
 @pytest.fixture(autouse=True)
 def in_float32_and_quick(monkeypatch):
-    monkeypatch.setattr(benchmarks, "has_fast_bf16", lambda _: False)
+    for module in (train, results_file, sweep):
+        monkeypatch.setattr(module, "has_fast_bf16", lambda _: False)
     monkeypatch.setattr(train, "write_history", lambda *_: None)
 
 
@@ -52,7 +56,7 @@ def bench(output, preset=TINY, **settings):
 
 def longer(preset=TINY, epochs=3):
     stages = tuple(replace(s, train=replace(s.train, epochs=epochs, checkpoint_minutes=0.0)) for s in preset.stages)
-    return replace(preset, stages=stages, teaching_epoch=2)
+    return replace(preset, stages=stages, teacher_epoch=2)
 
 
 def without_times(runs):
@@ -85,7 +89,7 @@ def command(monkeypatch, *arguments):
 
 
 def test_the_command_from_files_to_report_and_again(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(cli.PRESETS, "smoke", TINY)
+    monkeypatch.setitem(presets.PRESETS, "smoke", TINY)
     output = tmp_path / "out"
     arguments = ["bench", "cifar10", "--data", write_files(tmp_path / "data"), "--output", output]
     arguments += ["--device", "cpu", "--no-compile"]
@@ -101,12 +105,12 @@ def test_the_command_from_files_to_report_and_again(tmp_path, monkeypatch, capsy
         assert (output / f"curves-{name}.png").stat().st_size > 10_000
     assert list(output.glob("runs/*/checkpoint*")) == []
     before = (output / "results.json").read_bytes()
-    monkeypatch.setattr(benchmarks, "teach", None)  # whoever trains now, fails
+    monkeypatch.setattr(benchmarks, "train_networks", None)  # whoever trains now, fails
     assert command(monkeypatch, *arguments, "--preset", "smoke") == 0
     assert (output / "results.json").read_bytes() == before
     assert command(monkeypatch, *arguments, "--preset", "smoke", "--images", "50") == 2
     error = capsys.readouterr().err
-    assert "other settings: " in error
+    assert "other settings or data: " in error
     assert "preset train_images was 60, not 50" in error
     assert (output / "results.json").read_bytes() == before
 
@@ -123,7 +127,7 @@ def test_fewer_images_come_in_as_many_steps():
 def test_a_shortened_preset_concludes_nothing():
     modern = PRESETS["modern"].shortened(40)
     assert [stage.train.epochs for stage in modern.stages] == [40, 30, 40]
-    assert (modern.teaching_epoch, modern.conclusive) == (40, False)
+    assert (modern.teacher_epoch, modern.conclusive) == (40, False)
     assert PRESETS["modern"].shortened(1000) == PRESETS["modern"]
 
 
@@ -177,7 +181,7 @@ def test_interrupted_is_uninterrupted_and_finished_runs_are_not_repeated(tmp_pat
 def test_students_of_a_sweep_are_students_alone(tmp_path):
     together = bench(tmp_path / "together", only=["alpha"])
     stage = TINY.stage("students")
-    alone = replace(stage, targets={"alpha 0.8": stage.targets["alpha 0.8"]})
+    alone = replace(stage, networks={"alpha 0.8": stage.networks["alpha 0.8"]})
     preset = replace(TINY, stages=tuple(alone if s.name == "students" else s for s in TINY.stages))
     by_itself = bench(tmp_path / "alone", preset, only=["distillation"])
     name = "students-seed0"
@@ -201,7 +205,7 @@ def test_the_modern_preset_runs_with_its_augmentation(tmp_path):
     modern = PRESETS["modern"]
     stages = tuple(replace(s, train=replace(s.train, epochs=1)) for s in modern.stages)
     small = {f: getattr(TINY, f) for f in ("train_images", "test_images", "batch_size", "measured_images")}
-    preset = replace(modern, stages=stages, teaching_epoch=1, teacher_width=0.02, student_width=0.05, **small)
+    preset = replace(modern, stages=stages, teacher_epoch=1, teacher_width=0.02, student_width=0.05, **small)
     results = bench(tmp_path, preset, seeds=1)
     assert preset.augment == Augment(crop=4, cutout=8)
     assert set(results.runs) == {"teacher-seed0", "short-seed0", "patient-seed0"}
@@ -212,9 +216,9 @@ def test_the_modern_preset_runs_with_its_augmentation(tmp_path):
 def test_results_of_other_data_or_settings_are_left_alone(tmp_path):
     bench(tmp_path, only=["teacher"])
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(BenchmarkError, match="data sha256"):
+    with pytest.raises(TrainingError, match="data sha256"):
         bench_cifar10(made_up(seed=1), tmp_path, TINY, device="cpu", only=["teacher"])
-    with pytest.raises(BenchmarkError, match=r"preset decay was 0\.99, not 0\.9"):
+    with pytest.raises(TrainingError, match=r"preset decay was 0\.99, not 0\.9"):
         bench(tmp_path, replace(TINY, decay=0.9))
     with pytest.raises(BenchmarkError, match="no table is called nothing; there are teacher, alpha"):
         bench(tmp_path, only=["nothing"])
@@ -225,21 +229,21 @@ def test_results_of_other_data_or_settings_are_left_alone(tmp_path):
 @pytest.mark.parametrize("content", ["{", "[]", '{"runs": {}}'])
 def test_foreign_results_and_foreign_folders_are_refused(tmp_path, content):
     (tmp_path / "results.json").write_text(content)
-    with pytest.raises(BenchmarkError, match="holds no results of this benchmark"):
+    with pytest.raises(TrainingError, match=r"is damaged|begun with other settings"):
         bench(tmp_path)
     assert (tmp_path / "results.json").read_text() == content
     (tmp_path / "results.json").rename(tmp_path / "thesis.tex")
-    with pytest.raises(BenchmarkError, match="not empty"):
+    with pytest.raises(TrainingError, match="not empty"):
         bench(tmp_path)
-    with pytest.raises(BenchmarkError, match="not a folder"):
+    with pytest.raises(TrainingError, match="not a folder"):
         bench(tmp_path / "thesis.tex")
 
 
 def test_the_report_is_written_after_every_run(tmp_path, monkeypatch):
-    told = []
-    monkeypatch.setattr(benchmarks, "write_report", lambda results, *_: told.append(len(results.runs)))
+    counts = []
+    monkeypatch.setattr(benchmarks, "write_report", lambda results, *_: counts.append(len(results.runs)))
     bench(tmp_path, only=["teacher"], seeds=2)
-    assert told == [0, 1, 2]
+    assert counts == [0, 1, 2]
 
 
 def test_a_device_that_is_not_there_is_refused_before_anything_is_written(tmp_path):
@@ -258,12 +262,12 @@ def test_a_lost_teacher_is_named(tmp_path):
 
 def test_every_cell_and_line_names_a_network_that_is_trained():
     for name, preset in PRESETS.items():
-        networks = {(stage.name, network) for stage in preset.stages for network in stage.targets}
+        networks = {(stage.name, network) for stage in preset.stages for network in stage.networks}
         cells = [cell for table in TABLES[name] for cell in table.cells]
         lines = [line for lines in FIGURES[name].values() for line in lines]
         assert {(place.stage, place.network) for place in cells + lines} <= networks
         assert all(cell.epoch <= preset.stage(cell.stage).train.epochs for cell in cells) or name == "smoke"
-        assert preset.teaching_epoch <= preset.stage("teacher").train.epochs
+        assert preset.teacher_epoch <= preset.stage("teacher").train.epochs
 
 
 def test_the_report_preset_is_the_reports():
@@ -272,11 +276,59 @@ def test_the_report_preset_is_the_reports():
     assert [cell.reported for table in TABLES["report"][:3] for cell in table.cells] == [
         57.9, 70.77, 65.8, 65.4, 65.8, 68.8, 10.5, 10.5, 10.5, 68.5,
     ]  # fmt: skip
-    assert [targets.alpha for targets in preset.stage("students").targets.values()] == [0.5, 0.6, 0.8]
+    assert [config.alpha for config in preset.stage("students").networks.values()] == [0.5, 0.6, 0.8]
 
 
-def two_rows(reported=(None, None), figure="test_accuracy"):
-    cells = (Cell("a", "s", reported=reported[0], figure=figure), Cell("b", "s", reported=reported[1], figure=figure))
+def test_the_failing_stage_is_plain_sgd_and_changes_nothing_else():
+    """Its steps are minus learning rate times gradient, which Adam's and Nesterov's are not."""
+    baseline, failure = (PRESETS["report"].stage(name) for name in ("baseline", "failure"))
+    assert replace(failure, name="baseline", train=baseline.train) == baseline
+    optimizer = {"optimizer": failure.train.optimizer, "momentum": failure.train.momentum}
+    assert replace(baseline.train, **optimizer) == failure.train
+    model, inputs = torch.nn.Linear(3, 2), torch.randn(5, 3)
+    expected = copy.deepcopy(model)
+    for _ in range(2):
+        gradients = torch.autograd.grad(expected(inputs).square().mean(), list(expected.parameters()))
+        with torch.no_grad():
+            for parameter, gradient in zip(expected.parameters(), gradients, strict=True):
+                parameter -= 0.001 * gradient
+
+    class Batches(list):
+        def set_epoch(self, epoch, skip=0):
+            pass
+
+    loss = lambda network, batch, _: {"loss": network(batch).square().mean()}  # noqa: E731
+    train.fit(model, Batches([inputs]), loss, replace(failure.train, epochs=2))
+    torch.testing.assert_close(model.weight, expected.weight, rtol=0, atol=1e-7)
+
+
+def test_claims_point_the_way_the_report_does():
+    """Where the report has numbers for both rows of a claim, the better one is better there too."""
+    for table in TABLES["report"]:
+        for claim in table.claims:
+            better, worse = table.cells[claim.better], table.cells[claim.worse]
+            if better.reported is not None and worse.reported is not None and table.name != "baseline":
+                assert better.reported > worse.reported, (table.name, claim)
+    named = {
+        (table.cells[claim.better].label, table.cells[claim.worse].label)
+        for tables in TABLES.values()
+        for table in tables
+        for claim in table.claims
+    }
+    assert named >= {
+        ("10 epochs", "6 epochs"),
+        ("10 epochs", "15 epochs"),
+        ("alpha 0.8", "alpha 0.5"),
+        ("with (alpha 0.8)", "without, same settings"),
+        ("test loss, with EMA: teacher", "test loss, without EMA"),
+        ("Adam at 0.001", "SGD at 0.001"),
+        ("student, distilled", "student alone"),
+        ("distilled, patient", "distilled, short"),
+    }
+
+
+def two_rows(reported=(None, None), metric="test_accuracy"):
+    cells = (Cell("a", "s", reported=reported[0], metric=metric), Cell("b", "s", reported=reported[1], metric=metric))
     return Table("t", "T", cells, (Claim(0, 1),))
 
 
@@ -289,7 +341,7 @@ def test_a_difference_is_paired_by_seed():
 
 
 @pytest.mark.parametrize(
-    ("better", "worse", "reported", "figure", "word"),
+    ("better", "worse", "reported", "metric", "word"),
     [
         ((70.0, 71.0, 72.1), (68.0, 69.0, 70.0), (None, None), "test_accuracy", "Holds"),
         ((70.0, 71.0, 72.1), (68.0, 69.0, 70.0), (68.5, 10.5), "test_accuracy", "Holds in direction, not in size"),
@@ -300,27 +352,27 @@ def test_a_difference_is_paired_by_seed():
         ((), (60.0,), (None, None), "test_accuracy", "Cannot tell"),
     ],
 )
-def test_verdicts(better, worse, reported, figure, word):
+def test_verdicts(better, worse, reported, metric, word):
     samples = [dict(enumerate(better)), dict(enumerate(worse))]
-    assert verdict(two_rows(reported, figure), samples).startswith(f"**{word}**")
-    assert verdict(two_rows(reported, figure), samples, conclusive=False).startswith("**Cannot tell**")
+    assert verdict(two_rows(reported, metric), samples).startswith(f"**{word}**")
+    assert verdict(two_rows(reported, metric), samples, conclusive=False).startswith("**Cannot tell**")
 
 
 def test_optimisers_are_not_held_against_the_report():
     """It has no figure for Adam alone."""
     table = next(table for table in TABLES["report"] if table.name == "baseline")
-    told = verdict(table, [{0: 50.0, 1: 51.0, 2: 50.5}, {0: 10.0, 1: 10.5, 2: 10.2}])
-    assert told.startswith("**Holds**: Adam at 0.001 over SGD at 0.001: +40.3")
-    assert "the report" not in told
+    text = verdict(table, [{0: 50.0, 1: 51.0, 2: 50.5}, {0: 10.0, 1: 10.5, 2: 10.2}])
+    assert text.startswith("**Holds**: Adam at 0.001 over SGD at 0.001: +40.3")
+    assert "the report" not in text
 
 
 @pytest.mark.usefixtures("without_plots")
-def test_failing_training_is_told_in_the_report(tmp_path):
+def test_failing_training_is_reported_in_the_report(tmp_path):
     results = bench(tmp_path, only=["distillation"])
     assert results.runs["failure-seed0"]["warnings"]
-    told = (tmp_path / "report.md").read_text()
-    assert "failure-seed0: alone: still at chance" in told
-    assert "| without, SGD at 0.001, 3 epochs (after 1) |" in told
+    text = (tmp_path / "report.md").read_text()
+    assert "failure-seed0: alone: still at chance" in text
+    assert "| without, SGD at 0.001, 3 epochs (after 1) |" in text
 
 
 def test_a_cell_reads_its_epoch_and_failures_are_counted_row_by_row():
@@ -332,5 +384,5 @@ def test_a_cell_reads_its_epoch_and_failures_are_counted_row_by_row():
         Cell("l", "failure", epoch=epoch).sample(SimpleNamespace(of_stage=lambda stage: runs)) for epoch in (0, 3)
     )
     assert (last, third) == ({0: 20.0, 1: pytest.approx(11.8)}, {0: 11.0, 1: 13.0})
-    told = _failure(table, [{}, last, third, {}])
-    assert told.endswith("1 of 2 runs (without, SGD at 0.001), 1 of 2 runs (without, SGD at 0.001, 3 epochs).")
+    text = _failure(table, [{}, last, third, {}])
+    assert text.endswith("1 of 2 runs (without, SGD at 0.001), 1 of 2 runs (without, SGD at 0.001, 3 epochs).")
