@@ -1,6 +1,6 @@
 """Every way to place a patch on one page: the results of three experiments as Markdown, JSON and plots.
 
-    python examples/benchmarks/scheme_report.py runs examples/benchmarks/results
+    python examples/experiments/scheme_report.py runs examples/benchmarks/results
 
 Reads page_order/results.json, cross_page/results.json and schemes/results.json below the first folder, as far as they
 are there, and writes positions.md, positions.json and the plots into the second. Verdicts come from the differences
@@ -30,9 +30,9 @@ DEFAULT = "spatial+page"
 PREFIX = {"scopes": "scopes ", "strategies": "strategy "}  # some share their names
 TASKS = ("reversed", "first-last", "swapped")
 COMMANDS = {
-    "page_order": "python examples/page_order.py documents.csv --output runs/page_order",
-    "cross_page": "python examples/cross_page.py --output runs/cross_page",
-    "schemes": "python examples/benchmarks/schemes.py documents.csv --output runs/schemes",
+    "page_order": "python examples/experiments/page_order.py documents.csv --output runs/page_order",
+    "cross_page": "python examples/experiments/cross_page.py --output runs/cross_page",
+    "schemes": "python examples/experiments/schemes.py documents.csv --output runs/schemes",
 }
 
 
@@ -245,7 +245,7 @@ def gather(source: Path, target: Path) -> None:
         "",
         "Means ± standard deviations over seeds, which are also over folds where documents are real. Each table stands "
         f"under the command that gives it. Measured on: {', '.join(sorted(devices))}. Gathered by "
-        "`python examples/benchmarks/scheme_report.py runs examples/benchmarks/results`.",
+        "`python examples/experiments/scheme_report.py runs examples/benchmarks/results`.",
         "",
     ]
     for name, results in found.items():

@@ -1,6 +1,6 @@
 """Made documents whose class lies between their pages: what each way to place a patch can and cannot learn.
 
-    python examples/cross_page.py --output runs/cross_page
+    python examples/experiments/cross_page.py --output runs/cross_page
 
 A page is a grid of 2 x 2 cells, two of them blank, two scrawled on; one of the scrawls may be the mark. Blank cells
 are left out, as everywhere. Three questions, their classes equally frequent:

@@ -1,4 +1,4 @@
-"""Draw the picture of the idea, `examples/idea.png`: run `python examples/idea.py`."""
+"""Draw the picture of the idea, `examples/pictures/idea.png`: run `python examples/pictures/idea.py`."""
 
 from __future__ import annotations
 

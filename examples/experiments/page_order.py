@@ -1,7 +1,7 @@
 """Are the pages in order? Real documents, untouched or with pages moved, told apart by what their pages look like.
 
-    python examples/page_order.py DOCUMENTS.csv --output runs/page_order
-    python examples/page_order.py FOLDER_OF_PDFS --output runs/page_order
+    python examples/experiments/page_order.py DOCUMENTS.csv --output runs/page_order
+    python examples/experiments/page_order.py FOLDER_OF_PDFS --output runs/page_order
 
 Three ways to move pages: `reversed`, `first-last` (the first page moved to the end) and `swapped` (two pages, chosen at
 random, exchanged). One model a scheme and seed learns to tell how much in order a document is, from its own order and

@@ -1,6 +1,6 @@
 """Eight kinds of documents, sources left out: positional schemes, scopes, baselines and the seven strategies.
 
-    python examples/benchmarks/schemes.py DOCUMENTS.csv --output runs/schemes
+    python examples/experiments/schemes.py DOCUMENTS.csv --output runs/schemes
 
 DOCUMENTS.csv has the columns path, label and source_repo. Seed S leaves out fold S of scikit-learn's
 StratifiedGroupKFold(5), so that five seeds leave out every source once. All runs train the compact variant alike and
@@ -12,7 +12,6 @@ The strategies judge the models of the scheme `spatial+page`.
 from __future__ import annotations
 
 import hashlib
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -21,9 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from measured import files_of, measure_all, train_measured
 from runs import open_results, parser, run_all
 

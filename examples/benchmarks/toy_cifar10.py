@@ -1,6 +1,6 @@
 """Drawn images in CIFAR-10's own layout, to try `kd bench` without the real ones.
 
-    python examples/toy_cifar10.py toy && kd bench cifar10 --data toy --output toy-bench --preset smoke
+    python examples/benchmarks/toy_cifar10.py toy && kd bench cifar10 --data toy --output toy-bench --preset smoke
 
 Each class is a shape in a colour of its own on a noisy ground: six files of the official binary layout, smaller.
 """
