@@ -41,7 +41,7 @@ def write(folder: Path, records: int, seed: int = 0) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--records", type=int, default=500, help="images a file")
+    parser.add_argument("--records", type=int, default=500, help="images per file")
     arguments = parser.parse_args()
     write(arguments.folder / "cifar-10-batches-bin", arguments.records)
 

@@ -1,8 +1,8 @@
-"""Digits at the edges of pages, found by their ink and read by a small DocViT that has learnt on drawn ones.
+"""Digits at the edges of pages, found by their ink and read by a small DocViT trained on drawn digits.
 
-What could be a digit is found in the uppermost and lowest parts of a page, and read as a document of one page,
-16 x 16 px. No real document is learnt from, so that whole sources stay unseen; sizes and gaps below were settled by
-looking at real ones.
+What could be a digit is found in the uppermost and lowest parts of a page, and read as a document of one page, 16 x 16
+px. No real document is trained on, so that whole sources stay unseen; sizes and gaps below were chosen by looking at
+real documents.
 """
 
 from __future__ import annotations

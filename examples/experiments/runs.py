@@ -1,4 +1,4 @@
-"""What the experiments share: runs by name that are not repeated, side by side."""
+"""Shared by the experiments: runs by name, none repeated, several side by side."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def run_all(results: Results, tasks: Mapping[str, tuple[Any, ...]], run: Task, o
     absent = {name: task for name, task in tasks.items() if name not in results.runs and wanted(name, options.only)}
     for name, found in tqdm(_finished(absent, run, options.jobs), total=len(absent), unit="run", disable=None):
         results.add(name, found)
-        tqdm.write(f"{name}: {_figures(found)}")
+        tqdm.write(f"{name}: {_summary(found)}")
 
 
 def _finished(tasks: Mapping[str, tuple[Any, ...]], run: Task, jobs: int) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -52,14 +52,14 @@ def _finished(tasks: Mapping[str, tuple[Any, ...]], run: Task, jobs: int) -> Ite
 
 
 def _signed(run: Task, *arguments: Any) -> dict[str, Any]:
-    """With where and on what it ran: one core, also where no other run is beside it."""
+    """The run's result with versions and device; on one core, also where it runs alone."""
     with one_core():
         return {**run(*arguments), "versions": versions(), "device": describe_device(torch.device("cpu"))}
 
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """For sums that are alike however many cores there are."""
+    """Sums are then the same on any number of cores."""
     cores = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -85,5 +85,5 @@ def open_results(folder: Path, settings: Mapping[str, Any]) -> Results:
         raise SystemExit(str(error)) from error
 
 
-def _figures(run: Mapping[str, Any]) -> str:
+def _summary(run: Mapping[str, Any]) -> str:
     return "  ".join(f"{key} {value:.3f}" for key, value in run.items() if isinstance(value, float))
