@@ -21,5 +21,5 @@ student = docvit.Recipe(model="docvit_compact_patch32", train=loop)
 result = kd.distill_documents(student, teacher, data, f"{output}/student", kd.Teaching(alpha=0.5, temperature=4.0))
 print("loss per epoch:", " ".join(f"{record['loss']:.2f}" for record in result.history))
 
-# here on the documents of the training; give documents of other sources for figures that mean something
+# here on the documents of the training; give documents of other sources for numbers that mean something
 print(docvit.compare({"teacher": teacher, "student": result.student}, data).markdown())
