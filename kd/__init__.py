@@ -1,22 +1,55 @@
 """Knowledge distillation: losses, teachers, students of documents and of images, and the CIFAR-10 benchmarks."""
 
-from docvit.training.ema import EMATeacher
-from kd.cifar10.networks import StudentCNN, TeacherCNN
-from kd.distill import Distillation, DistillationError, distill
-from kd.documents.run import DocumentDistillation, distill_documents
-from kd.losses import consistency, dist, distillation_loss, dkd, feature_loss, soft_targets, standardised
-from kd.sweep import Sweep, measure
-from kd.teaching import Teaching
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from docvit.training.ema import EMATeacher
+    from kd.cifar10.networks import StudentCNN, TeacherCNN
+    from kd.config import DistillationError, DistillConfig
+    from kd.distill import Distillation, distill
+    from kd.documents.run import DocumentDistillation, distill_documents
+    from kd.losses import consistency, dist, distillation_loss, dkd, feature_loss, soft_targets, standardised
+    from kd.sweep import Sweep, measure
+    from kd.teacher import Teacher
+
+# imported when they are asked for: `kd --help` needs no torch
+_MODULES = {
+    "DistillConfig": "kd.config",
+    "Distillation": "kd.distill",
+    "DistillationError": "kd.config",
+    "DocumentDistillation": "kd.documents.run",
+    "EMATeacher": "docvit.training.ema",
+    "StudentCNN": "kd.cifar10.networks",
+    "Sweep": "kd.sweep",
+    "Teacher": "kd.teacher",
+    "TeacherCNN": "kd.cifar10.networks",
+    "consistency": "kd.losses",
+    "dist": "kd.losses",
+    "distill": "kd.distill",
+    "distill_documents": "kd.documents.run",
+    "distillation_loss": "kd.losses",
+    "dkd": "kd.losses",
+    "feature_loss": "kd.losses",
+    "measure": "kd.sweep",
+    "soft_targets": "kd.losses",
+    "standardised": "kd.losses",
+}
 
 __all__ = [
+    "DistillConfig",
     "Distillation",
     "DistillationError",
     "DocumentDistillation",
     "EMATeacher",
     "StudentCNN",
     "Sweep",
+    "Teacher",
     "TeacherCNN",
-    "Teaching",
     "consistency",
     "dist",
     "distill",
@@ -28,3 +61,25 @@ __all__ = [
     "soft_targets",
     "standardised",
 ]
+
+
+class _Package(ModuleType):
+    """`kd.distill` is the function, also once the module of that name has been imported, which Python binds here."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value.distill if name == "distill" and isinstance(value, ModuleType) else value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'kd' has no attribute {name!r}")
+    value = getattr(import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,14 +1,17 @@
-"""The commands: `kd distill | bench`."""
+"""The commands: `kd distill | bench`.
+
+Nothing here imports torch, or what does, before a command runs.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from docvit.cli import defaults
 from docvit.cli.entry import fail, run
 from docvit.cli.options import (
     EMA,
@@ -31,25 +34,24 @@ from docvit.cli.options import (
 )
 from docvit.cli.output import print_last
 from docvit.cli.train import read_parts
-from docvit.model.pretrained import load_pretrained
-from docvit.model.variants import list_variants
-from docvit.training.loop import TrainSettings
-from docvit.training.masked import find_unlabelled
-from docvit.training.recipe import Recipe
-from docvit.training.run_folder import read_recipe
-from kd.cifar10.files import download as download_cifar10
-from kd.cifar10.files import load
-from kd.cifar10.presets import PRESETS, Preset
-from kd.cifar10.run import bench_cifar10
-from kd.documents.run import SELF, distill_documents, read_teaching, recipe_for
-from kd.losses import SOFT_LOSSES
-from kd.teaching import Teaching
+
+if TYPE_CHECKING:
+    from docvit.training.recipe import Recipe
+    from kd.cifar10.presets import Preset
+    from kd.config import DistillConfig
+
+SELF = "self"
+
+SOFT_LOSSES = ("soft-targets", "standardised", "dkd", "dist")
+
+ALPHA, TEMPERATURE = 0.5, 4.0
 
 app = typer.Typer(
     help="Distil knowledge from large networks into small ones, and measure it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
 
 bench = typer.Typer(help="Benchmarks.", no_args_is_help=True)
@@ -63,7 +65,7 @@ class PresetName(str, Enum):
 @app.command()
 def distill(
     context: typer.Context,
-    data: Annotated[Path, typer.Argument(help="Folder with a sub folder a class, or CSV with path,label.")],
+    data: Annotated[Path, typer.Argument(help="Folder with one subfolder per class, or CSV with path,label.")],
     teacher: Annotated[
         list[str],
         typer.Option(
@@ -76,14 +78,12 @@ def distill(
         str,
         typer.Option(
             metavar="NAME|DIR",
-            help=f"Variant to train from scratch ({', '.join(list_variants())}), or a model folder to begin from.",
+            help=f"Variant to train from scratch ({', '.join(defaults.VARIANTS)}), or a model folder to begin from.",
         ),
-    ] = Recipe.model,
-    alpha: Annotated[
-        float, typer.Option(help="Weight of the soft targets; the labels have the rest.")
-    ] = Teaching.alpha,
-    temperature: Annotated[float, typer.Option(help="Softens teacher and student.")] = Teaching.temperature,
-    soft: Annotated[str, typer.Option(help=f"Kind of soft targets: {', '.join(SOFT_LOSSES)}.")] = Teaching.soft,
+    ] = defaults.MODEL,
+    alpha: Annotated[float, typer.Option(help="Weight of the soft targets; the labels have the rest.")] = ALPHA,
+    temperature: Annotated[float, typer.Option(help="Softens the outputs of teacher and student.")] = TEMPERATURE,
+    soft: Annotated[str, typer.Option(help=f"Kind of soft targets: {', '.join(SOFT_LOSSES)}.")] = SOFT_LOSSES[0],
     features: Annotated[
         list[str] | None,
         typer.Option(
@@ -93,26 +93,28 @@ def distill(
         ),
     ] = None,
     simkd: Annotated[
-        bool, typer.Option("--simkd", help="Take over the teacher's classifier, learn its features.")
+        bool, typer.Option("--simkd", help="Take over the teacher's classifier and learn its features (SimKD).")
     ] = False,
     consistency: Annotated[
         float,
-        typer.Option(help="With --teacher self: weight of agreeing with it on the same pages, changed otherwise."),
-    ] = Teaching.consistency,
+        typer.Option(
+            help="With --teacher self: weight of the consistency with it, on the same pages augmented differently."
+        ),
+    ] = 0.0,
     unlabelled: Annotated[
         Path | None,
-        typer.Option(metavar="DIR|CSV", help="Documents, new or the same, to learn what teachers say of them."),
+        typer.Option(metavar="DIR|CSV", help="Documents, new or the same, for soft targets without labels."),
     ] = None,
-    fine_tune: Annotated[int, typer.Option(min=0, help="Epochs on labels alone afterwards.")] = Teaching.fine_tune,
-    ema: EMA = Recipe.ema,
+    fine_tune: Annotated[int, typer.Option(min=0, help="Epochs on labels alone afterwards.")] = 0,
+    ema: EMA = defaults.EMA_DECAY,
     positions: PositionsOption = None,
     scopes: Scopes = None,
     page_size: PageSize = None,
-    epochs: Annotated[int, typer.Option(min=1)] = TrainSettings.epochs,
-    lr: LearningRate = TrainSettings.lr,
-    budget: Budget = Recipe.budget,
-    max_pages: PagesSeen = Recipe.max_pages,
-    mix_pages: MixPages = Recipe.mix_pages,
+    epochs: Annotated[int, typer.Option(min=1)] = defaults.EPOCHS,
+    lr: LearningRate = defaults.LEARNING_RATE,
+    budget: Budget = defaults.BUDGET,
+    max_pages: PagesSeen = defaults.MAX_PAGES,
+    mix_pages: MixPages = defaults.MIX_PAGES,
     seed: Seed = 0,
     valid: Annotated[
         Path | None, typer.Option(help="Evaluate on these after every epoch, and compare with the teacher in the end.")
@@ -120,7 +122,7 @@ def distill(
     group_by: GroupBy = None,
     fold: Fold = None,
     teacher_cache: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Keep what the teachers say, for further students.")
+        Path | None, typer.Option(metavar="DIR", help="Cache the teachers' outputs there, for further students.")
     ] = None,
     resume: Resume = False,
     workers: Workers = 2,
@@ -131,6 +133,15 @@ def distill(
     Given documents to evaluate on, the model folder also gets comparison.md, .json and .png: student beside teacher.
     Ctrl-C leaves a checkpoint that --resume continues exactly.
     """
+    from dataclasses import replace
+
+    from docvit.model.pretrained import load_pretrained
+    from docvit.training.loop import TrainSettings
+    from docvit.training.masked import find_unlabelled
+    from docvit.training.run_folder import read_recipe
+    from kd.config import DistillConfig
+    from kd.documents.run import distill_documents, read_config, recipe_for
+
     given = {"positions": positions, "scopes": scopes, "page_size": page_size}
     recipe = replace(
         recipe_for(student),
@@ -141,7 +152,7 @@ def distill(
         ema=ema,
         train=TrainSettings(epochs=epochs, lr=lr, seed=seed),
     )
-    teaching = Teaching(
+    config = DistillConfig(
         alpha=alpha,
         temperature=temperature,
         soft=soft,
@@ -151,7 +162,7 @@ def distill(
         fine_tune=fine_tune,
     )
     if resume:
-        check_resumed(context, _options(recipe, teaching), _options(read_recipe(output), read_teaching(output)))
+        check_resumed(context, _options(recipe, config), _options(read_recipe(output), read_config(output)))
     teachers = [name if name == SELF else load_pretrained(name) for name in teacher]
     classes = next((model.config.classes for model in teachers if not isinstance(model, str)), ())
     labelled, held_out = read_parts(data, valid, fold, group_by=group_by, workers=workers, classes=classes)
@@ -160,7 +171,7 @@ def distill(
         teachers,
         labelled,
         output,
-        teaching,
+        config,
         valid=held_out,
         unlabelled=find_unlabelled(unlabelled) if unlabelled is not None else (),
         resume=resume,
@@ -181,8 +192,8 @@ def _weighted(feature: str) -> tuple[str, float]:
         fail(f"--feature {feature}: write STATE=WEIGHT, such as pages=1")
 
 
-def _options(recipe: Recipe, teaching: Teaching) -> dict[str, Any]:
-    return {**options_of(recipe), **asdict(teaching), "student": recipe.init or recipe.model}
+def _options(recipe: Recipe, config: DistillConfig) -> dict[str, Any]:
+    return {**config.as_dict(), **options_of(recipe), "student": recipe.init or recipe.model}
 
 
 @bench.callback()
@@ -192,20 +203,22 @@ def _benchmarks() -> None:
 
 @bench.command()
 def cifar10(
-    data: Annotated[Path, typer.Option(metavar="DIR", help="CIFAR-10: official files, or a folder a class.")],
+    data: Annotated[Path, typer.Option(metavar="DIR", help="CIFAR-10: official files, or one folder per class.")],
     output: Annotated[Path, typer.Option(metavar="DIR", help="Where results.json, report.md and the curves go.")],
     preset: Annotated[
         PresetName,
         typer.Option(help="The report as it stands, its networks trained as one would today, or a quick look."),
     ] = PresetName.report,
     seeds: Annotated[int | None, typer.Option(min=1, help="Repetitions (default: report 5, modern 3, smoke 1)")] = None,
-    only: Annotated[
-        list[str] | None, typer.Option(metavar="TABLE", help="Just this table; may be given several times.")
+    only: Annotated[list[str] | None, typer.Option(metavar="TABLE", help="This table only; repeatable.")] = None,
+    images: Annotated[
+        int | None, typer.Option(min=10, help="Train and test on this many images only; the report says so.")
     ] = None,
-    images: Annotated[int | None, typer.Option(min=10, help="Train and test on so many only, and say so.")] = None,
-    width: Annotated[float | None, typer.Option(min=0.01, help="Factor on the teacher's channels, and say so.")] = None,
+    width: Annotated[
+        float | None, typer.Option(min=0.01, help="Factor on the teacher's channels; the report says so.")
+    ] = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="At most so many a network: a quick look that proves nothing.")
+        int | None, typer.Option(min=1, help="At most this many epochs per network: a quick look that proves nothing.")
     ] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch CIFAR-10 into --data first.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... (default: cuda if there is one)")] = None,
@@ -214,6 +227,11 @@ def cifar10(
     ] = None,
 ) -> None:
     """Repeat every table and curve of the CIFAR-10 report; interrupted, the same command goes on."""
+    from kd.cifar10.files import download as download_cifar10
+    from kd.cifar10.files import load
+    from kd.cifar10.presets import PRESETS
+    from kd.cifar10.run import bench_cifar10
+
     if download:
         download_cifar10(data)
     chosen = _adjust(PRESETS[preset.value], images, width, epochs)
@@ -222,11 +240,13 @@ def cifar10(
 
 
 def _adjust(preset: Preset, images: int | None, width: float | None, epochs: int | None) -> Preset:
+    from dataclasses import replace
+
     preset = preset if images is None else preset.limited(images)
     preset = preset if epochs is None else preset.shortened(epochs)
     return preset if width is None else replace(preset, teacher_width=width)
 
 
 def main() -> None:
-    """Entry point: whatever is wrong with the user's files ends in one line, never in a traceback."""
+    """Entry point of `kd`."""
     run(app)

@@ -1,22 +1,21 @@
-"""Networks that train side by side, and what networks are worth: one pass of the data for as many as there are."""
+"""`Sweep`: networks that train side by side; and `measure`, what networks are worth."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from operator import attrgetter
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from docvit.hardware import has_fast_bf16
 from docvit.training.loop import Record
-
-InputsOf = Callable[[Any], Any]
-
-images_of: InputsOf = attrgetter("images")
+from kd.batches import LoaderBatches
+from kd.student import without_projections
+from kd.teacher import Outputs, image_outputs
 
 
 class Sweep(nn.Module):
@@ -41,16 +40,6 @@ class Sweep(nn.Module):
         return self.networks[self.names.index(name)]
 
 
-def by_name(outputs: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """A sweep's outputs as they are; those of a single network under the empty name."""
-    return {"": outputs} if isinstance(outputs, Tensor) else outputs
-
-
-def join(name: str, part: str) -> str:
-    """What a figure of a network is called: "alpha 0.5/loss", and just "loss" under the empty name."""
-    return f"{name}/{part}" if name else part
-
-
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode, and afterwards every module's own mode again."""
@@ -64,33 +53,46 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
+def logits_of(model: nn.Module, batch: Any, outputs: Outputs, *, bf16: bool) -> list[Tensor]:
+    """Logits (B, C) in eval mode of a network, or of each network of a `Sweep`."""
+    with evaluating(model), torch.autocast(batch.labels.device.type, torch.bfloat16, enabled=bf16):
+        return [outputs(without_projections(network), batch, ["logits"])["logits"] for network in _networks(model)]
+
+
+def named_records(model: nn.Module, records: Iterable[Mapping[str, float]]) -> Record:
+    """One record for each network of a `Sweep` as one ("alpha 0.5/loss"); that of a single network as it is."""
+    if not isinstance(model, Sweep):
+        (record,) = records
+        return dict(record)
+    named = zip(model.names, records, strict=True)
+    return {f"{name}/{key}": value for name, record in named for key, value in record.items()}
+
+
 def measure(
     model: nn.Module,
     batches: Iterable[Any],
     *,
-    inputs_of: InputsOf = images_of,
+    outputs: Outputs = image_outputs,
     device: torch.device | str | None = None,
     bf16: bool | None = None,
 ) -> Record:
     """`loss` (cross-entropy) and `accuracy` (0..1) over all batches, those of a `Sweep` by name (`alpha 0.5/loss`).
 
-    On the device of the model's weights, and in bfloat16 where that is fast at it, unless told. For `distill`:
-    `evaluate=partial(measure, batches=test)`.
+    By default on the device of the model's weights, and in bfloat16 where that device is fast at it. For `distill`:
+    `evaluate=partial(measure, batches=test)`; `batches` may be a DataLoader of (inputs, labels).
     """
-    place = next(model.parameters(), torch.empty(0)).device if device is None else torch.device(device)
-    bf16 = has_fast_bf16(place) if bf16 is None else bf16
-    sums: dict[str, Tensor] = {}
+    device = next(model.parameters(), torch.empty(0)).device if device is None else torch.device(device)
+    bf16 = has_fast_bf16(device) if bf16 is None else bf16
+    sums: list[dict[str, Any]] = [{"loss": 0.0, "accuracy": 0.0} for _ in _networks(model)]  # on the device
     count = 0
-    with evaluating(model), torch.autocast(place.type, torch.bfloat16, enabled=bf16):
-        for batch in batches:
-            batch = batch.to(place)
-            count += len(batch.labels)
-            for name, logits in by_name(model(inputs_of(batch))).items():
-                figures = {
-                    "loss": F.cross_entropy(logits.float(), batch.labels, reduction="sum").double(),
-                    "accuracy": (logits.argmax(dim=1) == batch.labels).sum(),
-                }
-                for part, value in figures.items():
-                    key = join(name, part)
-                    sums[key] = sums[key] + value if key in sums else value
-    return {key: float(value) / count for key, value in sums.items()}
+    for batch in LoaderBatches(batches) if isinstance(batches, DataLoader) else batches:
+        batch = batch.to(device)
+        count += len(batch.labels)
+        for values, logits in zip(sums, logits_of(model, batch, outputs, bf16=bf16), strict=True):
+            values["loss"] += F.cross_entropy(logits.float(), batch.labels, reduction="sum").double()
+            values["accuracy"] += (logits.argmax(dim=1) == batch.labels).sum()
+    return named_records(model, [{key: float(value) / count for key, value in values.items()} for values in sums])
+
+
+def _networks(model: nn.Module) -> list[nn.Module]:
+    return list(model.networks) if isinstance(model, Sweep) else [model]

@@ -1,21 +1,25 @@
-"""The EMA teacher: a moving average of a model's weights that predicts in its place."""
+"""`EMATeacher`: a moving average of a model's weights that predicts in its place."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from itertools import chain
+from typing import Any
 
 import torch
-from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from docvit.errors import SettingError
 
-class EMATeacher(ModelEmaV3):
+
+class EMATeacher(nn.Module):
     """A frozen copy of `model`, in eval, that follows it: average = d * average + (1 - d) * model after each step.
 
-    On timm's `ModelEmaV3`. The first update copies the model; update n uses d = `decay`, or with `warmup`
-    min(decay, 1 - (1 + (n - 1) / gamma) ** -power): a fixed .9999 hardly leaves the initial weights in 6,000 steps.
+    The first update copies the model; update n uses d = `decay`, or with `warmup`
+    min(decay, 1 - (1 + (n - 1) / gamma) ** -power): a fixed .9999 hardly leaves the initial weights in 6,000 steps,
+    and a run of a few hundred steps averages over its last part.
 
     - Weights of half precision are averaged in float32, since (1 - d) of a change is below bfloat16's resolution: feed
       `.module` float32 images, or run it under autocast.
@@ -25,61 +29,57 @@ class EMATeacher(ModelEmaV3):
     - `state_dict` and `load_state_dict` hold the whole state: d depends on the step alone.
 
     `model` may be compiled or wrapped for data parallelism; `.module` is the plain network, and it is what predicts.
-    Source: Tarvainen and Valpola, "Mean teachers are better role models", arXiv 1703.01780.
+    Source: Tarvainen and Valpola, "Mean teachers are better role models", arXiv 1703.01780; the warm-up is that of
+    timm's `ModelEmaV3`.
     """
 
     def __init__(
         self, model: nn.Module, *, decay: float = 0.999, warmup: bool = True, gamma: float = 1.0, power: float = 2 / 3
     ) -> None:
+        super().__init__()
         if not 0 <= decay < 1:
-            raise ValueError(f"the decay must lie in 0..1 and below 1, not {decay}")
-        super().__init__(_unwrap(model), decay=decay, use_warmup=warmup, warmup_gamma=gamma, warmup_power=power)
-        self.module.requires_grad_(False)
+            raise SettingError(f"the decay must lie in 0..1 and below 1, not {decay}")
+        self.decay, self.warmup, self.gamma, self.power = decay, warmup, gamma, power
+        self.module = deepcopy(_unwrap(model)).requires_grad_(False)
         self.module.zero_grad(set_to_none=True)
-        for tensor in chain(self.module.parameters(), self.module.buffers()):
+        for tensor in _tensors(self.module):
             if tensor.dtype in (torch.float16, torch.bfloat16):
                 tensor.data = tensor.data.float()
         self.train(False)
 
-    def update(self, model: nn.Module, step: int | None = None) -> None:
+    def forward(self, *inputs: Any) -> Any:
+        return self.module(*inputs)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
         """Follow `model` after gradient step number `step`, counted from 1 for the first of the run.
 
-        Raises `ValueError` for a step that is no such number (None too, by which timm would silently skip the warm-up)
-        and for a model with other parameters.
+        Raises `ValueError` for a step that is no such number and for a model with other parameters.
         """
         if not isinstance(step, int) or step < 1:
             raise ValueError(f"step is the number of gradient steps done, 1 or more, not {step!r}")
-        super().update(_unwrap(model), step)
-
-    def copy_to(self, model: nn.Module) -> None:
-        """Give `model` the averaged weights."""
-        _unwrap(model).load_state_dict(self.module.state_dict())
-
-    def apply_update_(self, model: nn.Module, decay: float) -> None:
-        # timm's own walks the state dict, where a tied weight stands twice and would be averaged twice
         averages, values = [], []
-        for average, value in zip(_tensors(self.module), _tensors(model), strict=True):
+        for average, value in zip(_tensors(self.module), _tensors(_unwrap(model)), strict=True):
             if average.is_floating_point():
                 averages.append(average)
                 values.append(value.to(average.device, average.dtype))
             else:
                 average.copy_(value)
-        get_ema_multi_avg_fn(decay)(averages, values, None)
+        get_ema_multi_avg_fn(self._decay_of(step))(averages, values, None)
+
+    def _decay_of(self, step: int) -> float:
+        if step == 1:
+            return 0.0
+        return min(self.decay, 1 - (1 + (step - 1) / self.gamma) ** -self.power) if self.warmup else self.decay
+
+    def copy_to(self, model: nn.Module) -> None:
+        """Give `model` the averaged weights."""
+        _unwrap(model).load_state_dict(self.module.state_dict())
 
     def train(self, mode: bool = True) -> EMATeacher:
         """A teacher stays in eval, whatever is asked of the wrapper around it."""
         super().train(False)
         return self
-
-
-def scale_decay(decay: float, batch_ratio: float) -> float:
-    """The decay that averages over as many samples when the batch is `batch_ratio` times as large: decay**batch_ratio.
-
-    Source: Busbridge et al., "How to Scale Your EMA", arXiv 2307.13813 (the EMA scaling rule).
-    """
-    if not (0 <= decay < 1 and batch_ratio > 0):
-        raise ValueError(f"need a decay of 0 to below 1 and a positive ratio, not {decay} and {batch_ratio}")
-    return decay**batch_ratio
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:
@@ -92,12 +92,3 @@ def _unwrap(model: nn.Module) -> nn.Module:
         return _unwrap(model.module)
     inner = getattr(model, "_orig_mod", None)
     return _unwrap(inner) if isinstance(inner, nn.Module) else model
-
-
-def make_ema(model: nn.Module, decay: float) -> ModelEmaV3 | None:
-    """timm's moving average of the weights, with warm-up; None for a decay of 0.
-
-    With the warm-up 1 - (1 + step)^(-2/3), a run of a few hundred steps averages over its last part and not over its
-    initialisation.
-    """
-    return ModelEmaV3(model, decay=decay, use_warmup=True) if decay else None

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -19,12 +19,14 @@ import torch
 import torch.distributed as dist
 from timm.optim import create_optimizer_v2
 from timm.scheduler.cosine_lr import CosineLRScheduler
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from docvit.errors import SettingError, UserError
+from docvit.hardware import has_fast_bf16
 from docvit.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from docvit.training.ema import EMATeacher
 from docvit.training.history import write_history
 
 logger = logging.getLogger(__name__)
@@ -32,7 +34,7 @@ logger = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.safetensors"
 
 
-class TrainingError(Exception):
+class TrainingError(UserError):
     """Training that cannot begin, go on or be resumed; the message says why."""
 
 
@@ -45,7 +47,8 @@ class Batches(Protocol):
         """The next iteration is epoch `epoch` without its first `skip` batches."""
 
 
-Loss = Callable[[Any, Any], Mapping[str, Tensor]]
+Loss = Callable[[Any, Any, float], Mapping[str, Tensor]]
+"""loss(model, batch, progress) -> its parts by name; progress is the share of all steps already done, 0..1."""
 
 Record = dict[str, float]
 
@@ -63,8 +66,9 @@ class TrainSettings:
         schedule: `cosine` (to zero) or `constant`.
         warmup: share of all steps in which the learning rate rises from zero.
         clip: largest gradient norm; None for no clipping.
-        bf16: forward passes under bfloat16 autocast; weights, gradients and optimiser stay float32.
-        seed: of everything random that the loop draws.
+        bf16: forward passes under bfloat16 autocast, on devices that are fast at it; weights, gradients and optimiser
+            stay float32.
+        seed: random seed of what the model draws.
         checkpoint_minutes: time between checkpoints within an epoch.
     """
 
@@ -82,9 +86,9 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         if self.schedule not in ("cosine", "constant"):
-            raise ValueError(f"no schedule {self.schedule!r}: choose cosine or constant")
+            raise SettingError(f"no schedule {self.schedule!r}: choose cosine or constant")
         if self.epochs < 1:
-            raise ValueError(f"epochs must be at least 1, not {self.epochs}")
+            raise SettingError(f"epochs must be at least 1, not {self.epochs}")
 
 
 class _Objective(nn.Module):
@@ -94,8 +98,13 @@ class _Objective(nn.Module):
         super().__init__()
         self.model, self.loss = model, loss
 
-    def forward(self, batch: Any) -> dict[str, Tensor]:
-        return dict(self.loss(self.model, batch))
+    def forward(self, batch: Any, progress: float) -> dict[str, Tensor]:
+        return dict(self.loss(self.model, batch, progress))
+
+
+def uses_bf16(settings: TrainSettings, device: torch.device | str) -> bool:
+    """Whether training under these settings computes in bfloat16 on this device."""
+    return settings.bf16 and has_fast_bf16(device)
 
 
 def fit(
@@ -105,7 +114,7 @@ def fit(
     settings: TrainSettings,
     *,
     output: str | os.PathLike[str] | None = None,
-    ema: ModelEmaV3 | None = None,
+    ema: EMATeacher | None = None,
     evaluate: Callable[[nn.Module], Record] | None = None,
     save: Callable[[nn.Module], None] | None = None,
     resume: bool = False,
@@ -117,7 +126,7 @@ def fit(
 
     Args:
         batches: see `Batches`.
-        loss: `loss(model, batch)` returns its parts by name; the one called `"loss"` is minimised, all are logged.
+        loss: see `Loss`; the part called `"loss"` is minimised, all are logged.
         output: folder for `checkpoint.safetensors`, `metrics.csv` and `curves.png`; None to write nothing.
         ema: a moving average of the model's weights, updated after every step; it is what `evaluate` and `save` get.
         evaluate: called after every epoch, its figures are logged.
@@ -128,13 +137,14 @@ def fit(
             epochs of seconds.
 
     Returns:
-        One record an epoch: epoch, lr, seconds, the mean of each part of the loss, the figures of `evaluate`.
+        One record per epoch: epoch, lr, seconds, the mean of each part of the loss, the figures of `evaluate`.
 
     Raises:
         TrainingError: nothing to resume, a damaged checkpoint, other settings, batches or weights than the
             checkpoint's, or a loss that is no longer finite.
         KeyboardInterrupt: after Ctrl-C (or SIGTERM), once the current step is done and a checkpoint is written.
     """
+    settings = replace(settings, bf16=uses_bf16(settings, device))
     run = _Run(model, batches, loss, settings, ema=ema, output=output, device=torch.device(device))
     if resume:
         run.restore()
@@ -163,7 +173,7 @@ class _Run:
         loss: Loss,
         settings: TrainSettings,
         *,
-        ema: ModelEmaV3 | None,
+        ema: EMATeacher | None,
         output: str | os.PathLike[str] | None,
         device: torch.device,
     ) -> None:
@@ -189,10 +199,15 @@ class _Run:
             weight_decay=settings.weight_decay,
             momentum=settings.momentum,
         )
-        total = max(1, settings.epochs * len(batches))
-        warmup = int(settings.warmup * total)
+        self.total = max(1, settings.epochs * len(batches))
+        warmup = int(settings.warmup * self.total)
         self.schedule = CosineLRScheduler(
-            self.optimizer, t_initial=total, warmup_t=warmup, warmup_lr_init=0.0, warmup_prefix=False, t_in_epochs=False
+            self.optimizer,
+            t_initial=self.total,
+            warmup_t=warmup,
+            warmup_lr_init=0.0,
+            warmup_prefix=False,
+            t_in_epochs=False,
         )
         self.warmup = warmup
         self.epoch = self.batch = self.step = 0
@@ -239,7 +254,7 @@ class _Run:
                 group["lr"] = group["initial_lr"] * min(1.0, (self.step + 1) / self.warmup)
         batch = batch.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bf16):
-            parts = self.objective(batch)
+            parts = self.objective(batch, self.step / self.total)
         self.optimizer.zero_grad(set_to_none=True)
         parts["loss"].backward()
         if self.settings.clip is not None:

@@ -22,7 +22,6 @@ from docvit.data.dataset import DocumentBatch, view_of
 from docvit.data.labels import DataError
 from docvit.documents.pages import PAGE_SUFFIXES, find_documents
 from docvit.documents.patches import PatchSequence
-from docvit.hardware import has_fast_bf16
 from docvit.model.config import DocViTConfig
 from docvit.model.docvit import Block, DocViT
 from docvit.model.positions import SpatialPage
@@ -148,10 +147,10 @@ def draw_mask(count: int, share: float) -> Tensor:
     return torch.randperm(count) < max(1, round(share * count))
 
 
-def reconstruction_loss(share: float) -> Callable[[MaskedDocViT, DocumentBatch], Mapping[str, Tensor]]:
+def reconstruction_loss(share: float) -> Callable[[MaskedDocViT, DocumentBatch, float], Mapping[str, Tensor]]:
     """Mean squared error on the hidden patches, of targets with unit variance: 1 is what knowing nothing gives."""
 
-    def loss(model: MaskedDocViT, batch: DocumentBatch) -> Mapping[str, Tensor]:
+    def loss(model: MaskedDocViT, batch: DocumentBatch, progress: float) -> Mapping[str, Tensor]:
         sequence = batch.sequence
         masked = draw_mask(sequence.num_patches, share)
         with torch.no_grad(), torch.autocast(sequence.patches.device.type, enabled=False):
@@ -245,7 +244,7 @@ def pretrain_documents(
             model,
             batches,
             reconstruction_loss(recipe.mask),
-            replace(recipe.train, bf16=recipe.train.bf16 and has_fast_bf16(place.device)),
+            recipe.train,
             output=folder,
             save=lambda m: save_pretrained(cast(MaskedDocViT, m).encoder, folder),
             resume=resume,

@@ -1,14 +1,18 @@
-"""The folder of a run: its recipe, and whether it is the same run."""
+"""The folder of a run: what it was begun with, and whether it is the same run."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 from docvit.data.augment import Augmentation
+from docvit.files import replaced
 from docvit.model.pretrained import WEIGHTS
 from docvit.training.loop import CHECKPOINT, TrainingError, TrainSettings
 from docvit.training.recipe import AnyRecipe, Recipe
@@ -26,17 +30,10 @@ def read_recipe(folder: str | os.PathLike[str], kind: type[AnyRecipe] = Recipe) 
         TrainingError: the folder holds no run, or one of another kind.
     """
     file = Path(folder) / RECIPE
-    if not file.is_file():
-        raise TrainingError(f"{folder} holds no {RECIPE}: there is no run to resume; train without --resume first")
+    values = read_manifest(file)
     try:
-        values = json.loads(file.read_text())
-        # runs from before documents could lose their colours, and have pages of others, go on as they began
-        before = {"mix_pages": 0.0} if kind is Recipe else {}
-        nested = {
-            "augmentation": Augmentation(**{"grey": 0.0} | values["augmentation"]),
-            "train": TrainSettings(**values["train"]),
-        }
-        return kind(**{**before, **values, **nested})
+        nested = {"augmentation": Augmentation(**values["augmentation"]), "train": TrainSettings(**values["train"])}
+        return kind(**{**values, **nested})
     except (ValueError, TypeError, KeyError) as error:
         raise TrainingError(f"{file} is damaged, or of another kind of run: {error}") from error
 
@@ -49,25 +46,94 @@ def agree_on_recipe(folder: Path, recipe: AnyRecipe, *, resume: bool) -> AnyReci
     """
     if resume:
         return read_recipe(folder, type(recipe))
-    if folder.exists() and not folder.is_dir():
-        raise TrainingError(f"{folder} is not a folder: choose another output")
-    if (folder / CHECKPOINT).exists() or (folder / WEIGHTS).exists():
-        raise TrainingError(f"{folder} already holds a run: go on with --resume, or choose another output")
+    check_unused(folder)
     return recipe
 
 
 def write_recipe(folder: Path, recipe: Any) -> None:
     """Writes `recipe.json`, creating the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECIPE).write_text(json.dumps(asdict(recipe), indent=2) + "\n")
+    write_manifest(folder / RECIPE, asdict(recipe))
+
+
+def check_unused(folder: Path) -> None:
+    """Raises TrainingError if `folder` already holds a run, or is no folder."""
+    if folder.exists() and not folder.is_dir():
+        raise TrainingError(f"{folder} is not a folder: choose another output")
+    if (folder / CHECKPOINT).exists() or (folder / WEIGHTS).exists():
+        raise TrainingError(f"{folder} already holds a run: resume it, or choose another output")
+
+
+def read_manifest(file: Path) -> dict[str, Any]:
+    """What `write_manifest` wrote.
+
+    Raises:
+        TrainingError: there is no such file, or it is damaged.
+    """
+    if not file.is_file():
+        raise TrainingError(f"{file.parent} holds no {file.name}: there is no run to resume")
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{file} is damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise TrainingError(f"{file} is damaged: it holds no settings")
+    return found
+
+
+def write_manifest(file: Path, values: Mapping[str, Any]) -> None:
+    """Writes what a run is begun with as JSON, creating the folder; the file is replaced in one step."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replaced(file) as partial:
+        partial.write_text(json.dumps(values, indent=1) + "\n")
+
+
+def check_same(file: Path, found: Any, asked: Any) -> None:
+    """Raises TrainingError, which names every difference, unless both are the same JSON."""
+    differing = differences(found, json.loads(json.dumps(asked)))
+    if differing:
+        raise TrainingError(f"{file.parent} was begun with other settings or data: {'; '.join(differing)}")
+
+
+def agree_on_run(file: Path, asked: Mapping[str, Any], *, resume: bool) -> None:
+    """Writes what a new run is begun with; a run that is resumed must have been begun with the same.
+
+    Of several processes the first one writes.
+
+    Raises:
+        TrainingError: the folder of `file` holds another run, or none to resume; says what differs.
+    """
+    if resume:
+        check_same(file, read_manifest(file), asked)
+    elif not dist.is_initialized() or dist.get_rank() == 0:
+        check_unused(file.parent)
+        write_manifest(file, asked)
+
+
+def open_folder(file: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What lies in `file`, in a folder that many runs share: written now if the folder is new or empty.
+
+    Raises:
+        TrainingError: the folder is none, holds something else, or was begun with other values of the keys in `asked`.
+    """
+    folder = file.parent
+    if folder.exists() and not folder.is_dir():
+        raise TrainingError(f"{folder} is not a folder: choose another one")
+    # a manifest half written is another process's, or what an interruption left
+    if not file.is_file() and folder.is_dir() and any(f.suffix != ".tmp" for f in folder.iterdir()):
+        raise TrainingError(f"{folder} is not empty and holds no {file.name}: choose another folder")
+    if not file.is_file():
+        write_manifest(file, asked)
+    found = read_manifest(file)
+    check_same(file, {key: found.get(key) for key in asked}, asked)
+    return found
 
 
 def differences(found: Any, asked: Any, path: str = "") -> list[str]:
-    """Where two JSON values differ, one line a place: "train lr was 0.1, not 0.2"."""
+    """Where two JSON values differ, one line per difference: "train lr was 0.1, not 0.2"."""
     if isinstance(found, dict) and isinstance(asked, dict):
         keys = dict.fromkeys([*found, *asked])
-        return [told for key in keys for told in differences(found.get(key), asked.get(key), f"{path} {key}".strip())]
+        return [line for key in keys for line in differences(found.get(key), asked.get(key), f"{path} {key}".strip())]
     if isinstance(found, list) and isinstance(asked, list) and len(found) == len(asked):
         pairs = zip(found, asked, strict=True)
-        return [told for n, (a, b) in enumerate(pairs) for told in differences(a, b, f"{path} {n + 1}")]
+        return [line for n, (a, b) in enumerate(pairs) for line in differences(a, b, f"{path} {n + 1}")]
     return [] if found == asked else [f"{path} was {found!r}, not {asked!r}"]

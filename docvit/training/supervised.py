@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -22,7 +21,7 @@ from docvit.model.docvit import DocViT
 from docvit.model.pretrained import save_pretrained
 from docvit.training.batches import held_out_batches, labelled_batches
 from docvit.training.distributed import process_group
-from docvit.training.ema import make_ema
+from docvit.training.ema import EMATeacher
 from docvit.training.loop import Record, fit
 from docvit.training.recipe import Recipe, build_model
 from docvit.training.rendering import render_all
@@ -31,10 +30,10 @@ from docvit.training.run_folder import agree_on_recipe, write_recipe
 logger = logging.getLogger(__name__)
 
 
-def classification_loss(recipe: Recipe) -> Callable[[DocViT, DocumentBatch], Mapping[str, Tensor]]:
+def classification_loss(recipe: Recipe) -> Callable[[DocViT, DocumentBatch, float], Mapping[str, Tensor]]:
     """Cross-entropy of documents, plus that of their pages where the recipe asks for it."""
 
-    def loss(model: DocViT, batch: DocumentBatch) -> Mapping[str, Tensor]:
+    def loss(model: DocViT, batch: DocumentBatch, progress: float) -> Mapping[str, Tensor]:
         features = model.forward_features(batch.sequence)
         logits = model.forward_head(features).float()
         document = F.cross_entropy(logits, batch.labels, label_smoothing=recipe.label_smoothing)
@@ -94,13 +93,12 @@ def train_documents(
         held_out = None if valid is None else held_out_batches(valid, files, model.config, recipe)
         if place.rank == 0:
             write_recipe(folder, recipe)
-        ema = make_ema(model.to(place.device), recipe.ema)
-        settings = replace(recipe.train, bf16=recipe.train.bf16 and has_fast_bf16(place.device))
+        ema = EMATeacher(model.to(place.device), decay=recipe.ema) if recipe.ema else None
         history = fit(
             model,
             batches,
             classification_loss(recipe),
-            settings,
+            recipe.train,
             output=folder,
             ema=ema,
             evaluate=None if held_out is None else lambda m: evaluate_batches(m, held_out, data.classes, place.device),
@@ -108,8 +106,9 @@ def train_documents(
             resume=resume,
             device=place.device,
         )
-    trained = ema.module if ema is not None else model
-    return trained.eval(), history
+        if ema is not None:
+            ema.copy_to(model)
+    return model.eval(), history
 
 
 def check_labels(data: LabelledDocuments) -> None:

@@ -31,7 +31,7 @@ class Augment:
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Normalised images (B, 3, 32, 32) in channels_last, labels (B,), and the samples' places in the data (B,)."""
+    """Normalised images (B, 3, 32, 32) in channels_last, labels (B,), and the samples' indices in the data (B,)."""
 
     images: Tensor
     labels: Tensor
@@ -45,13 +45,13 @@ class ImageBatch:
 
 
 class ImageLoader:
-    """ImageLoader of one epoch, made on the device from uint8 images that stay there.
+    """The batches of one epoch, made on the device from uint8 images that stay there.
 
-    The order depends on (seed, epoch, number of images) alone, and the view of a sample on those, its place and
+    The order depends on (seed, epoch, number of images) alone, and the view of a sample on those, its index and
     `augment`: on no device, no batch size, and nothing drawn before, so a run that resumes in the middle of an epoch
-    sees the same batches, and `batches[step]` is any of them. `set_epoch` moves on; without it every pass is alike.
-    Several `ImageLoader` share the memory of images that already lie on the device in channels_last. These are the
-    `ImageLoader` that `docvit.train` wants.
+    sees the same batches, and `loader[step]` is any of them. `set_epoch` moves on; without it every pass is alike.
+    Loaders share the memory of images that already lie on the device in channels_last. They are the batches that
+    `docvit.training.loop.fit` takes.
 
     images (N, 3, 32, 32) uint8, labels (N,). With `drop_last` all batches have one shape. Raises `ValueError` for other
     images or a batch size that leaves no batch.
@@ -98,7 +98,10 @@ class ImageLoader:
     def __getitem__(self, step: int) -> ImageBatch:
         if not 0 <= step < len(self):
             raise IndexError(f"step {step} of {len(self)}")
-        index = self._order[step * self.batch_size : (step + 1) * self.batch_size]
+        return self.at(self._order[step * self.batch_size : (step + 1) * self.batch_size])
+
+    def at(self, index: Tensor) -> ImageBatch:
+        """The samples at these indices (B,), as they look in this epoch."""
         if self.augment is None:
             images = self._normalise(self.images[index])
         else:
@@ -135,22 +138,22 @@ def _draw_views(augment: Augment, count: int, generator: torch.Generator) -> Ten
 
 def _shift_and_flip(images: Tensor, index: Tensor, views: Tensor, augment: Augment) -> Tensor:
     """Views (B, 5) of the images (N, 32, 32, 3) at `index` (B,), in one gather: (B, 32, 32, 3)."""
-    places = torch.arange(32, device=images.device)
+    pixels = torch.arange(32, device=images.device)
     down, right, mirrored = rearrange(views[:, :3], "b k -> k b 1")
-    rows = _reflect(places + down - augment.crop)  # [B, 32]
-    columns = _reflect(places + right - augment.crop)  # [B, 32]
+    rows = _reflect(pixels + down - augment.crop)  # [B, 32]
+    columns = _reflect(pixels + right - augment.crop)  # [B, 32]
     columns = torch.where(mirrored == 1, 31 - columns, columns)
     return images[rearrange(index, "b -> b 1 1"), rearrange(rows, "b h -> b h 1"), rearrange(columns, "b w -> b 1 w")]
 
 
-def _reflect(places: Tensor) -> Tensor:
-    return 31 - (31 - places.abs()).abs()
+def _reflect(pixels: Tensor) -> Tensor:
+    return 31 - (31 - pixels.abs()).abs()
 
 
 def _cut_out(images: Tensor, views: Tensor, augment: Augment) -> Tensor:
     if not augment.cutout:
         return images
-    places = torch.arange(32, device=images.device)
+    pixels = torch.arange(32, device=images.device)
     first = rearrange(views[:, 3:], "b k -> k b 1") - augment.cutout // 2
-    rows, columns = (places >= first) & (places < first + augment.cutout)  # [B, 32] each
+    rows, columns = (pixels >= first) & (pixels < first + augment.cutout)  # [B, 32] each
     return images.masked_fill(rearrange(rows, "b h -> b h 1 1") & rearrange(columns, "b w -> b 1 w 1"), 0.0)

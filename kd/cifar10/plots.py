@@ -18,7 +18,7 @@ from kd.cifar10.presets import Preset
 from kd.cifar10.results import Results
 from kd.cifar10.tables import FIGURES, Line
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # Okabe and Ito's, told apart by the colour-blind too
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # Okabe and Ito's, which the colour-blind can tell apart
 
 PANELS = (("loss", "cross-entropy"), ("accuracy", "accuracy (%)"))
 

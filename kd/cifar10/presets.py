@@ -9,7 +9,7 @@ from typing import Literal
 from docvit.training.loop import TrainSettings
 from kd.cifar10.batches import Augment
 from kd.cifar10.networks import Init
-from kd.lessons import HARD_TARGETS, Targets
+from kd.config import HARD_TARGETS, DistillConfig
 
 TRAIN_IMAGES, TEST_IMAGES = 50_000, 10_000  # of CIFAR-10
 
@@ -30,16 +30,16 @@ class Stage:
     """Networks of one kind that train side by side on one seed's data.
 
     Attributes:
-        targets: the networks by name, all with the same initial weights, and what each is asked to match.
-        taught_by: the teacher that the stage called "teacher" of the same seed trained, or each network's own moving
+        networks: the networks by name, all with the same initial weights, and what each learns from.
+        teacher: the network that the stage called "teacher" of the same seed trained, or the only network's own moving
             average.
     """
 
     name: str
     net: Literal["student", "teacher"]
-    targets: Mapping[str, Targets]
+    networks: Mapping[str, DistillConfig]
     train: TrainSettings
-    taught_by: Literal["nobody", "teacher", "average"] = "nobody"
+    teacher: Literal["none", "teacher", "average"] = "none"
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Preset:
 
     Attributes:
         stages: in the order they run.
-        teaching_epoch: after how many epochs the teacher's weights are kept for teaching.
+        teacher_epoch: after how many epochs of its own training the teacher is taken.
         seeds: how many repetitions, unless asked otherwise.
         decay: of every moving average (`kd.EMATeacher`, with its warm-up).
         teacher_width, student_width: factors on the channels of the networks.
@@ -59,7 +59,7 @@ class Preset:
 
     name: str
     stages: tuple[Stage, ...]
-    teaching_epoch: int
+    teacher_epoch: int
     seeds: int = 5
     batch_size: int = 500
     decay: float = 0.99
@@ -90,14 +90,14 @@ class Preset:
         )
 
     def shortened(self, epochs: int) -> Preset:
-        """With at most so many epochs a stage; where that cuts any, nothing can be concluded any more."""
+        """With at most so many epochs per stage; where that cuts any, nothing can be concluded any more."""
         stages = tuple(replace(s, train=replace(s.train, epochs=min(epochs, s.train.epochs))) for s in self.stages)
         conclusive = self.conclusive and stages == self.stages
-        return replace(self, stages=stages, teaching_epoch=min(epochs, self.teaching_epoch), conclusive=conclusive)
+        return replace(self, stages=stages, teacher_epoch=min(epochs, self.teacher_epoch), conclusive=conclusive)
 
 
 def _report_stages(teacher_epochs: int, epochs: int) -> tuple[Stage, ...]:
-    alphas = {f"alpha {alpha}": Targets(alpha=alpha) for alpha in (0.5, 0.6, 0.8)}
+    alphas = {f"alpha {alpha}": DistillConfig(alpha=alpha) for alpha in (0.5, 0.6, 0.8)}
     alone = {"alone": HARD_TARGETS}
     shorter = replace(PLAIN, epochs=epochs)
     return (
@@ -105,32 +105,34 @@ def _report_stages(teacher_epochs: int, epochs: int) -> tuple[Stage, ...]:
         Stage("teacher", "teacher", alone, replace(PLAIN, epochs=teacher_epochs)),
         Stage("baseline", "student", alone, shorter),
         Stage("failure", "student", alone, replace(FAILING, epochs=epochs)),
-        Stage("students", "student", alphas, shorter, taught_by="teacher"),
+        Stage("students", "student", alphas, shorter, teacher="teacher"),
         # at full weight from the first step, one of two seeds never left chance (5,000 images, half the width)
-        Stage("mean-teacher", "teacher", {"taught": Targets(alpha=0.5, ramp_up=0.25)}, shorter, taught_by="average"),
+        Stage(
+            "mean-teacher", "teacher", {"distilled": DistillConfig(alpha=0.5, ramp_up=0.25)}, shorter, teacher="average"
+        ),
     )
 
 
 def _modern_stages() -> tuple[Stage, ...]:
-    # the same view for both networks, the teacher's word alone, and patience: arXiv 2106.05237; labels are smoothed for
+    # the same view for both networks, soft targets alone, and patience: arXiv 2106.05237; labels are smoothed for
     # students that learn alone, not for the teacher, whose soft targets that would spoil (arXiv 1906.02629)
-    pair = {"alone": replace(HARD_TARGETS, label_smoothing=0.1), "taught": Targets(alpha=1.0)}
+    pair = {"alone": replace(HARD_TARGETS, label_smoothing=0.1), "distilled": DistillConfig(alpha=1.0)}
     return (
         Stage("teacher", "teacher", {"alone": HARD_TARGETS}, replace(MODERN, epochs=60)),
-        Stage("short", "student", pair, replace(MODERN, epochs=30), taught_by="teacher"),
-        Stage("patient", "student", pair, replace(MODERN, epochs=150), taught_by="teacher"),
+        Stage("short", "student", pair, replace(MODERN, epochs=30), teacher="teacher"),
+        Stage("patient", "student", pair, replace(MODERN, epochs=150), teacher="teacher"),
     )
 
 
 PRESETS: Mapping[str, Preset] = {
-    "report": Preset("report", _report_stages(15, 10), teaching_epoch=10),
+    "report": Preset("report", _report_stages(15, 10), teacher_epoch=10),
     "modern": Preset(
-        "modern", _modern_stages(), teaching_epoch=60, seeds=3, init="he", augment=Augment(crop=4, cutout=8)
+        "modern", _modern_stages(), teacher_epoch=60, seeds=3, init="he", augment=Augment(crop=4, cutout=8)
     ),
     "smoke": Preset(
         "smoke",
         _report_stages(1, 1),
-        teaching_epoch=1,
+        teacher_epoch=1,
         seeds=1,
         batch_size=100,
         teacher_width=0.25,

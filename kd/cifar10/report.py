@@ -1,4 +1,4 @@
-"""The report in words: tables beside the figures they repeat, and a verdict on every claim."""
+"""The report in words: tables beside the numbers they repeat, and a verdict on every claim."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from docvit.files import replaced
 from kd.cifar10.plots import draw_figures
 from kd.cifar10.presets import Preset, Stage
 from kd.cifar10.results import Results
-from kd.cifar10.tables import Claim, Figure, Sample, Table
-from kd.lessons import Targets
+from kd.cifar10.tables import Claim, Metric, Sample, Table
+from kd.config import DistillConfig
 
 
 def write_report(results: Results, preset: Preset, tables: Sequence[Table]) -> None:
@@ -24,9 +24,9 @@ def write_report(results: Results, preset: Preset, tables: Sequence[Table]) -> N
     if drawn:
         parts.append("## Curves\n\nMeans over seeds; bands are one standard deviation.\n")
         parts += [f"![{name}]({file.name})\n" for name, file in drawn.items()]
-    told = [f"- {run}: {warning}" for run in results.runs for warning in results.runs[run]["warnings"]]
-    if told:
-        parts.append("\n".join(["## Warnings", "", *told, ""]))
+    warnings = [f"- {run}: {warning}" for run in results.runs for warning in results.runs[run]["warnings"]]
+    if warnings:
+        parts.append("\n".join(["## Warnings", "", *warnings, ""]))
     with replaced(results.folder / "report.md") as partial:
         partial.write_text("\n".join(parts))
 
@@ -42,7 +42,7 @@ def _header(results: Results, preset: Preset) -> str:
         f"measured on {min(preset.measured_images, data['train']):,} of the training images after each epoch.",
         f"- Networks: {_networks(runs)}; initialisation {preset.init!r}.",
         f"- Augmentation: {_augmentation(preset)}.",
-        f"- Batches of {preset.batch_size}; temperature {Targets.temperature:g}, and the factor T² of the soft "
+        f"- Batches of {preset.batch_size}; temperature {DistillConfig.temperature:g}, and the factor T² of the soft "
         f"targets is kept; moving averages with a decay of {preset.decay} and a warm-up.",
         f"- Arithmetic: {results.settings['precision']}. Device: {_all(run['device'] for run in runs)}. "
         f"PyTorch {_all(run['versions']['torch'] for run in runs)}.",
@@ -58,7 +58,7 @@ def _header(results: Results, preset: Preset) -> str:
 
 
 def _reservations(preset: Preset, data: dict[str, Any]) -> list[str]:
-    """In bold, all that sets these figures apart from those of the whole networks on the whole data."""
+    """In bold, all that sets these numbers apart from those of the whole networks on the whole data."""
     found = []
     if not preset.conclusive:
         found.append("this is a quick look that shows that everything runs; it says nothing about the report")
@@ -71,7 +71,7 @@ def _reservations(preset: Preset, data: dict[str, Any]) -> list[str]:
 
 
 def _rise(stage: Stage) -> str:
-    shares = {targets.ramp_up for targets in stage.targets.values()} - {0.0}
+    shares = {config.ramp_up or 0.0 for config in stage.networks.values()} - {0.0}
     return "".join(f"; soft targets rise to their weight over {share:.0%} of the steps" for share in sorted(shares))
 
 
@@ -108,46 +108,48 @@ def _table(table: Table, results: Results, preset: Preset) -> str:
         reported = "" if cell.reported is None else f"{cell.reported:g}"
         epochs = preset.stage(cell.stage).train.epochs
         label = f"{cell.label} (after {epochs})" if cell.epoch > epochs else cell.label
-        lines.append(f"| {label} | {_mean(sample, cell.figure)} | {reported} | {len(sample)} |")
+        lines.append(f"| {label} | {_mean(sample, cell.metric)} | {reported} | {len(sample)} |")
     lines += ["", verdict(table, samples, conclusive=preset.conclusive), ""]
     notes = [table.note, _failure(table, samples) if table.name == "distillation" else ""]
     lines += [note for text in notes if text for note in (text, "")]
     return "\n".join(lines)
 
 
-def _mean(sample: Sample, figure: Figure) -> str:
+def _mean(sample: Sample, metric: Metric) -> str:
     if not sample:
         return "not run"
-    digits = 1 if figure == "test_accuracy" else 3
+    digits = 1 if metric == "test_accuracy" else 3
     spread = f" ± {stdev(sample.values()):.{digits}f}" if len(sample) > 1 else ""
     return f"{fmean(sample.values()):.{digits}f}{spread}"
 
 
 def _failure(table: Table, samples: Sequence[Sample]) -> str:
-    """In how many runs the settings that fail end where the report's figure is."""
+    """In how many runs the settings that fail end where the report's number is."""
     rows = [
         f"{sum(value < 12 for value in sample.values())} of {len(sample)} runs ({cell.label})"
         for cell, sample in zip(table.cells, samples, strict=True)
         if cell.stage == "failure" and sample
     ]
-    return f"Below 12 %, as the report's figure is: {', '.join(rows)}." if rows else ""
+    return f"Below 12 %, as the report's number is: {', '.join(rows)}." if rows else ""
 
 
 def verdict(table: Table, samples: Sequence[Sample], *, conclusive: bool = True) -> str:
     """One sentence: holds, does not hold, or cannot tell, and the differences behind it."""
     judged = [(claim, difference(samples[claim.better], samples[claim.worse])) for claim in table.claims]
-    told = "; ".join(_tell(table, claim, *found) for claim, found in judged if found is not None)
+    differences = "; ".join(_describe(table, claim, *found) for claim, found in judged if found is not None)
     if not conclusive:
-        return f"**Cannot tell**: too little was trained. {told}".rstrip() + "."
+        return f"**Cannot tell**: too little was trained. {differences}".rstrip() + "."
     if any(found is None or found[1] is None for _, found in judged):
-        return "**Cannot tell**: it takes two seeds or more of every row." + (f" So far: {told}." if told else "")
+        return "**Cannot tell**: it takes two seeds or more of every row." + (
+            f" So far: {differences}." if differences else ""
+        )
     signs = [_sign(table, claim, *found) for claim, found in judged if found is not None]
     word = "Does not hold" if -1 in signs else "Holds" if 0 not in signs else "Cannot tell"
     if word == "Holds" and any(_sizes_differ(table, claim, *found) for claim, found in judged if found is not None):
         word = "Holds in direction, not in size"
     if len(set(signs)) > 1:
         word += " as a whole"
-    return f"**{word}**: {told}."
+    return f"**{word}**: {differences}."
 
 
 def difference(better: Sample, worse: Sample) -> tuple[float, float | None] | None:
@@ -164,7 +166,7 @@ def _sign(table: Table, claim: Claim, mean: float, half: float | None) -> int:
     """1 as claimed, -1 the other way round, 0 within the spread."""
     if half is None or abs(mean) <= half:
         return 0
-    higher_is_better = table.cells[claim.better].figure == "test_accuracy"
+    higher_is_better = table.cells[claim.better].metric == "test_accuracy"
     return 1 if (mean > 0) == higher_is_better else -1
 
 
@@ -178,9 +180,9 @@ def _sizes_differ(table: Table, claim: Claim, mean: float, half: float | None) -
     return reported is not None and half is not None and abs(reported - mean) > half
 
 
-def _tell(table: Table, claim: Claim, mean: float, half: float | None) -> str:
+def _describe(table: Table, claim: Claim, mean: float, half: float | None) -> str:
     better, worse = table.cells[claim.better], table.cells[claim.worse]
-    points = better.figure == "test_accuracy"
+    points = better.metric == "test_accuracy"
     digits, unit = (1, " points") if points else (3, "")
     spread = f" ± {half:.{digits}f}" if half is not None else ""
     reported = _reported(table, claim)

@@ -14,16 +14,16 @@ from typing import Any
 
 import torch
 
-from docvit.files import replaced
+from docvit.errors import SettingError
 from docvit.hardware import has_fast_bf16
-from docvit.training.run_folder import differences
+from docvit.training.run_folder import open_folder, write_manifest
 from kd.cifar10.files import CIFAR10
 from kd.cifar10.presets import Preset
 
 RESULTS = "results.json"
 
 
-class BenchmarkError(ValueError):
+class BenchmarkError(SettingError):
     """A benchmark that cannot run as asked; the message says why."""
 
 
@@ -33,48 +33,29 @@ class Results:
     What else somebody wrote into that file, such as a note, stays in it.
 
     Raises:
-        BenchmarkError: the folder holds results of other settings, or something else than results.
+        TrainingError: the folder holds results of other settings, or something else than results.
     """
 
     def __init__(self, folder: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
-        self.folder, self.settings = Path(folder), json.loads(json.dumps(settings))
+        self.folder = Path(folder)
         self.file = self.folder / RESULTS
-        self.runs: dict[str, dict[str, Any]] = {}
-        self.more: dict[str, Any] = {}
-        if self.folder.exists() and not self.folder.is_dir():
-            raise BenchmarkError(f"{self.folder} is not a folder: choose another output")
-        if self.file.exists():
-            self.runs = self._read()
-        elif self.folder.is_dir() and any(self.folder.iterdir()):
-            raise BenchmarkError(f"{self.folder} is not empty and holds no {RESULTS}: choose another output")
-        else:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._write()
+        self._held = {"runs": {}, **open_folder(self.file, {"settings": settings})}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return dict(self._held["settings"])
+
+    @property
+    def runs(self) -> dict[str, dict[str, Any]]:
+        return dict(self._held["runs"])
 
     def add(self, name: str, run: Mapping[str, Any]) -> None:
-        self.runs[name] = json.loads(json.dumps(run))
-        self._write()
+        self._held["runs"][name] = json.loads(json.dumps(run))
+        write_manifest(self.file, self._held)
 
     def of_stage(self, stage: str) -> dict[int, dict[str, Any]]:
         """The finished runs of a stage by seed."""
         return {run["seed"]: run for run in self.runs.values() if run["stage"] == stage}
-
-    def _read(self) -> dict[str, dict[str, Any]]:
-        try:
-            found = json.loads(self.file.read_text())
-            settings, runs = found.pop("settings"), found.pop("runs")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BenchmarkError(f"{self.file} holds no results of this benchmark: {error!r}") from error
-        differing = differences(settings, self.settings)
-        if differing:
-            raise BenchmarkError(f"{self.folder} holds results of other settings: {'; '.join(differing)}")
-        self.more = found
-        return dict(runs)
-
-    def _write(self) -> None:
-        with replaced(self.file) as partial:
-            held = {**self.more, "settings": self.settings, "runs": self.runs}
-            partial.write_text(json.dumps(held, indent=1) + "\n")
 
 
 def settings_of(preset: Preset, data: CIFAR10, device: torch.device) -> dict[str, Any]:

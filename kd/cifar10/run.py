@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from docvit.files import write_tensors
-from docvit.hardware import choose_device, has_fast_bf16
+from docvit.hardware import choose_device
 from docvit.training.ema import EMATeacher
-from docvit.training.loop import CHECKPOINT, Record
+from docvit.training.loop import CHECKPOINT, Record, uses_bf16
 from kd.cifar10.batches import ImageLoader
 from kd.cifar10.files import CIFAR10
 from kd.cifar10.networks import StudentCNN, TeacherCNN
@@ -26,9 +26,10 @@ from kd.cifar10.presets import Preset, Stage
 from kd.cifar10.report import write_report
 from kd.cifar10.results import BenchmarkError, Results, describe_device, settings_of, versions
 from kd.cifar10.tables import TABLES, Table
-from kd.distill import chance_warnings, teach
-from kd.lessons import Frozen
+from kd.cifar10.teacher_logits import teacher_logits
+from kd.distill import chance_warnings, train_networks
 from kd.sweep import Sweep, measure
+from kd.teacher import Teacher, TeacherCache, fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -84,24 +85,24 @@ class _Bench:
     compile: bool
 
     def run(self, stage: Stage, seed: int) -> None:
-        """Train one stage and note what came of it."""
+        """Train one stage and record its results."""
         folder = self.results.folder / "runs" / _name(stage, seed)
-        settings = replace(stage.train, seed=seed, bf16=has_fast_bf16(self.device))
+        settings = replace(stage.train, seed=seed)
         sweep = self.build(stage, seed)
         average = EMATeacher(sweep, decay=self.preset.decay)
         batches = self.batches(self.data.train_images, self.data.train_labels, seed=seed, training=True)
-        figures = self.figures(sweep, average)
+        measured = self.evaluation(sweep, average)
 
         def evaluate(_: nn.Module) -> Record:
-            if stage.name == "teacher" and batches.epoch + 1 == self.preset.teaching_epoch:
-                write_tensors(folder / "teacher.safetensors", sweep[next(iter(stage.targets))].state_dict())
-            return figures()
+            if stage.name == "teacher" and batches.epoch + 1 == self.preset.teacher_epoch:
+                write_tensors(folder / "teacher.safetensors", sweep[next(iter(stage.networks))].state_dict())
+            return measured()
 
-        history = teach(
+        history = train_networks(
             sweep,
-            self.guide(stage, seed, average),
+            self.teacher(stage, seed, average),
             batches,
-            stage.targets,
+            stage.networks,
             settings,
             ema=average,
             evaluate=evaluate,
@@ -119,7 +120,7 @@ class _Bench:
         """The stage's networks with one and the same start, drawn on the CPU: alike on every device."""
         with _seeded(seed):
             network = self.network(stage.net)
-        sweep = Sweep({name: copy.deepcopy(network) for name in stage.targets})
+        sweep = Sweep({name: copy.deepcopy(network) for name in stage.networks})
         return sweep.to(self.device).to(memory_format=torch.channels_last)
 
     def network(self, kind: str) -> nn.Module:
@@ -128,18 +129,25 @@ class _Bench:
             return StudentCNN(num_classes=classes, init=init, width=self.preset.student_width)
         return TeacherCNN(num_classes=classes, init=init, width=self.preset.teacher_width)
 
-    def guide(self, stage: Stage, seed: int, average: EMATeacher) -> Frozen | None:
-        if stage.taught_by == "nobody":
+    def teacher(self, stage: Stage, seed: int, average: EMATeacher) -> Teacher | None:
+        if stage.teacher == "none":
             return None
-        if stage.taught_by == "average":
-            (network,) = average.module.networks
-            return Frozen(network, compile=self.compile)
+        if stage.teacher == "average":
+            (name,) = stage.networks
+            return Teacher(cast(Sweep, average.module)[name], compile=self.compile)
         file = self.results.folder / "runs" / _name(self.preset.stage("teacher"), seed) / "teacher.safetensors"
         if not file.is_file():
             raise BenchmarkError(f"{file} is gone, and the run that wrote it is not repeated: choose another output")
-        teacher = self.network("teacher")
-        teacher.load_state_dict(load_file(file))
-        return Frozen(teacher.to(self.device).to(memory_format=torch.channels_last), compile=self.compile)
+        network = self.network("teacher")
+        network.load_state_dict(load_file(file))
+        teacher = Teacher(network.to(self.device).to(memory_format=torch.channels_last), compile=self.compile)
+        if self.preset.augment is None:  # it sees the same images in every epoch
+            bf16 = uses_bf16(stage.train, self.device)
+            images = self.batches(self.data.train_images, self.data.train_labels, training=True)
+            facts = {"teacher": fingerprint(network), "data": self.results.settings["data"]["sha256"], "bf16": bf16}
+            cache = TeacherCache(file.parent / "logits", {**facts, "view": None, "batch_size": images.batch_size})
+            teacher.known = teacher_logits(teacher, images, cache, bf16=bf16)
+        return teacher
 
     def batches(self, images: Tensor, labels: Tensor, *, seed: int = 0, training: bool = False) -> ImageLoader:
         return ImageLoader(
@@ -153,7 +161,7 @@ class _Bench:
             drop_last=training,
         )
 
-    def figures(self, sweep: Sweep, average: EMATeacher) -> Any:
+    def evaluation(self, sweep: Sweep, average: EMATeacher) -> Callable[[], Record]:
         """A function that measures the networks and their averages on test and training images."""
         seen = self.data.limit(train=min(self.preset.measured_images, len(self.data.train_labels)))
         splits = {
@@ -163,11 +171,11 @@ class _Bench:
 
         def evaluate() -> Record:
             return {
-                f"{name}/{kind}/{split}_{figure}": value
+                f"{name}/{kind}/{split}_{metric}": value
                 for kind, networks in zip(WEIGHTS, (sweep, average.module), strict=True)
                 for split, batches in splits.items()
                 for key, value in measure(networks, batches, device=self.device).items()
-                for name, figure in [key.rsplit("/", 1)]
+                for name, metric in [key.rsplit("/", 1)]
             }
 
         return evaluate
@@ -182,19 +190,23 @@ class _Bench:
             "versions": versions(),
             "compiled": self.compile,
             "train": asdict(replace(stage.train, seed=seed)),
-            "taught_by": stage.taught_by,
+            "teacher": stage.teacher,
             "epochs": [{key: record[key] for key in shared} for record in history],
             "networks": {
                 name: {
-                    "targets": asdict(targets),
+                    "config": config.as_dict(),
                     "parameters": sum(weight.numel() for weight in sweep[name].parameters()),
-                    "losses": [{part: record[f"{name}/{part}"] for part in ("hard", "soft")} for record in history],
+                    "losses": [_losses(record, name) for record in history],
                     **{kind: _curves(history, f"{name}/{kind}/") for kind in WEIGHTS},
                 }
-                for name, targets in stage.targets.items()
+                for name, config in stage.networks.items()
             },
             "warnings": list(chance_warnings(history)),
         }
+
+
+def _losses(record: Record, name: str) -> Record:
+    return {part: record.get(f"{name}/{part}_loss", 0.0) for part in ("hard", "soft")}  # 0 without a teacher
 
 
 def _curves(history: list[Record], prefix: str) -> list[Record]:
@@ -214,9 +226,9 @@ def _choose(tables: Sequence[Table], only: Sequence[str]) -> list[Table]:
 
 
 def _needed(preset: Preset, tables: Sequence[Table]) -> list[Stage]:
-    """The stages behind the tables, and the teacher's where one of them is taught by it."""
+    """The stages behind the tables, and the teacher's where one of them has it as its teacher."""
     names = {stage for table in tables for stage in table.stages}
-    if any(preset.stage(name).taught_by == "teacher" for name in names):
+    if any(preset.stage(name).teacher == "teacher" for name in names):
         names.add("teacher")
     return [stage for stage in preset.stages if stage.name in names]
 

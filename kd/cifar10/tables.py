@@ -8,22 +8,22 @@ from typing import Any, Literal
 
 from kd.cifar10.results import Results
 
-Figure = Literal["test_accuracy", "test_loss", "gap"]
+Metric = Literal["test_accuracy", "test_loss", "gap"]
 
 Sample = dict[int, float]
-"""A figure by seed."""
+"""A value by seed."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A row of a table: one figure of one network.
+    """A row of a table: one measurement of one network.
 
     Attributes:
-        stage, network: see `kd.presets.Stage`.
+        stage, network: see `kd.cifar10.presets.Stage`.
         kind: the network's own weights, or their moving average.
         epoch: after how many; 0 is the last.
-        reported: the report's figure, in percent for accuracies; None where it has none.
-        figure: accuracy, loss, or the gap by which the test loss is above the training loss.
+        reported: the report's value, in percent for accuracies; None where it has none.
+        metric: accuracy, loss, or the gap by which the test loss is above the training loss.
     """
 
     label: str
@@ -32,10 +32,10 @@ class Cell:
     kind: Literal["weights", "average"] = "weights"
     epoch: int = 0
     reported: float | None = None
-    figure: Figure = "test_accuracy"
+    metric: Metric = "test_accuracy"
 
     def sample(self, results: Results) -> Sample:
-        """The figure in every finished run; accuracies in percent."""
+        """The value in every finished run; accuracies in percent."""
         found = {}
         for seed, run in results.of_stage(self.stage).items():
             curve = run["networks"][self.network][self.kind]
@@ -43,9 +43,9 @@ class Cell:
         return found
 
     def _read(self, record: Mapping[str, Any]) -> float:
-        if self.figure == "gap":
+        if self.metric == "gap":
             return float(record["test_loss"] - record["train_loss"])
-        return float(record[self.figure]) * (100 if self.figure == "test_accuracy" else 1)
+        return float(record[self.metric]) * (100 if self.metric == "test_accuracy" else 1)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Line:
-    """A curve of a figure: (label, stage, network, kind)."""
+    """A curve of a plot: (label, stage, network, kind)."""
 
     label: str
     stage: str
@@ -80,11 +80,11 @@ class Line:
     kind: Literal["weights", "average"] = "weights"
 
 
-def _losses(figure: Figure, what: str) -> tuple[Cell, ...]:
+def _losses(metric: Metric, what: str) -> tuple[Cell, ...]:
     return (
-        Cell(f"{what}, without EMA", "teacher", epoch=10, figure=figure),
-        Cell(f"{what}, with EMA: student", "mean-teacher", "taught", figure=figure),
-        Cell(f"{what}, with EMA: teacher", "mean-teacher", "taught", "average", figure=figure),
+        Cell(f"{what}, without EMA", "teacher", epoch=10, metric=metric),
+        Cell(f"{what}, with EMA: student", "mean-teacher", "distilled", metric=metric),
+        Cell(f"{what}, with EMA: teacher", "mean-teacher", "distilled", "average", metric=metric),
     )
 
 
@@ -128,12 +128,12 @@ _REPORT = (
         "ema",
         "EMA: student and teacher of one architecture",
         (
-            Cell("student with EMA", "mean-teacher", "taught", reported=72.65),
-            Cell("student without EMA (the small network, taught)", "students", "alpha 0.8", reported=68.5),
-            Cell("teacher with EMA", "mean-teacher", "taught", "average", reported=74.60),
+            Cell("student with EMA", "mean-teacher", "distilled", reported=72.65),
+            Cell("student without EMA (the small network, distilled)", "students", "alpha 0.8", reported=68.5),
+            Cell("teacher with EMA", "mean-teacher", "distilled", "average", reported=74.60),
             Cell("teacher without EMA", "teacher", epoch=10, reported=70.77),
-            Cell("average of the teacher that learnt alone", "teacher", kind="average", epoch=10),
-            Cell("average of the small network, taught", "students", "alpha 0.8", "average"),
+            Cell("average of the teacher trained alone", "teacher", kind="average", epoch=10),
+            Cell("average of the small network, distilled", "students", "alpha 0.8", "average"),
         ),
         (Claim(0, 3, "like with like: the same network without a teacher of its own"), Claim(2, 3), Claim(5, 1)),
         "The report's student with EMA is the large network, its student without EMA the small one; that difference "
@@ -144,7 +144,7 @@ _REPORT = (
         "Curves: does EMA lower the test loss and the overfitting?",
         _losses("test_loss", "test loss") + _losses("gap", "test loss above training loss"),
         (Claim(1, 0), Claim(2, 0), Claim(4, 3), Claim(5, 3)),
-        "After the same number of epochs of the same network. The report shows curves and gives no figures.",
+        "After the same number of epochs of the same network. The report shows curves and gives no numbers.",
     ),
     Table(
         "baseline",
@@ -155,7 +155,7 @@ _REPORT = (
         ),
         (Claim(0, 1),),
         "The first two rows of `distillation`, which need no teacher and so can be measured by themselves. The "
-        "report has one figure for a student without a teacher, and compares no optimisers.",
+        "report has one number for a student without a teacher, and compares no optimisers.",
     ),
 )
 
@@ -168,8 +168,8 @@ _MODERN = (
             Cell("teacher, average", "teacher", kind="average"),
             Cell("student alone", "patient"),
             Cell("student alone, average", "patient", kind="average"),
-            Cell("student, taught", "patient", "taught"),
-            Cell("student, taught, average", "patient", "taught", "average"),
+            Cell("student, distilled", "patient", "distilled"),
+            Cell("student, distilled, average", "patient", "distilled", "average"),
         ),
         (Claim(4, 2), Claim(1, 0), Claim(5, 4)),
     ),
@@ -179,8 +179,8 @@ _MODERN = (
         (
             Cell("alone, short", "short"),
             Cell("alone, patient", "patient"),
-            Cell("taught, short", "short", "taught"),
-            Cell("taught, patient", "patient", "taught"),
+            Cell("distilled, short", "short", "distilled"),
+            Cell("distilled, patient", "patient", "distilled"),
         ),
         (Claim(3, 2), Claim(1, 0)),
         "The claim is that of arXiv 2106.05237: a student that sees the teacher's view goes on gaining.",
@@ -192,13 +192,13 @@ TABLES: Mapping[str, tuple[Table, ...]] = {"report": _REPORT, "smoke": _REPORT, 
 _REPORT_FIGURES = {
     "ema": (
         Line("without EMA", "teacher", "alone"),
-        Line("with EMA: student", "mean-teacher", "taught"),
-        Line("with EMA: teacher", "mean-teacher", "taught", "average"),
+        Line("with EMA: student", "mean-teacher", "distilled"),
+        Line("with EMA: teacher", "mean-teacher", "distilled", "average"),
     ),
     "students": (
         Line("alone", "baseline", "alone"),
-        Line("taught", "students", "alpha 0.8"),
-        Line("taught, average", "students", "alpha 0.8", "average"),
+        Line("distilled", "students", "alpha 0.8"),
+        Line("distilled, average", "students", "alpha 0.8", "average"),
     ),
     "failure": (Line("Adam", "baseline", "alone"), Line("SGD at 0.001", "failure", "alone")),
 }
@@ -210,12 +210,12 @@ FIGURES: Mapping[str, Mapping[str, tuple[Line, ...]]] = {
         "networks": (
             Line("teacher", "teacher", "alone"),
             Line("student alone", "patient", "alone"),
-            Line("student, taught", "patient", "taught"),
+            Line("student, distilled", "patient", "distilled"),
         ),
         "averages": (
             Line("teacher, average", "teacher", "alone", "average"),
             Line("student alone, average", "patient", "alone", "average"),
-            Line("student, taught, average", "patient", "taught", "average"),
+            Line("student, distilled, average", "patient", "distilled", "average"),
         ),
     },
 }

@@ -1,9 +1,9 @@
-"""What teachers see of a student's documents: the same pages, the same changes, the same patches left out."""
+"""Paired data: teachers see a student's documents with the same pages, changes and patches left out."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import repeat
 from pathlib import Path
@@ -24,8 +24,9 @@ from docvit.training.batches import shuffled, training_view
 from docvit.training.distributed import Process
 from docvit.training.recipe import Recipe
 from docvit.training.rendering import render_all, render_readable
-from kd.distill import DistillationError
-from kd.documents.teacher_cache import TeacherCache, batch_key
+from kd.config import DistillationError
+from kd.documents.teacher_cache import batch_key
+from kd.teacher import TeacherCache
 
 
 @dataclass(frozen=True)
@@ -33,45 +34,46 @@ class PairedBatch(DocumentBatch):
     """A student's batch, and what its teachers need.
 
     Attributes:
-        views: what each teacher sees; None for the student's own view.
+        of_teachers: what each teacher sees; None for the student's own view.
         key: name of the batch in a `TeacherCache`.
-        told: what the teachers have said of it before; then there are no views.
-        step: steps of the whole run before this one.
+        teacher_outputs: outputs that the cache holds; then there is nothing for teachers to see.
         unlabelled: a second batch, of documents without labels.
     """
 
-    views: tuple[PatchSequence | None, ...] = ()
+    of_teachers: tuple[PatchSequence | None, ...] = ()
     key: str = ""
-    told: dict[str, Tensor] | None = None
-    step: int = 0
+    teacher_outputs: dict[str, Tensor] | None = None
     unlabelled: PairedBatch | None = None
 
+    @property
+    def page_labels(self) -> Tensor:
+        """(N,) of every page, that of its document."""
+        return self.labels[self.sequence.document_of_page.to(self.labels.device)]
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PairedBatch:
-        own = super().to(device, non_blocking)
-        return replace(
-            self,
-            sequence=own.sequence,
-            labels=own.labels,
-            index=own.index,
-            views=tuple(view if view is None else view.to(device, non_blocking) for view in self.views),
-            told=self.told and {name: value.to(device, non_blocking=non_blocking) for name, value in self.told.items()},
-            unlabelled=self.unlabelled and self.unlabelled.to(device, non_blocking),
-        )
+        def moved(tensor: Any) -> Any:
+            return tensor.to(device, non_blocking=non_blocking)
+
+        return self._each(super().to(device, non_blocking), moved)
 
     def pin_memory(self) -> PairedBatch:
-        own = super().pin_memory()
+        return self._each(super().pin_memory(), lambda tensor: tensor.pin_memory())
+
+    def _each(self, own: DocumentBatch, function: Callable[[Any], Any]) -> PairedBatch:
+        known = self.teacher_outputs
         return replace(
             self,
             sequence=own.sequence,
             labels=own.labels,
             index=own.index,
-            views=tuple(view if view is None else view.pin_memory() for view in self.views),
-            told=self.told and {name: value.pin_memory() for name, value in self.told.items()},
+            of_teachers=tuple(seen if seen is None else function(seen) for seen in self.of_teachers),
+            teacher_outputs=None if known is None else {name: function(value) for name, value in known.items()},
+            unlabelled=None if self.unlabelled is None else function(self.unlabelled),
         )
 
 
 class PairedDataset(DocumentDataset):
-    """A student's documents, with each teacher's view of them or what it has said of them.
+    """A student's documents, with each teacher's view of them or its cached outputs.
 
     Teachers whose view is the student's share its very tensors. Others have the documents in their own rendering:
     the same pages, shifted, scaled and weighed by the same numbers. Where patches are left out, such a teacher keeps
@@ -81,7 +83,7 @@ class PairedDataset(DocumentDataset):
     Args:
         others: for each teacher its own data set of the same documents; None for the student's view. One of another
             `draw` is left as it comes.
-        cache: asked first; a batch that it knows is not loaded for the teachers.
+        cache: asked first; a batch that it holds is not loaded for the teachers.
 
     Raises:
         DistillationError: a document that has other pages in another rendering.
@@ -117,16 +119,16 @@ class PairedDataset(DocumentDataset):
             "content": content.hexdigest(),
             "seed": self.seed,
             "mixed": None if self.partners is None else self.partners.fingerprint(),
-            "view": _described(self.view),
-            "teachers' views": [_described(other.view) if other is not None else None for other in self.others],
+            "view": asdict(self.view),
+            "teachers' views": [asdict(other.view) if other is not None else None for other in self.others],
         }
 
     def collate(self, samples: list[tuple[int, int, PageStack]]) -> PairedBatch:
         own = super().collate(samples)
         keys = [(epoch, place) for place, epoch, _ in samples]
         batch = PairedBatch(own.sequence, own.labels, own.index, key=self._name(keys))
-        told = self.cache.read(batch.key) if self.cache is not None else None
-        return replace(batch, told=told, views=() if told is not None else self._views(own, keys))
+        known = self.cache.read(batch.key) if self.cache is not None else None
+        return replace(batch, teacher_outputs=known, of_teachers=() if known is not None else self._views(own, keys))
 
     def _name(self, keys: list[tuple[int, int]]) -> str:
         return batch_key(keys[0][0], [(place, self.documents[place].file.stem) for _, place in keys])
@@ -139,11 +141,6 @@ class PairedDataset(DocumentDataset):
                 view = same_regions(view, own.sequence)
             views.append(view)
         return tuple(views)
-
-
-def _described(view: View) -> dict[str, Any]:
-    """Runs and caches from before pages were mixed are those in which none are."""
-    return {name: value for name, value in asdict(view).items() if name != "mix_pages" or value}
 
 
 def same_regions(theirs: PatchSequence, ours: PatchSequence) -> PatchSequence:
@@ -160,14 +157,14 @@ def same_regions(theirs: PatchSequence, ours: PatchSequence) -> PatchSequence:
 
 
 class PairedBatches:
-    """Labelled batches, each with its number in the whole run and, if there are any, a batch without labels.
+    """Labelled batches, each, if there are any, with one without labels.
 
     An epoch is one of the labelled documents; the others go round at their own pace.
     """
 
     def __init__(self, labelled: DocumentLoader, unlabelled: DocumentLoader | None = None) -> None:
         self.labelled, self.unlabelled = labelled, unlabelled
-        self.step = 0
+        self.step = 0  # of the whole run
 
     def __len__(self) -> int:
         return len(self.labelled)
@@ -178,8 +175,8 @@ class PairedBatches:
 
     def __iter__(self) -> Iterator[PairedBatch]:
         others = self._endless() if self.unlabelled is not None else repeat(None)
-        for step, (batch, other) in enumerate(zip(self.labelled, others, strict=False), self.step):
-            yield replace(cast(PairedBatch, batch), step=step, unlabelled=other)
+        for batch, other in zip(self.labelled, others, strict=False):
+            yield replace(cast(PairedBatch, batch), unlabelled=other)
 
     def _endless(self) -> Iterator[PairedBatch]:
         assert self.unlabelled is not None
@@ -195,7 +192,7 @@ class PairedBatches:
         return "+".join(part.fingerprint() for part in parts)
 
     def use_cache(self, cache: TeacherCache) -> None:
-        """Read from `cache` what it knows, instead of loading documents for the teachers."""
+        """Read from `cache` what it holds, instead of loading documents for the teachers."""
         for dataset in self._datasets().values():
             dataset.cache = cache
 
@@ -208,13 +205,20 @@ class PairedBatches:
         return {name: cast(PairedDataset, of_kind.dataset) for name, of_kind in batches.items()}
 
 
+def student_batches(
+    data: LabelledDocuments, files: Mapping[str, Path], student: DocViTConfig, recipe: Recipe, process: Process
+) -> PairedBatches:
+    """The labelled batches of a recipe for a student alone: `paired_batches` without teachers."""
+    return paired_batches(data, files, student, [], recipe, process)[0]
+
+
 def paired_batches(
     data: LabelledDocuments,
     files: Mapping[str, Path],
     student: DocViTConfig,
     teachers: Sequence[DocViTConfig],
     recipe: Recipe,
-    place: Process,
+    process: Process,
     *,
     unlabelled: Sequence[str] = (),
     second_draw: bool = False,
@@ -235,14 +239,14 @@ def paired_batches(
     further: dict[str, Path] = {}
     left_out: list[str] = []
     if unlabelled:
-        further, left_out = render_readable(unlabelled, student.rendering, place, **where)
+        further, left_out = render_readable(unlabelled, student.rendering, process, **where)
         held_back = set(files.values()) - {files[path] for path in data.paths}
         further = {path: file for path, file in further.items() if file not in held_back}
     views = [training_view(config, recipe) for config in teachers]
     rendered = {student.rendering: {**files, **further}}
     for rendering in [view.rendering for view in views if view.rendering != student.rendering]:
-        of_teacher = render_all(data.paths, rendering, place, **where)
-        more, problems = render_readable(list(further), rendering, place, **where) if further else ({}, [])
+        of_teacher = render_all(data.paths, rendering, process, **where)
+        more, problems = render_readable(list(further), rendering, process, **where) if further else ({}, [])
         rendered[rendering] = of_teacher | more
         left_out += problems
     readable = [path for path in further if all(path in found for found in rendered.values())]
@@ -264,8 +268,8 @@ def paired_batches(
 
     seed, budget = recipe.train.seed, recipe.budget
     weights = balance(data) if recipe.balanced else None
-    labelled = shuffled(dataset(data.paths, data.labels, data.groups), place, budget=budget, weights=weights)
+    labelled = shuffled(dataset(data.paths, data.labels, data.groups), process, budget=budget, weights=weights)
     if not each_once:
         return PairedBatches(labelled), tuple(left_out)
-    extra = shuffled(dataset(list(each_once.values()), None), place, budget=budget)
+    extra = shuffled(dataset(list(each_once.values()), None), process, budget=budget)
     return PairedBatches(labelled, extra), tuple(left_out)

@@ -1,18 +1,18 @@
-"""What a student takes from inside its teacher: named states through projections, or the whole classifier."""
+"""The student: with projections of its states to the teacher's width, or with the teacher's classifier (SimKD)."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from docvit.model.config import DocViTConfig
 from docvit.model.docvit import DocViT
-from kd.distill import DistillationError
+from kd.config import DistillationError
 from kd.losses import Projection
 
 BLOCK = re.compile(r"blocks\.(-?\d+)")
@@ -21,7 +21,7 @@ ROWS = {"pages": "page", "document": "document"}  # of every other state: token
 
 
 class Pair(NamedTuple):
-    """Two states of `DocViT.forward_intermediates` that are to be alike."""
+    """Names of the student's and of the teacher's state that features are matched between."""
 
     student: str
     teacher: str
@@ -37,13 +37,13 @@ def parse_pair(name: str, student: DocViTConfig, teacher: DocViTConfig) -> Pair:
     size, normalisation and number of prefix tokens.
 
     Raises:
-        DistillationError: no such state, one row a page beside one row a token, or other tokens.
+        DistillationError: no such state, one row per page beside one row per token, or other tokens.
     """
     ours, _, theirs = name.partition(":")
     pair = Pair(_resolve(ours, student), _resolve(theirs or ours, teacher))
     rows, of_teacher = (ROWS.get(state, "token") for state in pair)
     if rows != of_teacher:
-        raise DistillationError(f"{pair}: {pair.student} has one row a {rows}, {pair.teacher} one a {of_teacher}")
+        raise DistillationError(f"{pair}: {pair.student} has one row per {rows}, {pair.teacher} one per {of_teacher}")
     if rows == "token":
         _check_tokens(pair, student, teacher)
     return pair
@@ -63,39 +63,57 @@ def _check_tokens(pair: Pair, student: DocViTConfig, teacher: DocViTConfig) -> N
     names = ("patch_size", "page_size", "renderer", "supersample", "in_chans", "mean", "std", "num_registers")
     differing = [n for n in names if getattr(student, n) != getattr(teacher, n)]
     if differing:
-        told = ", ".join(f"{n} {getattr(teacher, n)} and {getattr(student, n)}" for n in differing)
+        values = ", ".join(f"{n} {getattr(teacher, n)} and {getattr(student, n)}" for n in differing)
         raise DistillationError(
-            f"{pair}: teacher and student have other tokens ({told}): pages and document fit any two models"
+            f"{pair}: teacher and student have other tokens ({values}): pages and document fit any two models"
         )
 
 
 class StudentWithProjections(nn.Module):
-    """A student and the projections that it is taught through; they learn along and are no part of it.
+    """A student and the projections of its features: they are trained with it and are no part of what is kept.
 
-    `projections` are in the order of `pairs`, each from the student's width to the teacher's.
+    Args:
+        pairs: the states to match; `projections` are in their order.
+        widths: for each pair that of the student's state and that of the teacher's.
     """
 
-    def __init__(self, student: DocViT, pairs: Sequence[Pair] = (), teacher: DocViT | None = None) -> None:
+    def __init__(self, student: nn.Module, pairs: Sequence[Pair], widths: Sequence[tuple[int, int]]) -> None:
         super().__init__()
         self.student, self.pairs = student, tuple(pairs)
-        self.projections = nn.ModuleList(
-            Projection(_width(student, pair.student), _width(teacher or student, pair.teacher)) for pair in pairs
-        )
+        self.projections = nn.ModuleList(Projection(ours, theirs) for ours, theirs in widths)
+
+    def forward(self, inputs: Any) -> Any:
+        return self.student(inputs)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        return {f"student.{name}" for name in self.student.no_weight_decay()}
+        spared: set[str] = getattr(
+            self.student, "no_weight_decay", set
+        )()  # timm's protocol, which a network need not have
+        return {f"student.{name}" for name in spared}
+
+
+def with_projections(student: DocViT, features: Sequence[str], teacher: DocViT) -> nn.Module:
+    """The student ready to match the teacher's `features` (`parse_pair`); itself where there are none."""
+    pairs = [parse_pair(name, student.config, teacher.config) for name in features]
+    widths = [(_width(student, pair.student), _width(teacher, pair.teacher)) for pair in pairs]
+    return StudentWithProjections(student, pairs, widths) if pairs else student
 
 
 def _width(model: DocViT, state: str) -> int:
     return model.num_features if state == "document" else model.embed_dim
 
 
+def without_projections(model: nn.Module) -> nn.Module:
+    """The student inside `StudentWithProjections`; any other network as it is."""
+    return model.student if isinstance(model, StudentWithProjections) else model
+
+
 class SimKDHead(nn.Module):
     """A teacher's classifier, as it is, behind a projection of the student's features.
 
-    In training the projection is drawn to what the teacher's classifier is used to; both are linear, so that one
-    linear head of the student's own width does the same afterwards.
+    The projection learns the features that the teacher's classifier expects. Both are linear, so that one linear head
+    of the student's own width does the same afterwards.
     Source: Chen et al., "Knowledge Distillation with the Reused Teacher Classifier" (SimKD), arXiv 2203.14001.
     """
 
@@ -119,7 +137,7 @@ class SimKDHead(nn.Module):
 
 
 def reuse_classifier(student: DocViT, teacher: DocViT) -> None:
-    """Puts the teacher's classifier in the place of the student's.
+    """Replaces the student's classifier by the teacher's, behind a projection (`SimKDHead`).
 
     Raises:
         DistillationError: the teacher has none.
@@ -129,8 +147,13 @@ def reuse_classifier(student: DocViT, teacher: DocViT) -> None:
     student.head = SimKDHead(teacher.head, student.num_features).to(student.norm.weight)
 
 
-def plain(student: DocViT) -> DocViT:
-    """The student as a DocViT like any other: a copy with a linear head where it has a borrowed one."""
+def plain(model: nn.Module) -> DocViT:
+    """A trained student as a DocViT like any other: without projections, and with a linear head instead of SimKD's.
+
+    A copy where the head is folded, else the very student.
+    """
+    student = without_projections(model)
+    assert isinstance(student, DocViT)
     if not isinstance(student.head, SimKDHead):
         return student
     result = deepcopy(student)

@@ -1,0 +1,35 @@
+"""The adapter between documents and the engine: what a DocViT gives by name, and what each teacher sees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import cast
+
+from torch import Tensor, nn
+
+from docvit.data.dataset import DocumentBatch
+from docvit.model.docvit import DocViT
+from kd.documents.paired import PairedBatch
+
+OF_PAGES = ("page_features", "page_logits")  # which the model does not name
+
+
+def document_outputs(model: nn.Module, batch: DocumentBatch, names: Sequence[str]) -> Mapping[str, Tensor]:
+    """`kd.teacher.Outputs`: states of `DocViT.forward_intermediates`, and `page_features` and `page_logits` (N, C).
+
+    A page's features are those of a document that consists of this page alone.
+    """
+    docvit = cast(DocViT, model)
+    wanted = {"pages", "document", "logits", *names} - set(OF_PAGES)
+    states = dict(docvit.forward_intermediates(batch.sequence, wanted))
+    if set(OF_PAGES) & set(names):
+        states["page_features"] = docvit.alone(states["pages"])
+        states["page_logits"] = docvit.head(states["page_features"])
+    return states
+
+
+def teacher_view(batch: PairedBatch, number: int) -> PairedBatch:
+    """The batch as the teacher of this number sees it."""
+    seen = batch.of_teachers[number]
+    return batch if seen is None else replace(batch, sequence=seen)
