@@ -18,7 +18,7 @@ teacher, _ = docvit.train_documents(data, f"{output}/teacher", docvit.Recipe(mod
 
 # student and teacher see the same views of the same pages; the labels count half, the soft targets the other half
 student = docvit.Recipe(model="docvit_compact_patch32", train=loop)
-result = kd.distill_documents(student, teacher, data, f"{output}/student", kd.Teaching(alpha=0.5, temperature=4.0))
+result = kd.distill_documents(student, teacher, data, f"{output}/student", kd.DistillConfig(alpha=0.5, temperature=4.0))
 print("loss per epoch:", " ".join(f"{record['loss']:.2f}" for record in result.history))
 
 # here on the documents of the training; give documents of other sources for numbers that mean something

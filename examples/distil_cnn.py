@@ -36,4 +36,4 @@ for _ in range(5):
 
 settings = docvit.TrainSettings(epochs=10, lr=1e-2)
 result = kd.distill(student, teacher, loader, alpha=0.5, temperature=4.0, settings=settings, evaluate=accuracy)
-print("teacher", result.teacher_figures, "student", result.student_figures)
+print(result.comparison)

@@ -18,7 +18,7 @@ student = docvit.Recipe(
     ema=0.998,  # the decay of the average
     train=docvit.TrainSettings(epochs=16 if len(sys.argv) > 1 else 2),
 )
-loss = kd.Teaching(alpha=0.0, consistency=1.0, ramp_up=0.25)  # the average counts little until it knows something
-result = kd.distill_documents(student, "self", data, "runs/mean-teacher", loss, unlabelled=unlabelled)
+config = kd.DistillConfig(alpha=0.0, consistency=1.0, ramp_up=0.25)  # the average counts little at first
+result = kd.distill_documents(student, "self", data, "runs/mean-teacher", config, unlabelled=unlabelled)
 for record in result.history:
     print("  ".join(f"{name} {value:.3f}" for name, value in record.items()))

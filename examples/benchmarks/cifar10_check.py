@@ -19,8 +19,9 @@ from docvit.hardware import default_device, has_fast_bf16
 from docvit.training.loop import TrainSettings
 from kd import EMATeacher, StudentCNN, Sweep, TeacherCNN
 from kd.cifar10.batches import Augment, ImageLoader
-from kd.distill import teach
-from kd.lessons import HARD_TARGETS, Frozen, Targets
+from kd.config import HARD_TARGETS, DistillConfig
+from kd.distill import train_networks
+from kd.teacher import Teacher
 
 STEPS = 5
 
@@ -68,17 +69,19 @@ def losses(device: str, *, compile: bool = False, bf16: bool = False) -> dict[st
     settings = TrainSettings(
         epochs=1, lr=1e-4, weight_decay=0.0, optimizer="momentum", schedule="constant", warmup=0.0, clip=None, bf16=bf16
     )
-    history = teach(
+    history = train_networks(
         sweep,
-        Frozen(teacher, compile=compile),
+        Teacher(teacher, compile=compile),
         ImageLoader(*images(), batch_size=40, augment=Augment(), shuffle=True, drop_last=True, device=device),
-        {"alone": HARD_TARGETS, "alpha 0.8": Targets(alpha=0.8)},
+        {"alone": HARD_TARGETS, "alpha 0.8": DistillConfig(alpha=0.8)},
         settings,
         ema=EMATeacher(sweep),
         device=device,
         compile=compile,
     )
-    return {key: value for key, value in history[0].items() if key == "loss" or key.endswith(("/hard", "/soft"))}
+    return {
+        key: value for key, value in history[0].items() if key == "loss" or key.endswith(("/hard_loss", "/soft_loss"))
+    }
 
 
 def apart(one: dict[str, float], other: dict[str, float]) -> float:

@@ -31,8 +31,9 @@ from kd import StudentCNN, Sweep, TeacherCNN
 from kd.cifar10.batches import MEAN, STD, Augment, ImageLoader
 from kd.cifar10.files import CIFAR10, load
 from kd.cifar10.networks import count_macs
-from kd.distill import teach
-from kd.lessons import HARD_TARGETS, Frozen, Targets
+from kd.config import HARD_TARGETS, DistillConfig
+from kd.distill import train_networks
+from kd.teacher import Teacher
 
 
 def main() -> None:
@@ -119,9 +120,9 @@ def ours(
     )
     sweep = Sweep(networks).to(device).to(memory_format=torch.channels_last)
     compiled = device.type == "cuda" and not options.no_compile
-    guide = None
+    frozen = None
     if teacher is not None:
-        guide = Frozen(teacher.to(device).to(memory_format=torch.channels_last), compile=compiled)
+        frozen = Teacher(teacher.to(device).to(memory_format=torch.channels_last), compile=compiled)
     settings = TrainSettings(
         epochs=1 + options.epochs,
         lr=1e-3,
@@ -132,8 +133,8 @@ def ours(
         clip=None,
         bf16=has_fast_bf16(device),
     )
-    targets = {name: Targets() if teacher is not None else HARD_TARGETS for name in networks}
-    history = teach(sweep, guide, batches, targets, settings, device=device, compile=compiled)
+    configs = {name: DistillConfig() if teacher is not None else HARD_TARGETS for name in networks}
+    history = train_networks(sweep, frozen, batches, configs, settings, device=device, compile=compiled)
     return median(record["seconds"] for record in history[1:])
 
 

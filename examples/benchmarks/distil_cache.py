@@ -28,7 +28,7 @@ from docvit.hardware import choose_device
 from docvit.training.loop import Record, TrainSettings
 from docvit.training.recipe import Recipe, build_model
 from docvit.training.supervised import train_documents
-from kd import Teaching, distill_documents
+from kd import distill_documents
 
 
 def seconds(run: Callable[[Path], list[Record]]) -> float:
@@ -49,7 +49,7 @@ def measure(
         return train_documents(data, folder, student, **where)[1]
 
     def distilled(folder: Path) -> list[Record]:
-        return distill_documents(student, teacher_model, data, folder, Teaching(), teacher_cache=cache, **where).history
+        return distill_documents(student, teacher_model, data, folder, teacher_cache=cache, **where).history
 
     with tempfile.TemporaryDirectory() as parent:
         cache = Path(parent) / "outputs"

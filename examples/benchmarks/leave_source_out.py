@@ -51,7 +51,7 @@ from docvit.training.loop import TrainSettings
 from docvit.training.recipe import Recipe, build_model
 from docvit.training.run_folder import differences
 from kd.cifar10.results import describe_device
-from kd.teaching import Teaching
+from kd.config import DistillConfig
 
 SETTINGS, PREDICTIONS = "settings.json", "predictions.json"
 Task = tuple[int, int]  # seed, fold
@@ -70,14 +70,14 @@ class Plan:
         views: augmented views per document; further epochs repeat them.
         teachers: outputs of this script.
         same_seed: learn from their model of the same seed alone.
-        teaching: the distillation loss, where there are teachers.
+        config: weights of the distillation loss, where there are teachers.
     """
 
     recipe: Recipe
     folds: int
     views: int
     teachers: tuple[str, ...]
-    teaching: Teaching
+    config: DistillConfig
     same_seed: bool = False
 
 
@@ -102,7 +102,7 @@ def run_fold(
         recipe = replace(plan.recipe, train=replace(plan.recipe.train, seed=seed))
         measured = torch.load(views, mmap=True)["views"]
         models = [load_pretrained(str(teacher)) for teacher in teachers]
-        model, _ = train_measured(data, training, measured, recipe, models, plan.teaching, device=torch.device(device))
+        model, _ = train_measured(data, training, measured, recipe, models, plan.config, device=torch.device(device))
         result.parent.mkdir(parents=True, exist_ok=True)
         save_pretrained(model, result.parent)
         predicted = scores(DocumentClassifier(model, device=device), held_out)
@@ -136,7 +136,7 @@ def data_of(data: LabelledDocuments) -> dict[str, Any]:
 
 def settings_of(data: LabelledDocuments, plan: Plan) -> dict[str, Any]:
     """All that the runs depend on, except for their seeds."""
-    distillation = {"teachers": plan.teachers, "teaching": asdict(plan.teaching)} if plan.teachers else {}
+    distillation = {"teachers": plan.teachers, "config": plan.config.as_dict()} if plan.teachers else {}
     if plan.same_seed:
         distillation["same_seed"] = True
     return {
@@ -263,9 +263,9 @@ def main() -> None:
         label_smoothing=arguments.label_smoothing,
         train=TrainSettings(epochs=arguments.epochs, lr=arguments.lr, bf16=False),
     )
-    teaching = Teaching(alpha=arguments.alpha, temperature=arguments.temperature)
+    distil = DistillConfig(alpha=arguments.alpha, temperature=arguments.temperature)
     views = min(arguments.epochs, TrainSettings.epochs)
-    plan = Plan(recipe, arguments.folds, views, tuple(arguments.teachers), teaching, arguments.same_seed)
+    plan = Plan(recipe, arguments.folds, views, tuple(arguments.teachers), distil, arguments.same_seed)
     device = choose_device(arguments.device)
     config, settings = build_model(recipe, data.classes).config, settings_of(data, plan)
     tasks = list(itertools.product(range(arguments.seeds), range(plan.folds)))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -21,14 +21,16 @@ from docvit.documents.pages import PageStack
 from docvit.model.stems import STEMS, InkStem
 from docvit.training.batches import shuffled, training_view
 from docvit.training.distributed import Process
-from docvit.training.ema import make_ema
+from docvit.training.ema import EMATeacher
 from docvit.training.loop import Record, fit
 from docvit.training.recipe import Recipe, build_model
 from docvit.training.rendering import render_all
 from docvit.training.supervised import classification_loss
+from kd.config import DistillConfig
+from kd.documents.outputs import document_outputs
 from kd.documents.paired import PairedBatches, PairedDataset
-from kd.features import StudentWithProjections
-from kd.teaching import DocumentLesson, Guide, Teaching
+from kd.objective import DistillationLoss
+from kd.teacher import Teacher
 
 MEASURED_INK = "measured-ink"
 
@@ -176,7 +178,7 @@ def train_measured(
     measured: Mapping[Key, Kept],
     recipe: Recipe,
     teachers: Sequence[DocViT] = (),
-    teaching: Teaching = Teaching(),
+    config: DistillConfig = DistillConfig(),
     *,
     device: torch.device = CPU.device,
 ) -> tuple[DocViT, list[Record]]:
@@ -196,20 +198,18 @@ def train_measured(
         return dataset
 
     labelled = shuffled(views(training.labels, training.groups), CPU, budget=recipe.budget, weights=balance(training))
-    student: nn.Module = with_stem(trained, MEASURED_INK).to(device)
+    student = with_stem(trained, MEASURED_INK).to(device)
     batches: Any = labelled
     loss: Any = classification_loss(recipe)
     if teachers:
-        student = StudentWithProjections(cast(DocViT, student))
         batches = PairedBatches(labelled, shuffled(views(None, None), CPU, budget=recipe.budget))
-        models = [with_stem(teacher, MEASURED_INK).to(device) for teacher in teachers]
-        guide = Guide(models, teaching.states((), pages=bool(recipe.page_loss)))
-        loss = DocumentLesson(teaching, recipe, guide, steps=recipe.train.epochs * len(batches))
-    ema = make_ema(student, recipe.ema)
+        frozen = Teacher([with_stem(teacher, MEASURED_INK) for teacher in teachers], document_outputs).to(device)
+        config = replace(config, page_loss=recipe.page_loss, label_smoothing=recipe.label_smoothing)
+        loss = DistillationLoss(config, frozen, document_outputs)
+    ema = EMATeacher(student, decay=recipe.ema) if recipe.ema else None
     history = fit(student, batches, loss, replace(recipe.train, bf16=False), ema=ema, device=device)
-    kept = student if ema is None else ema.module
-    model = kept.student if isinstance(kept, StudentWithProjections) else cast(DocViT, kept)
-    return with_stem(model.cpu(), "ink").eval(), history
+    kept = cast(DocViT, student if ema is None else ema.module)
+    return with_stem(kept.cpu(), "ink").eval(), history
 
 
 def with_stem(model: DocViT, stem: str) -> DocViT:

@@ -50,7 +50,7 @@ from docvit.documents.cache import CachedDocument, PageCache, default_cache
 from docvit.documents.pages import PageStack, find_documents, spread
 from docvit.files import replaced
 from docvit.model.stems import STEMS
-from docvit.training.ema import make_ema
+from docvit.training.ema import EMATeacher
 from docvit.training.loop import TrainSettings, fit
 
 SCHEMES = ("page-independent", "pages-concat", "continued", "sincos", "sincos2d+page", "spatial+page", "rope")
@@ -273,7 +273,7 @@ class OrderModel(nn.Module):
 
 
 def order_loss(settings: Settings) -> Any:
-    def loss(model: nn.Module, batch: DocumentBatch) -> Mapping[str, Tensor]:
+    def loss(model: nn.Module, batch: DocumentBatch, progress: float) -> Mapping[str, Tensor]:
         order, places = model(batch.sequence)
         untouched, others = order.unflatten(0, (-1, len(COPIES))).split([1, len(COPIES) - 1], 1)
         more = untouched - others
@@ -335,10 +335,9 @@ def run(
     training, held_out = ([documents[p] for p in part if p in documents] for part in parts)
     torch.manual_seed(seed)
     model = OrderModel(build(scheme, settings), settings.position_std)
-    ema = make_ema(model, settings.ema)
+    ema = EMATeacher(model, decay=settings.ema)
     loop = replace(settings.train, seed=seed)
     history = fit(model, Shuffled(training, settings, seed), order_loss(settings), loop, ema=ema)
-    shown = ema.module if ema is not None else model
     return {
         "scheme": scheme,
         "seed": seed,
@@ -347,7 +346,7 @@ def run(
         "seconds": sum(record["seconds"] for record in history),
         "order_loss": history[-1]["order_loss"],
         "place_loss": history[-1]["place_loss"],
-        **judge(shown, held_out, settings),
+        **judge(ema.module, held_out, settings),
     }
 
 

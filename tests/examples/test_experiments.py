@@ -16,7 +16,7 @@ from docvit.data.labels import LabelledDocuments
 from docvit.model.pretrained import load_pretrained
 from docvit.training.loop import TrainSettings
 from docvit.training.recipe import Recipe
-from kd.teaching import Teaching
+from kd.config import DistillConfig
 
 pytestmark = pytest.mark.usefixtures("in_the_examples")
 
@@ -120,7 +120,7 @@ def test_classification_compares_and_says_no_more_than_the_spread(corpus, tmp_pa
 def test_sources_left_out_under_other_settings_are_left_alone(tmp_path):
     module = importlib.import_module("leave_source_out")
     data = LabelledDocuments(("a/1.pdf", "a/2.pdf"), (0, 1), ("form", "paper"), ("here", "there"))
-    plan = module.Plan(Recipe(), 5, 16, (), Teaching())
+    plan = module.Plan(Recipe(), 5, 16, (), DistillConfig())
     settings = module.settings_of(data, plan)
     for _ in range(2):
         module.agree_on_settings(tmp_path / "out", settings)
@@ -162,7 +162,7 @@ def test_teachers_of_other_folds_documents_or_pages_are_refused(tmp_path):
     module = importlib.import_module("leave_source_out")
     data = LabelledDocuments(("a/1.pdf", "a/2.pdf"), (0, 1), ("form", "paper"), ("here", "there"))
     runs = tmp_path / "runs"
-    plan = module.Plan(Recipe(), 2, 16, (str(runs),), Teaching())
+    plan = module.Plan(Recipe(), 2, 16, (str(runs),), DistillConfig())
     own_seed = replace(plan, same_seed=True)
     settings, seen = module.settings_of(data, plan), DocViTConfig(**TINY)
 
