@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from docvit.errors import UserError
 from docvit.model.variants import BASELINES
-from kd.cifar10.results import BenchmarkError, Results, describe_device, versions
+from kd.cifar10.results import Results, describe_device, versions
 
 Task = Callable[..., Mapping[str, Any]]
 
@@ -81,7 +82,7 @@ def open_results(folder: Path, settings: Mapping[str, Any]) -> Results:
     """Those in `folder`; ends the program where they are of other settings."""
     try:
         return Results(folder, settings)
-    except BenchmarkError as error:
+    except UserError as error:
         raise SystemExit(str(error)) from error
 
 
