@@ -116,7 +116,7 @@ def distillation_loss(
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must lie in 0..1, not {alpha}")
-    hard = F.cross_entropy(_raise_precision(student_logits), targets, label_smoothing=label_smoothing)
+    hard = F.cross_entropy(raise_precision(student_logits), targets, label_smoothing=label_smoothing)
     if alpha == 0:
         return {"loss": hard, "hard": hard, "soft": torch.zeros_like(hard)}
     if teacher_logits is None:
@@ -179,7 +179,7 @@ def feature_loss(student_features: Tensor, teacher_features: Tensor, *, kind: st
     if student_features.shape != teacher_features.shape:
         shapes = f"{tuple(student_features.shape)} and {tuple(teacher_features.shape)}"
         raise ValueError(f"features must have one shape, not {shapes}; a Projection maps one width to another")
-    student, teacher = _raise_precision(student_features), _raise_precision(teacher_features.detach())
+    student, teacher = raise_precision(student_features), raise_precision(teacher_features.detach())
     return FEATURE_DISTANCES[kind](student, teacher)
 
 
@@ -197,7 +197,7 @@ FEATURE_DISTANCES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingPro
 )
 
 
-def _raise_precision(values: Tensor) -> Tensor:
+def raise_precision(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))  # float64 stays float64
 
 
@@ -207,7 +207,7 @@ def _pair(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1
         raise ValueError(f"student and teacher logits must both be (batch, classes), not {shapes}")
     if not temperature > 0:
         raise ValueError(f"the temperature must be positive, not {temperature}")
-    return _raise_precision(student_logits), _raise_precision(teacher_logits.detach())
+    return raise_precision(student_logits), raise_precision(teacher_logits.detach())
 
 
 def _kl(teacher: Tensor, student: Tensor) -> Tensor:

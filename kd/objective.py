@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd.config import DistillConfig
-from kd.losses import consistency, feature_loss, ramp_up, soft_loss
+from kd.losses import consistency, feature_loss, raise_precision, ramp_up, soft_loss
 from kd.student import Pair, SimKDHead, StudentWithProjections, without_projections
 from kd.sweep import Sweep
 from kd.teacher import Outputs, Teacher, ensemble_logits, image_outputs
@@ -137,12 +137,12 @@ def _logit_terms(
     labels: Tensor | None,
     given: Mapping[str, Tensor],
 ) -> list[Term]:
-    ours, terms = states[name].float(), []
+    ours, terms = raise_precision(states[name]), []
     if labels is not None:
         hard = F.cross_entropy(ours, labels, label_smoothing=config.label_smoothing)
         terms.append(Term("hard_loss", 1 - alpha, hard, alone=1.0))
     if alpha or config.consistency:
-        theirs = ensemble_logits(given, name, config.temperature).float()
+        theirs = ensemble_logits(given, name, config.temperature)
     if alpha:
         targets = theirs.argmax(1) if labels is None else labels  # some soft losses look at the target's class
         soft = soft_loss(config.soft)(ours, theirs, targets, config.temperature)
@@ -183,4 +183,4 @@ def _pairs(model: nn.Module) -> tuple[Pair, ...]:
 def _weighted_sum(terms: Sequence[tuple[float, Tensor]], like: Tensor) -> Tensor:
     # in order and without factors of one: labels alone give the loss of a training without teachers, to the bit
     weighted = [value if weight == 1 else weight * value for weight, value in terms]
-    return sum(weighted[1:], weighted[0]) if weighted else like.new_zeros(())
+    return sum(weighted[1:], weighted[0]) if weighted else raise_precision(like.new_zeros(()))

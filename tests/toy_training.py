@@ -48,7 +48,7 @@ def net(dropout=0.3):
     return nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Dropout(dropout), nn.Linear(8, 3))
 
 
-def loss(model, pair):
+def loss(model, pair, progress):
     logits = model(pair.x)
     return {"loss": F.cross_entropy(logits, pair.y), "accuracy": (logits.argmax(1) == pair.y).float().mean()}
 
@@ -57,10 +57,10 @@ def interrupt_at(step, number=signal.SIGINT):
     """The loss, and in its `step`-th call Ctrl-C."""
     calls = iter(range(1, 10**6))
 
-    def interrupting(model, pair):
+    def interrupting(model, pair, progress):
         if next(calls) == step:
             os.kill(os.getpid(), number)
-        return loss(model, pair)
+        return loss(model, pair, progress)
 
     return interrupting
 

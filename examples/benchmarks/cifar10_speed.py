@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from docvit.hardware import default_device, has_fast_bf16
+from docvit.hardware import default_device
 from docvit.training.loop import TrainSettings
 from kd import StudentCNN, Sweep, TeacherCNN
 from kd.cifar10.batches import MEAN, STD, Augment, ImageLoader
@@ -131,7 +131,6 @@ def ours(
         schedule="constant",
         warmup=0.0,
         clip=None,
-        bf16=has_fast_bf16(device),
     )
     configs = {name: DistillConfig() if teacher is not None else HARD_TARGETS for name in networks}
     history = train_networks(sweep, frozen, batches, configs, settings, device=device, compile=compiled)

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from docvit.training import loop as train
-from kd import cli
-from kd.cifar10 import report
+from kd import cli, sweep
+from kd.cifar10 import presets, report
+from kd.cifar10 import results as results_file
 from kd.cifar10 import run as benchmarks
 from kd.cifar10.batches import Augment
 from kd.cifar10.files import BATCHES, CIFAR10, CLASS_NAMES
@@ -29,7 +30,8 @@ TINY = replace(
 
 @pytest.fixture(autouse=True)
 def in_float32_and_quick(monkeypatch):
-    monkeypatch.setattr(benchmarks, "has_fast_bf16", lambda _: False)
+    for module in (train, results_file, sweep):
+        monkeypatch.setattr(module, "has_fast_bf16", lambda _: False)
     monkeypatch.setattr(train, "write_history", lambda *_: None)
 
 
@@ -52,7 +54,7 @@ def bench(output, preset=TINY, **settings):
 
 def longer(preset=TINY, epochs=3):
     stages = tuple(replace(s, train=replace(s.train, epochs=epochs, checkpoint_minutes=0.0)) for s in preset.stages)
-    return replace(preset, stages=stages, teaching_epoch=2)
+    return replace(preset, stages=stages, teacher_epoch=2)
 
 
 def without_times(runs):
@@ -85,7 +87,7 @@ def command(monkeypatch, *arguments):
 
 
 def test_the_command_from_files_to_report_and_again(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(cli.PRESETS, "smoke", TINY)
+    monkeypatch.setitem(presets.PRESETS, "smoke", TINY)
     output = tmp_path / "out"
     arguments = ["bench", "cifar10", "--data", write_files(tmp_path / "data"), "--output", output]
     arguments += ["--device", "cpu", "--no-compile"]
@@ -101,7 +103,7 @@ def test_the_command_from_files_to_report_and_again(tmp_path, monkeypatch, capsy
         assert (output / f"curves-{name}.png").stat().st_size > 10_000
     assert list(output.glob("runs/*/checkpoint*")) == []
     before = (output / "results.json").read_bytes()
-    monkeypatch.setattr(benchmarks, "teach", None)  # whoever trains now, fails
+    monkeypatch.setattr(benchmarks, "train_networks", None)  # whoever trains now, fails
     assert command(monkeypatch, *arguments, "--preset", "smoke") == 0
     assert (output / "results.json").read_bytes() == before
     assert command(monkeypatch, *arguments, "--preset", "smoke", "--images", "50") == 2
@@ -123,7 +125,7 @@ def test_fewer_images_come_in_as_many_steps():
 def test_a_shortened_preset_concludes_nothing():
     modern = PRESETS["modern"].shortened(40)
     assert [stage.train.epochs for stage in modern.stages] == [40, 30, 40]
-    assert (modern.teaching_epoch, modern.conclusive) == (40, False)
+    assert (modern.teacher_epoch, modern.conclusive) == (40, False)
     assert PRESETS["modern"].shortened(1000) == PRESETS["modern"]
 
 
@@ -177,7 +179,7 @@ def test_interrupted_is_uninterrupted_and_finished_runs_are_not_repeated(tmp_pat
 def test_students_of_a_sweep_are_students_alone(tmp_path):
     together = bench(tmp_path / "together", only=["alpha"])
     stage = TINY.stage("students")
-    alone = replace(stage, targets={"alpha 0.8": stage.targets["alpha 0.8"]})
+    alone = replace(stage, networks={"alpha 0.8": stage.networks["alpha 0.8"]})
     preset = replace(TINY, stages=tuple(alone if s.name == "students" else s for s in TINY.stages))
     by_itself = bench(tmp_path / "alone", preset, only=["distillation"])
     name = "students-seed0"
@@ -201,7 +203,7 @@ def test_the_modern_preset_runs_with_its_augmentation(tmp_path):
     modern = PRESETS["modern"]
     stages = tuple(replace(s, train=replace(s.train, epochs=1)) for s in modern.stages)
     small = {f: getattr(TINY, f) for f in ("train_images", "test_images", "batch_size", "measured_images")}
-    preset = replace(modern, stages=stages, teaching_epoch=1, teacher_width=0.02, student_width=0.05, **small)
+    preset = replace(modern, stages=stages, teacher_epoch=1, teacher_width=0.02, student_width=0.05, **small)
     results = bench(tmp_path, preset, seeds=1)
     assert preset.augment == Augment(crop=4, cutout=8)
     assert set(results.runs) == {"teacher-seed0", "short-seed0", "patient-seed0"}
@@ -258,12 +260,12 @@ def test_a_lost_teacher_is_named(tmp_path):
 
 def test_every_cell_and_line_names_a_network_that_is_trained():
     for name, preset in PRESETS.items():
-        networks = {(stage.name, network) for stage in preset.stages for network in stage.targets}
+        networks = {(stage.name, network) for stage in preset.stages for network in stage.networks}
         cells = [cell for table in TABLES[name] for cell in table.cells]
         lines = [line for lines in FIGURES[name].values() for line in lines]
         assert {(place.stage, place.network) for place in cells + lines} <= networks
         assert all(cell.epoch <= preset.stage(cell.stage).train.epochs for cell in cells) or name == "smoke"
-        assert preset.teaching_epoch <= preset.stage("teacher").train.epochs
+        assert preset.teacher_epoch <= preset.stage("teacher").train.epochs
 
 
 def test_the_report_preset_is_the_reports():
@@ -272,11 +274,11 @@ def test_the_report_preset_is_the_reports():
     assert [cell.reported for table in TABLES["report"][:3] for cell in table.cells] == [
         57.9, 70.77, 65.8, 65.4, 65.8, 68.8, 10.5, 10.5, 10.5, 68.5,
     ]  # fmt: skip
-    assert [targets.alpha for targets in preset.stage("students").targets.values()] == [0.5, 0.6, 0.8]
+    assert [config.alpha for config in preset.stage("students").networks.values()] == [0.5, 0.6, 0.8]
 
 
-def two_rows(reported=(None, None), figure="test_accuracy"):
-    cells = (Cell("a", "s", reported=reported[0], figure=figure), Cell("b", "s", reported=reported[1], figure=figure))
+def two_rows(reported=(None, None), metric="test_accuracy"):
+    cells = (Cell("a", "s", reported=reported[0], metric=metric), Cell("b", "s", reported=reported[1], metric=metric))
     return Table("t", "T", cells, (Claim(0, 1),))
 
 
@@ -289,7 +291,7 @@ def test_a_difference_is_paired_by_seed():
 
 
 @pytest.mark.parametrize(
-    ("better", "worse", "reported", "figure", "word"),
+    ("better", "worse", "reported", "metric", "word"),
     [
         ((70.0, 71.0, 72.1), (68.0, 69.0, 70.0), (None, None), "test_accuracy", "Holds"),
         ((70.0, 71.0, 72.1), (68.0, 69.0, 70.0), (68.5, 10.5), "test_accuracy", "Holds in direction, not in size"),
@@ -300,10 +302,10 @@ def test_a_difference_is_paired_by_seed():
         ((), (60.0,), (None, None), "test_accuracy", "Cannot tell"),
     ],
 )
-def test_verdicts(better, worse, reported, figure, word):
+def test_verdicts(better, worse, reported, metric, word):
     samples = [dict(enumerate(better)), dict(enumerate(worse))]
-    assert verdict(two_rows(reported, figure), samples).startswith(f"**{word}**")
-    assert verdict(two_rows(reported, figure), samples, conclusive=False).startswith("**Cannot tell**")
+    assert verdict(two_rows(reported, metric), samples).startswith(f"**{word}**")
+    assert verdict(two_rows(reported, metric), samples, conclusive=False).startswith("**Cannot tell**")
 
 
 def test_optimisers_are_not_held_against_the_report():

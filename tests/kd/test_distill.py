@@ -12,11 +12,13 @@ from torch import nn
 
 from docvit.training import loop as train
 from docvit.training.ema import EMATeacher
-from docvit.training.loop import CHECKPOINT, TrainSettings
+from docvit.training.loop import CHECKPOINT, TrainingError, TrainSettings
 from kd.cifar10.batches import Augment, ImageLoader
-from kd.distill import AT_CHANCE, DistillationError, chance_warnings, distill, teach
-from kd.lessons import HARD_TARGETS, Frozen, Lesson, Targets
+from kd.config import HARD_TARGETS, DistillationError, DistillConfig
+from kd.distill import AT_CHANCE, chance_warnings, distill, train_networks
+from kd.objective import DistillationLoss
 from kd.sweep import Sweep, measure
+from kd.teacher import Teacher
 
 SETTINGS = TrainSettings(
     epochs=3, lr=1e-2, weight_decay=0.0, optimizer="adam", schedule="constant", warmup=0.0, clip=None, bf16=False
@@ -79,21 +81,18 @@ def test_the_teacher_is_frozen_and_in_eval_whatever_its_owner_does():
     distill(both, teacher, batches(), settings=replace(SETTINGS, weight_decay=0.1), device="cpu")
     assert equal(weights(teacher), before)
     assert set(seen) == {(False, False)}
-    frozen = Frozen(teacher)
+    frozen = Teacher(teacher)
     nn.ModuleList([frozen]).train()
-    inputs = batches()[0].images
-    expected = frozen(inputs)
+    expected = frozen(batches()[0], ["logits"])["0.logits"]
     teacher.train()
-    assert torch.equal(frozen(inputs), expected)
+    assert torch.equal(frozen(batches()[0], ["logits"])["0.logits"], expected)
     assert not expected.requires_grad
 
 
 def test_the_loss_is_the_written_out_mixture_and_reaches_the_student_alone():
     student, teacher = net().eval(), net(1).eval()
     batch = batches()[0]
-    parts = Lesson({"": Targets(alpha=0.3, temperature=2.0)}, Frozen(teacher), inputs_of=lambda b: b.images)(
-        student, batch
-    )
+    parts = DistillationLoss(DistillConfig(alpha=0.3, temperature=2.0), Teacher(teacher))(student, batch, 0.0)
     ours, theirs = student(batch.images), teacher(batch.images)
     soft = 4 * F.kl_div((ours / 2).log_softmax(1), (theirs / 2).softmax(1), reduction="batchmean")
     expected = 0.7 * F.cross_entropy(ours, batch.labels) + 0.3 * soft
@@ -107,8 +106,7 @@ def test_without_soft_targets_the_teacher_is_never_asked_while_training():
     asked = []
     teacher = net(1)
     teacher.register_forward_hook(lambda *_: asked.append(1))
-    lesson = Lesson({"": HARD_TARGETS}, Frozen(teacher), inputs_of=lambda batch: batch.images)
-    lesson(net(), batches()[0])
+    DistillationLoss(HARD_TARGETS, Teacher(teacher))(net(), batches()[0], 0.0)
     assert asked == []
 
 
@@ -116,15 +114,15 @@ def test_a_student_learns_from_soft_targets_alone():
     teacher = net(1, width=32)
     evaluate = partial(measure, batches=batches(augment=None))
     settings = replace(SETTINGS, epochs=12, lr=3e-2)
-    teach(teacher, None, batches(), HARD_TARGETS, settings, evaluate=evaluate)
+    train_networks(teacher, None, batches(), HARD_TARGETS, settings, evaluate=evaluate)
     student = net(2, width=32)
     result = distill(student, teacher, batches(), alpha=1.0, settings=settings, evaluate=evaluate, device="cpu")
     assert result.student is student
     assert not student.training
-    assert result.teacher_figures["accuracy"] > 0.7
-    assert result.student_figures["accuracy"] > 0.5  # chance is 0.1, and it has never seen a label
-    assert result.student_figures == evaluate(student)
-    assert result.history[-1]["soft"] < result.history[0]["soft"]
+    assert result.comparison["teacher"]["accuracy"] > 0.7
+    assert result.comparison["student"]["accuracy"] > 0.5  # chance is 0.1, and it has never seen a label
+    assert result.comparison["student"] == evaluate(student)
+    assert result.history[-1]["soft_loss"] < result.history[0]["soft_loss"]
 
 
 class Stops(Exception):
@@ -173,8 +171,8 @@ def test_fine_tuning_goes_on_in_later_epochs_on_labels_alone(tmp_path):
     data.set_epoch = lambda epoch, skip=0: (seen.append(epoch), set_epoch(epoch, skip))[1]
     result = distill(net(), net(1), data, fine_tune=2, settings=SETTINGS, device="cpu", output=tmp_path)
     assert [epoch for n, epoch in enumerate(seen) if n == 0 or epoch != seen[n - 1]][-5:] == [0, 1, 2, 3, 4]
-    assert all(record["soft"] == 0 for record in result.fine_tuning)
-    assert all(record["soft"] > 0 for record in result.history)
+    assert all("soft_loss" not in record for record in result.fine_tuning)
+    assert all(record["soft_loss"] > 0 for record in result.history)
     assert result.fine_tuning[0]["lr"] == pytest.approx(SETTINGS.lr / 10)
 
 
@@ -189,19 +187,19 @@ def test_fine_tuning_goes_on_from_the_average(tmp_path):
         set_epoch(epoch, skip)
 
     data.set_epoch = watched
-    taught = distill(net(), net(1), batches(), ema=0.9, settings=SETTINGS, device="cpu")
+    once = distill(net(), net(1), batches(), ema=0.9, settings=SETTINGS, device="cpu")
     tuned = distill(student, net(1), data, ema=average, fine_tune=1, settings=SETTINGS, device="cpu")
-    assert equal(begun["student"], weights(taught.student))
-    assert equal(begun["average"], weights(taught.student))
+    assert equal(begun["student"], weights(once.student))
+    assert equal(begun["average"], weights(once.student))
     assert tuned.student is average.module
-    assert not equal(weights(tuned.student), weights(taught.student))
+    assert not equal(weights(tuned.student), weights(once.student))
 
 
 def test_a_run_is_not_overwritten(tmp_path):
     arguments = {"settings": SETTINGS, "device": "cpu", "output": tmp_path}
     distill(net(), net(1), batches(), **arguments)
     before = (tmp_path / CHECKPOINT).read_bytes()
-    with pytest.raises(DistillationError, match="already holds a run"):
+    with pytest.raises(TrainingError, match="already holds a run"):
         distill(net(), net(1), batches(), **arguments)
     assert (tmp_path / CHECKPOINT).read_bytes() == before
 
@@ -216,7 +214,7 @@ def test_a_run_is_not_resumed_under_other_settings(tmp_path):
     arguments = {"settings": SETTINGS, "device": "cpu", "output": tmp_path}
     distill(net(), net(1), batches(), alpha=0.3, **arguments)
     before = (tmp_path / CHECKPOINT).read_bytes()
-    with pytest.raises(DistillationError, match=r"alpha was 0\.3"):
+    with pytest.raises(TrainingError, match=r"alpha was 0\.3"):
         distill(net(), net(1), batches(), alpha=0.4, resume=True, **arguments)
     assert (tmp_path / CHECKPOINT).read_bytes() == before
 
@@ -226,21 +224,21 @@ def plain(seed=0):
     return nn.Sequential(*[module for module in net(seed) if not isinstance(module, nn.Dropout)])
 
 
-@pytest.mark.parametrize("taught", [True, False])
-def test_a_sweep_is_its_networks_trained_alone_to_the_bit(taught):
-    targets = {"alone": HARD_TARGETS, "alpha 0.5": Targets(), "dkd": Targets(alpha=0.8, soft="dkd")}
-    if not taught:
-        targets = {"one": HARD_TARGETS, "smooth": Targets(alpha=0.0, label_smoothing=0.1)}
+@pytest.mark.parametrize("distilled", [True, False])
+def test_a_sweep_is_its_networks_trained_alone_to_the_bit(distilled):
+    targets = {"alone": HARD_TARGETS, "alpha 0.5": DistillConfig(), "dkd": DistillConfig(alpha=0.8, soft="dkd")}
+    if not distilled:
+        targets = {"one": HARD_TARGETS, "smooth": DistillConfig(alpha=0.0, label_smoothing=0.1)}
     sweep = Sweep({name: plain() for name in targets})
     average = EMATeacher(sweep, decay=0.9)
-    together = teach(sweep, Frozen(net(1)), batches(), targets, SETTINGS, ema=average)
+    together = train_networks(sweep, Teacher(net(1)), batches(), targets, SETTINGS, ema=average)
     for name, mixed in targets.items():
         alone = plain()
         own_average = EMATeacher(alone, decay=0.9)
-        history = teach(alone, Frozen(net(1)), batches(), mixed, SETTINGS, ema=own_average)
+        history = train_networks(alone, Teacher(net(1)), batches(), mixed, SETTINGS, ema=own_average)
         assert equal(weights(sweep[name]), weights(alone))
         assert equal(weights(average.module[name]), weights(own_average.module))
-        assert [record[f"{name}/hard"] for record in together] == [record["hard"] for record in history]
+        assert [record[f"{name}/hard_loss"] for record in together] == [record["hard_loss"] for record in history]
 
 
 def test_all_networks_see_the_same_view():
@@ -249,17 +247,15 @@ def test_all_networks_see_the_same_view():
     for name, network in networks.items():
         network.register_forward_pre_hook(lambda _, inputs, name=name: seen[name].append(inputs[0]))
     sweep = Sweep({name: networks[name] for name in ("one", "two")})
-    lesson = Lesson(
-        {"one": Targets(), "two": Targets()}, Frozen(networks["teacher"]), inputs_of=lambda batch: batch.images
-    )
-    lesson(sweep, batches()[0])
+    loss = DistillationLoss({"one": DistillConfig(), "two": DistillConfig()}, Teacher(networks["teacher"]))
+    loss(sweep, batches()[0], 0.0)
     assert seen["teacher"][0] is seen["one"][0] is seen["two"][0]
 
 
 def test_a_sweep_is_not_clipped_together():
     sweep = Sweep({"a": net(), "b": net()})
     with pytest.raises(DistillationError, match="clip"):
-        teach(sweep, None, batches(), {"a": HARD_TARGETS, "b": HARD_TARGETS}, replace(SETTINGS, clip=1.0))
+        train_networks(sweep, None, batches(), {"a": HARD_TARGETS, "b": HARD_TARGETS}, replace(SETTINGS, clip=1.0))
 
 
 def test_a_sweep_measures_as_its_networks_do():
@@ -307,9 +303,9 @@ def test_a_teacher_that_is_the_students_own_average(rising):
         for batch in data:
             reference.train()
             with torch.no_grad():
-                told = copied.module(batch.images)
+                theirs = copied.module(batch.images)
             ours = reference(batch.images)
-            soft = 16 * F.kl_div((ours / 4).log_softmax(1), (told / 4).softmax(1), reduction="batchmean")
+            soft = 16 * F.kl_div((ours / 4).log_softmax(1), (theirs / 4).softmax(1), reduction="batchmean")
             optimizer.zero_grad()
             alpha = 0.5 * (math.exp(-5 * (1 - step / rising) ** 2) if step < rising else 1)
             ((1 - alpha) * F.cross_entropy(ours, batch.labels) + alpha * soft).backward()
@@ -336,27 +332,26 @@ class DocumentBatches(ImageLoader):
         return (Documents(batch.images, batch.labels) for batch in super().__iter__())
 
 
-def test_batches_of_another_kind_need_only_say_what_their_inputs_are():
+def test_another_kind_of_data_needs_an_adapter_alone():
     data = DocumentBatches(*coloured(), batch_size=16, shuffle=True, augment=Augment())
-    adapted = distill(
-        net(), net(1), data, inputs_of=lambda batch: batch.sequence, settings=SETTINGS, device="cpu"
-    )  # fmt: skip
+    adapter = lambda network, batch, _: {"logits": network(batch.sequence)}  # noqa: E731
+    adapted = distill(net(), net(1), data, outputs=adapter, settings=SETTINGS, device="cpu")
     usual = distill(net(), net(1), batches(), settings=SETTINGS, device="cpu")
     assert equal(weights(adapted.student), weights(usual.student))
 
 
 @pytest.mark.parametrize(
-    ("student", "teacher", "told"),
+    ("student", "teacher", "words"),
     [
-        (net(), net(classes=7), "teacher tells 7 classes apart, the student 10"),
+        (net(), net(classes=7), "teacher has 7 classes, the student 10"),
         (net(classes=7), net(classes=7), "labels from 0 to 9 do not fit a student of 7 classes"),
         (net(), nn.Sequential(nn.AvgPool2d(8)), r"logits \(batch, classes\)"),
     ],
 )
-def test_misfits_are_refused_before_anything_is_written_or_trained(tmp_path, student, teacher, told):
+def test_misfits_are_refused_before_anything_is_written_or_trained(tmp_path, student, teacher, words):
     before = weights(student)
     data = batches(shuffle=False)
-    with pytest.raises(DistillationError, match=told):
+    with pytest.raises(DistillationError, match=words):
         distill(student, teacher, data, settings=SETTINGS, device="cpu", output=tmp_path)
     assert equal(weights(student), before)
     assert list(tmp_path.iterdir()) == []

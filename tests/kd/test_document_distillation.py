@@ -22,10 +22,10 @@ from docvit.training.loop import CHECKPOINT, TrainingError, TrainSettings
 from docvit.training.recipe import Recipe, build_model
 from docvit.training.supervised import train_documents
 from kd import cli
-from kd.distill import FINE_TUNING, SETTINGS, DistillationError
+from kd.config import DistillationError, DistillConfig
+from kd.distill import FINE_TUNING, SETTINGS
 from kd.documents import run as documents
 from kd.documents.run import distill_documents
-from kd.teaching import Teaching
 
 # stochastic depth and dropped patches, so that a run that draws other random numbers ends elsewhere
 RECIPE = Recipe(
@@ -55,8 +55,8 @@ def model(settings=OTHER, seed=5, classes=CLASSES):
     return build_model(replace(RECIPE, settings=settings, train=TrainSettings(seed=seed)), classes)
 
 
-def distil(teacher, data, folder, teaching=Teaching(), recipe=RECIPE, **options):
-    return distill_documents(recipe, teacher, data, folder, teaching, device="cpu", workers=0, **options)
+def distil(teacher, data, folder, config=DistillConfig(), recipe=RECIPE, **options):
+    return distill_documents(recipe, teacher, data, folder, config, device="cpu", workers=0, **options)
 
 
 def weights(folder):
@@ -70,15 +70,15 @@ def assert_same_weights(one, two):
 
 def test_labels_alone_give_the_student_of_a_training_without_teachers_to_the_bit(data, tmp_path):
     alone, _ = train_documents(data, tmp_path / "alone", RECIPE, device="cpu", workers=0)
-    taught = distil(model(), data, tmp_path / "taught", Teaching(alpha=0.0))
-    assert_same_weights(taught.student.state_dict(), alone.state_dict())
+    done = distil(model(), data, tmp_path / "labels", DistillConfig(alpha=0.0))
+    assert_same_weights(done.student.state_dict(), alone.state_dict())
 
 
-def test_a_student_learns_from_the_teachers_word_alone(trained, data, tmp_path):
+def test_a_student_learns_from_the_teachers_outputs_alone(trained, data, tmp_path):
     still = Augmentation(shift=0.03, scale=0.05, ink=0.2)
     recipe = replace(RECIPE, settings=TINY, augmentation=still, patch_dropout=0.0, ema=0.8)
     recipe = replace(recipe, train=TrainSettings(epochs=12, lr=3e-3))
-    done = distil(str(trained), data, tmp_path, Teaching(alpha=1.0, features={"pages": 1.0}), recipe, valid=data)
+    done = distil(str(trained), data, tmp_path, DistillConfig(alpha=1.0, features={"pages": 1.0}), recipe, valid=data)
     losses = [record["soft_loss"] for record in done.history]
     assert losses[-1] < losses[0]
     assert done.history[-1]["valid_accuracy"] > 0.6  # chance is 0.33, and the labels have no weight
@@ -92,22 +92,22 @@ def test_a_student_learns_from_the_teachers_word_alone(trained, data, tmp_path):
 
 @pytest.mark.parametrize("settings", [OTHER, COARSE])
 def test_cached_equals_live_to_the_bit(data, tmp_path, settings, monkeypatch):
-    teacher, teaching = model(settings), Teaching(features={"pages": 1.0})
-    live = distil(teacher, data, tmp_path / "live", teaching).student.state_dict()
-    said = {"teacher_cache": tmp_path / "said"}
-    assert_same_weights(distil(teacher, data, tmp_path / "first", teaching, **said).student.state_dict(), live)
-    asked = []
-    monkeypatch.setattr(teacher, "forward_intermediates", lambda *_: asked.append(1))
-    assert_same_weights(distil(teacher, data, tmp_path / "second", teaching, **said).student.state_dict(), live)
-    assert asked == []
+    teacher, config = model(settings), DistillConfig(features={"pages": 1.0})
+    live = distil(teacher, data, tmp_path / "live", config).student.state_dict()
+    cached = {"teacher_cache": tmp_path / "cached"}
+    assert_same_weights(distil(teacher, data, tmp_path / "first", config, **cached).student.state_dict(), live)
+    calls = []
+    monkeypatch.setattr(teacher, "forward_intermediates", lambda *_: calls.append(1))
+    assert_same_weights(distil(teacher, data, tmp_path / "second", config, **cached).student.state_dict(), live)
+    assert calls == []
 
 
 def test_a_cache_of_another_teacher_or_of_other_views_is_refused(data, tmp_path):
     short = replace(RECIPE, train=replace(RECIPE.train, epochs=1))
-    said = {"teacher_cache": tmp_path / "said"}
-    distil(model(), data, tmp_path / "first", recipe=short, **said)
+    cached = {"teacher_cache": tmp_path / "cached"}
+    distil(model(), data, tmp_path / "first", recipe=short, **cached)
     # another mixture and another temperature need nothing else
-    distil(model(), data, tmp_path / "mixed", Teaching(alpha=0.9, temperature=2.0), short, **said)
+    distil(model(), data, tmp_path / "mixed", DistillConfig(alpha=0.9, temperature=2.0), short, **cached)
     seeded = replace(short, train=replace(short.train, seed=1))
     for teacher, documents_, recipe, words in [
         (model(seed=6), data, short, "teachers 1 was '[0-9a-f]{64}', not"),
@@ -116,14 +116,14 @@ def test_a_cache_of_another_teacher_or_of_other_views_is_refused(data, tmp_path)
         (model(), data.subset(range(9)), short, "data labelled documents was 12, not 9"),
         (model(), data, replace(short, budget=90), "budget was 60, not 90"),
     ]:
-        with pytest.raises(DistillationError, match=words):
-            distil(teacher, documents_, tmp_path / "second", recipe=recipe, **said)
+        with pytest.raises(TrainingError, match=words):
+            distil(teacher, documents_, tmp_path / "second", recipe=recipe, **cached)
         assert not (tmp_path / "second").exists()
 
 
 def test_what_is_saved_is_a_docvit_like_any_other(data, tmp_path):
-    for name, teaching in [("features", Teaching(features={"pages": 1.0})), ("simkd", Teaching(simkd=True))]:
-        student = distil(model(COARSE), data, tmp_path / name, teaching).student
+    for name, config in [("features", DistillConfig(features={"pages": 1.0})), ("simkd", DistillConfig(simkd=True))]:
+        student = distil(model(COARSE), data, tmp_path / name, config).student
         saved = weights(tmp_path / name)
         assert saved.keys() == DocViT(student.config).state_dict().keys()
         assert not any("projection" in key or "classifier" in key for key in saved)
@@ -133,11 +133,11 @@ def test_what_is_saved_is_a_docvit_like_any_other(data, tmp_path):
 
 # --- interrupted and resumed ---
 
-RUNS = {  # teaching; further options; the step in which the run is stopped, from its beginning or its end
-    "distilling": (Teaching(features={"document": 1.0}, fine_tune=1), {}, 2),
-    "cached": (Teaching(features={"document": 1.0}), {"teacher_cache": "said"}, 2),
-    "fine-tuning": (Teaching(simkd=True, fine_tune=2), {}, -2),
-    "mean teacher": (Teaching(alpha=0.2, consistency=1.0), {"unlabelled": 3}, -2),
+RUNS = {  # config; further options; the step in which the run is stopped, from its beginning or its end
+    "distilling": (DistillConfig(features={"document": 1.0}, fine_tune=1), {}, 2),
+    "cached": (DistillConfig(features={"document": 1.0}), {"teacher_cache": "cached"}, 2),
+    "fine-tuning": (DistillConfig(simkd=True, fine_tune=2), {}, -2),
+    "mean teacher": (DistillConfig(alpha=0.2, consistency=1.0), {"unlabelled": 3}, -2),
 }
 
 
@@ -157,21 +157,21 @@ def counting(monkeypatch, stop=None):
 
 @pytest.mark.parametrize("run", RUNS)
 def test_resumed_equals_uninterrupted_to_the_bit(data, tmp_path, monkeypatch, run):
-    teaching, options, stop = RUNS[run]
+    config, options, stop = RUNS[run]
     if "unlabelled" in options:
         options = {"unlabelled": data.paths[: options["unlabelled"]]}
-    teacher = "self" if teaching.consistency else model()
+    teacher = "self" if config.consistency else model()
     monkeypatch.chdir(tmp_path)
     with monkeypatch.context() as patch:
         steps = counting(patch)
-        whole = distil(teacher, data, tmp_path / "whole", teaching, **options)
+        whole = distil(teacher, data, tmp_path / "whole", config, **options)
     with monkeypatch.context() as patch:
         counting(patch, stop % len(steps))
         with pytest.raises(KeyboardInterrupt):
-            distil(teacher, data, tmp_path / "cut", teaching, **options)
+            distil(teacher, data, tmp_path / "cut", config, **options)
     assert (tmp_path / "cut" / CHECKPOINT).is_file()
-    # under the run's own recipe and teaching
-    resumed = distil(teacher, data, tmp_path / "cut", Teaching(alpha=0.9), Recipe(), resume=True, **options)
+    # under the run's own recipe and config
+    resumed = distil(teacher, data, tmp_path / "cut", DistillConfig(alpha=0.9), Recipe(), resume=True, **options)
     assert_same_weights(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
     assert timeless(resumed.history) == timeless(whole.history)
     assert timeless(resumed.fine_tuning) == timeless(whole.fine_tuning)
@@ -190,19 +190,19 @@ def test_a_run_is_not_resumed_with_another_teacher_or_other_data(data, tmp_path)
         ([model(), model()], data, "teachers was"),
         (model(), data.subset(range(9)), "data labelled documents was 12, not 9"),
     ]:
-        with pytest.raises(DistillationError, match=words):
+        with pytest.raises(TrainingError, match=words):
             distil(teacher, documents_, tmp_path, resume=True)
     with pytest.raises(TrainingError, match="already holds a run"):
         distil(model(), data, tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
     (tmp_path / SETTINGS).unlink()
-    with pytest.raises(TrainingError, match="no distillation to resume"):
+    with pytest.raises(TrainingError, match="there is no run to resume"):
         distil(model(), data, tmp_path, resume=True)
 
 
 def test_fine_tuning_begins_with_what_was_distilled(data, tmp_path):
     one = distil(model(), data, tmp_path / "one")
-    two = distil(model(), data, tmp_path / "two", Teaching(fine_tune=1))
+    two = distil(model(), data, tmp_path / "two", DistillConfig(fine_tune=1))
     assert timeless(two.history) == timeless(one.history)
     assert two.fine_tuning[0]["lr"] == pytest.approx(RECIPE.train.lr / 10)
     assert "soft_loss" not in two.fine_tuning[0]
@@ -228,7 +228,7 @@ def test_a_mean_teacher_takes_part_in_documents_without_labels(data, tmp_path, c
     (tmp_path / "bad.pdf").write_bytes(b"<html>")
     (tmp_path / "new.pdf").write_bytes(classed_pdf("bars", 2, 3.0))
     further = [str(tmp_path / name) for name in ("bad.pdf", "new.pdf")]
-    done = distil("self", data, tmp_path / "out", Teaching(consistency=1.0), unlabelled=further)
+    done = distil("self", data, tmp_path / "out", DistillConfig(consistency=1.0), unlabelled=further)
     assert len(done.left_out) == 1
     assert done.left_out[0] in caplog.text
     assert all(record["unlabelled_loss"] > 0 for record in done.history)
@@ -255,22 +255,22 @@ def test_a_teacher_of_other_classes_is_refused_with_what_differs(data, tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("teacher", "teaching", "options", "words"),
+    ("teacher", "config", "options", "words"),
     [
-        ("self", Teaching(), {"recipe": replace(RECIPE, ema=0.0)}, "needs a moving average"),
-        ("self", Teaching(), {"teacher_cache": "said"}, "cannot be cached"),
-        ("self", Teaching(simkd=True), {}, "other than the student itself"),
-        (["self", "self"], Teaching(), {}, "give no other teacher"),
-        ([], Teaching(), {}, "no teacher"),
-        (OTHER, Teaching(consistency=1.0), {}, "give 'self' as the teacher"),
-        (COARSE, Teaching(features={"blocks.0": 1.0}), {}, "other tokens .*patch_size 32 and 16"),
-        (OTHER, Teaching(features={"odd": 1.0}), {}, "no state 'odd'"),
-        (OTHER, Teaching(alpha=0.0), {"unlabelled": ["x.pdf"]}, "teach nothing"),
+        ("self", DistillConfig(), {"recipe": replace(RECIPE, ema=0.0)}, "needs a moving average"),
+        ("self", DistillConfig(), {"teacher_cache": "cached"}, "cannot be cached"),
+        ("self", DistillConfig(simkd=True), {}, "other than the student itself"),
+        (["self", "self"], DistillConfig(), {}, "give no other teacher"),
+        ([], DistillConfig(), {}, "no teacher"),
+        (OTHER, DistillConfig(consistency=1.0), {}, "give 'self' as the teacher"),
+        (COARSE, DistillConfig(features={"blocks.0": 1.0}), {}, "other tokens .*patch_size 32 and 16"),
+        (OTHER, DistillConfig(features={"odd": 1.0}), {}, "no state 'odd'"),
+        (OTHER, DistillConfig(alpha=0.0), {"unlabelled": ["x.pdf"]}, "have no loss"),
     ],
 )
-def test_what_cannot_be_had_together_is_said(data, tmp_path, teacher, teaching, options, words):
+def test_what_cannot_be_had_together_is_cached(data, tmp_path, teacher, config, options, words):
     with pytest.raises(DistillationError, match=words):
-        distil(model(teacher) if isinstance(teacher, dict) else teacher, data, tmp_path / "out", teaching, **options)
+        distil(model(teacher) if isinstance(teacher, dict) else teacher, data, tmp_path / "out", config, **options)
     assert not (tmp_path / "out").exists()
 
 
@@ -285,7 +285,7 @@ def test_a_teacher_that_is_none(data, tmp_path):
 def _distil_share(rank, corpus, output):
     torch.set_num_threads(1)
     still = replace(RECIPE, settings=TINY)
-    done = distil(model(), read_labelled(corpus), output, Teaching(features={"pages": 1.0}), still)
+    done = distil(model(), read_labelled(corpus), output, DistillConfig(features={"pages": 1.0}), still)
     torch.save(done.student.state_dict(), output / f"rank{rank}.pt")
 
 
@@ -313,8 +313,9 @@ def test_the_command(kd, trained, corpus, tmp_path):
     assert (code, err) == (0, "")
     assert "soft_loss" in out
     assert "| accuracy" in out
-    teaching = documents.read_teaching(tmp_path / "out")
-    assert teaching == Teaching(alpha=0.7, features={"pages": 0.5, "document": 1.0})
+    config = documents.read_config(tmp_path / "out")
+    terms = DistillConfig(alpha=0.7, features={"pages": 0.5, "document": 1.0}, ramp_up=0.0)
+    assert config == replace(terms, page_loss=Recipe.page_loss, label_smoothing=Recipe.label_smoothing)
     assert DocViT.from_pretrained(str(tmp_path / "out")).config.stem == "ink"
     assert kd(*asked, "--resume")[0] == 0
     code, _, err = kd(*asked, "--resume", "--alpha", "0.2")

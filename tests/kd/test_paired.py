@@ -19,9 +19,9 @@ from docvit.training.batches import training_view
 from docvit.training.distributed import Process
 from docvit.training.loop import TrainSettings
 from docvit.training.recipe import Recipe
-from kd.distill import DistillationError
+from kd.config import DistillationError
 from kd.documents.paired import PairedBatches, PairedDataset, paired_batches, same_regions
-from kd.documents.teacher_cache import TeacherCache
+from kd.teacher import TeacherCache
 
 CONFIG = DocViTConfig(**TINY, num_classes=3, classes=CLASSES)
 FINE = replace(CONFIG, patch_size=8, embed_dim=48)
@@ -64,7 +64,7 @@ def dataset(squares, recipe=RECIPE, **options):
 
 def test_another_patch_size_sees_the_same_pixels_and_the_same_regions(squares):
     batch = next(iter(DocumentLoader(dataset(squares), budget=10**6)))
-    ours, (same, theirs) = batch.sequence, batch.views
+    ours, (same, theirs) = batch.sequence, batch.of_teachers
     assert same is None
     assert torch.equal(ours.page_index, theirs.page_index)
     assert torch.equal(ours.document_bounds, theirs.document_bounds)
@@ -84,14 +84,14 @@ def test_without_dropout_nothing_is_left_out_for_the_teacher(squares):
     data = dataset(squares, recipe)
     batch = next(iter(DocumentLoader(data, budget=10**6)))
     alone = next(iter(DocumentLoader(data.others[1], budget=10**6))).sequence
-    assert torch.equal(batch.views[1].patches, alone.patches)
+    assert torch.equal(batch.of_teachers[1].patches, alone.patches)
 
 
 def test_a_teacher_of_another_rendering_sees_the_same_pages_mixed(squares):
     recipe = replace(RECIPE, patch_dropout=0.0, mix_pages=1.0)
     batch = next(iter(DocumentLoader(dataset(squares, recipe), budget=10**6)))
     unmixed = next(iter(DocumentLoader(dataset(squares, replace(recipe, mix_pages=0.0)), budget=10**6)))
-    ours, theirs = batch.sequence, batch.views[1]
+    ours, theirs = batch.sequence, batch.of_teachers[1]
     differing = 0
     for page in range(ours.num_pages):
         (a, _), (b, seen), (before, _) = (
@@ -134,7 +134,7 @@ def test_a_second_draw_is_the_same_pages_changed_otherwise(squares):
     view = training_view(CONFIG, RECIPE)
     second = DocumentDataset(squares[0], None, view, seed=3, draw=1)
     batch = next(iter(DocumentLoader(dataset(squares, others=[second]), budget=10**6)))
-    ours, theirs = batch.sequence, batch.views[0]
+    ours, theirs = batch.sequence, batch.of_teachers[0]
     assert torch.equal(ours.page_index, theirs.page_index)
     assert not torch.equal(image(ours, 0, 16)[1], image(theirs, 0, 16)[1])
     still = replace(view, patch_dropout=0.0, augmentation=Augmentation(0, 0, 0, 0, 0, 0, 0))
@@ -143,19 +143,19 @@ def test_a_second_draw_is_the_same_pages_changed_otherwise(squares):
     assert all(torch.equal(a, b) for a, b in zip(one.pages, two.pages, strict=True))
 
 
-def test_what_the_cache_knows_is_not_loaded_for_the_teachers(squares, tmp_path):
+def test_what_the_cache_holds_is_not_loaded_for_the_teachers(squares, tmp_path):
     cache = TeacherCache(tmp_path, {})
     data = dataset(squares, cache=cache)
     batches = DocumentLoader(data, budget=10**6)
     first = next(iter(batches))
-    assert first.told is None
-    assert len(first.views) == 2
+    assert first.teacher_outputs is None
+    assert len(first.of_teachers) == 2
     cache.write(first.key, {"0.logits": torch.ones(4, 3)})
     again = next(iter(batches))
-    assert again.views == ()
-    assert torch.equal(again.to("cpu").told["0.logits"], torch.ones(4, 3))
+    assert again.of_teachers == ()
+    assert torch.equal(again.to("cpu").teacher_outputs["0.logits"], torch.ones(4, 3))
     batches.set_epoch(1)
-    assert next(iter(batches)).told is None
+    assert next(iter(batches)).teacher_outputs is None
 
 
 def test_documents_with_other_pages_in_another_rendering_are_refused(squares, page_cache, tmp_path):
@@ -196,7 +196,7 @@ def test_broken_documents_without_labels_are_left_out_counted_and_listed(corpus,
     assert all(line in caplog.text for line in left_out)
 
 
-def test_what_is_evaluated_on_is_not_taught_without_labels_under_any_name(corpus, page_cache, further):
+def test_what_is_evaluated_on_is_not_learnt_without_labels_under_any_name(corpus, page_cache, further):
     data, evaluated = read_labelled(corpus), next(path for path in further if path.endswith("0.pdf"))
     copy = next(path for path in further if path.endswith("copy.pdf"))
     files, _ = PageCache(page_cache, CONFIG.rendering).prepare([*data.paths, evaluated], workers=0)
@@ -211,7 +211,7 @@ def test_what_is_evaluated_on_is_not_taught_without_labels_under_any_name(corpus
 
 def seen(batch):
     other = batch.unlabelled
-    return batch.step, batch.index.tolist(), batch.key, other.index.tolist(), other.key, other.labels.tolist()
+    return batch.index.tolist(), batch.key, other.index.tolist(), other.key, other.labels.tolist()
 
 
 def test_every_step_has_a_batch_without_labels_and_goes_on_where_it_stopped(corpus, page_cache, further):
@@ -220,12 +220,11 @@ def test_every_step_has_a_batch_without_labels_and_goes_on_where_it_stopped(corp
     for epoch in range(3):
         batches.set_epoch(epoch)
         whole += [seen(batch) for batch in batches]
-    assert [step for step, *_ in whole] == list(range(3 * len(batches)))
     assert {label for *_, labels in whole for label in labels} == {-1}
     batches.set_epoch(1, skip=1)
     assert [seen(batch) for batch in batches] == whole[len(batches) + 1 : 2 * len(batches)]
     round_of = len(batches.unlabelled)
-    assert sorted(i for *_, other, _, _ in whole[:round_of] for i in other) == [0, 1, 2, 3]
+    assert sorted(i for _, _, other, _, _ in whole[:round_of] for i in other) == [0, 1, 2, 3]
 
 
 def test_without_further_documents_there_are_labelled_ones_alone(corpus, page_cache):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from docvit.training.ema import EMATeacher, scale_decay
+from docvit.training.ema import EMATeacher
 
 
 def net():
@@ -166,15 +166,3 @@ def test_another_model_is_refused():
 def test_a_decay_out_of_range_is_refused(decay):
     with pytest.raises(ValueError, match="decay"):
         EMATeacher(net(), decay=decay)
-    with pytest.raises(ValueError, match="decay"):
-        scale_decay(decay, 2)
-
-
-def test_a_scaled_decay_averages_over_as_many_samples():
-    average, scaled = 1.0, 1.0
-    for _ in range(8):
-        average *= 0.99
-    for _ in range(2):
-        scaled *= scale_decay(0.99, 4)
-    assert scaled == pytest.approx(average)
-    assert scale_decay(0.99, 1) == 0.99

@@ -16,7 +16,7 @@ from toy_training import PLAIN, Listed, Pair, interrupt_at, loss, net, weights
 from docvit.model.config import DocViTConfig
 from docvit.model.docvit import DocViT
 from docvit.training.checkpoint import load_checkpoint
-from docvit.training.ema import make_ema
+from docvit.training.ema import EMATeacher
 from docvit.training.loop import CHECKPOINT, TrainSettings, fit
 
 # --- what a step does ---
@@ -28,7 +28,7 @@ def rates(settings, count):
     model = nn.ParameterList([parameter])
     seen = []
 
-    def unit(model, batch):
+    def unit(model, batch, progress):
         seen.append(float(model[0].detach()))
         return {"loss": model[0].sum()}
 
@@ -87,7 +87,7 @@ def test_weight_decay_is_on_matrices_only():
     model = DocViT(config)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     settings = TrainSettings(epochs=1, lr=0.1, weight_decay=0.5, schedule="constant", warmup=0, bf16=False)
-    nothing = lambda m, _: {"loss": 0 * sum(p.sum() for p in m.parameters())}  # noqa: E731
+    nothing = lambda m, *_: {"loss": 0 * sum(p.sum() for p in m.parameters())}  # noqa: E731
     fit(model, Listed(1), nothing, settings)
     shrunk = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     linear = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, nn.Linear)}
@@ -98,11 +98,11 @@ def test_weight_decay_is_on_matrices_only():
 
 def test_the_moving_average_is_one():
     model, seen = net(), []
-    ema = make_ema(model, 0.7)
+    ema = EMATeacher(model, decay=0.7)
 
-    def remembering(model, pair):
+    def remembering(model, pair, progress):
         seen.append([p.detach().double().numpy().copy() for p in model.parameters()])
-        return loss(model, pair)
+        return loss(model, pair, progress)
 
     fit(model, Listed(), remembering, PLAIN, ema=ema)
     seen.append([p.detach().double().numpy() for p in model.parameters()])
@@ -112,7 +112,6 @@ def test_the_moving_average_is_one():
         average = [decay * a + (1 - decay) * v for a, v in zip(average, values, strict=True)]
     for a, b in zip(average, ema.module.parameters(), strict=True):
         np.testing.assert_allclose(b.detach().numpy(), a, rtol=1e-5, atol=1e-6)
-    assert make_ema(model, 0.0) is None
 
 
 # --- what is written and logged ---
@@ -121,12 +120,12 @@ def test_the_moving_average_is_one():
 def test_records_are_means_over_the_epoch_and_end_in_files(tmp_path):
     parts = []
 
-    def remembering(model, pair):
-        found = loss(model, pair)
+    def remembering(model, pair, progress):
+        found = loss(model, pair, progress)
         parts.append({name: float(value.detach()) for name, value in found.items()})
         return found
 
-    model, ema = net(), make_ema(net(), 0.9)
+    model, ema = net(), EMATeacher(net(), decay=0.9)
     shown, saved = [], []
 
     def evaluate(m):
@@ -175,7 +174,7 @@ def _one_of_two(rank, folder):
     model = net(0.0)
     if rank:  # only the first process's weights count
         model.load_state_dict({k: v + 1 for k, v in model.state_dict().items()})
-    fit(model, Listed(8, rank, 2), loss, PLAIN, output=folder / f"out{rank}", ema=make_ema(model, 0.9))
+    fit(model, Listed(8, rank, 2), loss, PLAIN, output=folder / f"out{rank}", ema=EMATeacher(model, decay=0.9))
     torch.save(model.state_dict(), folder / f"rank{rank}.pt")
     torch.distributed.destroy_process_group()
 

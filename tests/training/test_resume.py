@@ -14,7 +14,7 @@ from torch import nn
 from toy_training import PLAIN, Listed, assert_equal, interrupt_at, loss, net, weights, without_time
 
 from docvit.training.checkpoint import load_checkpoint
-from docvit.training.ema import make_ema
+from docvit.training.ema import EMATeacher
 from docvit.training.loop import CHECKPOINT, TrainingError, TrainSettings, fit
 
 # --- interrupted and resumed ---
@@ -24,15 +24,15 @@ from docvit.training.loop import CHECKPOINT, TrainingError, TrainSettings, fit
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_resumed_equals_uninterrupted_to_the_bit(tmp_path, step, number):
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-    whole, of_whole = net(), make_ema(net(), 0.9)
+    whole, of_whole = net(), EMATeacher(net(), decay=0.9)
     history = fit(whole, Listed(), loss, PLAIN, ema=of_whole)
 
-    model, ema = net(), make_ema(net(), 0.9)
+    model, ema = net(), EMATeacher(net(), decay=0.9)
     with pytest.raises(KeyboardInterrupt):
         fit(model, Listed(), interrupt_at(step, number), PLAIN, ema=ema, output=tmp_path)
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
     torch.manual_seed(99)  # another process
-    model, ema = net(), make_ema(net(), 0.9)
+    model, ema = net(), EMATeacher(net(), decay=0.9)
     resumed = fit(model, Listed(), loss, PLAIN, ema=ema, output=tmp_path, resume=True)
 
     assert_equal(weights(model, ema.module), weights(whole, of_whole.module))
@@ -53,14 +53,14 @@ def test_twice_interrupted_is_no_worse(tmp_path):
 def test_ctrl_c_finishes_the_step_and_a_second_one_does_not(tmp_path, caplog):
     done = []
 
-    def twice(model, pair):
+    def twice(model, pair, progress):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.01)
         done.append("first")
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.01)
         done.append("second")
-        return loss(model, pair)
+        return loss(model, pair, progress)
 
     with caplog.at_level(logging.WARNING), pytest.raises(KeyboardInterrupt):
         fit(net(), Listed(), twice, PLAIN, output=tmp_path)
@@ -87,10 +87,10 @@ def test_checkpoints_are_written_within_an_epoch(tmp_path):
     impatient = TrainSettings(**{**PLAIN.__dict__, "checkpoint_minutes": 0.0})
     steps = []
 
-    def looking(model, pair):
+    def looking(model, pair, progress):
         if (tmp_path / CHECKPOINT).exists():
             steps.append(load_checkpoint(tmp_path / CHECKPOINT)["values"]["step"])
-        return loss(model, pair)
+        return loss(model, pair, progress)
 
     fit(net(), Listed(), looking, impatient, output=tmp_path)
     assert steps == list(range(1, 21))
@@ -115,7 +115,7 @@ def test_other_settings_data_or_model_are_refused_by_name(tmp_path):
     with pytest.raises(TrainingError, match=r"epochs was 3, lr was 0\.05"):
         resume(tmp_path, settings=other)
     with pytest.raises(TrainingError, match="use of an EMA"):
-        resume(tmp_path, ema=make_ema(net(), 0.9))
+        resume(tmp_path, ema=EMATeacher(net(), decay=0.9))
     with pytest.raises(TrainingError, match="7 batches an epoch, and here are 8"):
         resume(tmp_path, batches=Listed(8))
     with pytest.raises(TrainingError, match="another model"):
@@ -137,9 +137,9 @@ def test_a_damaged_checkpoint(tmp_path, damage):
 def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_last_checkpoint(tmp_path):
     calls = []
 
-    def bursting(model, pair):
+    def bursting(model, pair, progress):
         calls.append(1)
-        parts = loss(model, pair)
+        parts = loss(model, pair, progress)
         return {**parts, "loss": parts["loss"] * (math.inf if len(calls) == 10 else 1)}
 
     with pytest.raises(TrainingError, match=r"epoch 2.*lower the learning rate"):

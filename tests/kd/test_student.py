@@ -11,8 +11,8 @@ from torch import nn
 from docvit.documents.patches import pack
 from docvit.model.config import DocViTConfig
 from docvit.model.docvit import DocViT
-from kd.distill import DistillationError
-from kd.features import Pair, StudentWithProjections, parse_pair, plain, reuse_classifier
+from kd.config import DistillationError
+from kd.student import Pair, StudentWithProjections, parse_pair, plain, reuse_classifier, with_projections
 
 STUDENT = DocViTConfig(**TINY, num_classes=3)
 TEACHER = DocViTConfig(**TINY | {"embed_dim": 48, "depth": 4}, num_classes=3)
@@ -52,18 +52,19 @@ def test_states_that_are_not_there(name):
 
 
 def test_states_that_cannot_be_alike():
-    with pytest.raises(DistillationError, match="pages has one row a page, document one a document"):
+    with pytest.raises(DistillationError, match="pages has one row per page, document one per document"):
         parse_pair("pages:document", STUDENT, TEACHER)
     with pytest.raises(DistillationError, match=r"patch_size 32 and 16, num_registers 2 and 0.*pages and document fit"):
         parse_pair("blocks.0", STUDENT, COARSE)
     assert parse_pair("pages", STUDENT, COARSE) == Pair("pages", "pages")
 
 
-def test_a_pupil_learns_its_projections_and_decays_what_a_docvit_decays():
-    pupil = StudentWithProjections(DocViT(STUDENT), [Pair("pages", "pages")] * 2, DocViT(TEACHER))
-    assert [tuple(p.linear.weight.shape) for p in pupil.projections] == [(48, 32)] * 2
-    spared, _ = param_groups_weight_decay(pupil, 0.1, pupil.no_weight_decay())
-    student_spared, _ = param_groups_weight_decay(pupil.student, 0.1, pupil.student.no_weight_decay())
+def test_a_student_learns_its_projections_and_decays_what_a_docvit_decays():
+    learner = with_projections(DocViT(STUDENT), ["pages", "blocks.0"], DocViT(TEACHER))
+    assert isinstance(learner, StudentWithProjections)
+    assert [tuple(p.linear.weight.shape) for p in learner.projections] == [(48, 32)] * 2
+    spared, _ = param_groups_weight_decay(learner, 0.1, learner.no_weight_decay())
+    student_spared, _ = param_groups_weight_decay(learner.student, 0.1, learner.student.no_weight_decay())
     assert len(spared["params"]) == len(student_spared["params"]) + 2  # the projections' biases
 
 
