@@ -147,7 +147,7 @@ def test_page_order_from_files_to_report_and_not_again(page_order, make_pdf, tmp
     silent = ["--output", tmp_path / "silent", *arguments[3:-3], "--glyphs", 0, "--schemes", "spatial+page"]
     run_main(page_order, monkeypatch, folder, *silent)
     assert len(json.loads((tmp_path / "silent" / "results.json").read_text())["runs"]) == 2
-    with pytest.raises(SystemExit, match="other settings: train epochs was 1, not 2"):
+    with pytest.raises(SystemExit, match="other settings or data: settings train epochs was 1, not 2"):
         run_main(page_order, monkeypatch, *arguments, "--epochs", 2)
     del results["runs"]["spatial+page seed 1"]
     (output / "results.json").write_text(json.dumps({**results, "note": "On small documents."}))
