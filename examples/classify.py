@@ -1,19 +1,15 @@
-"""Classify documents from Python: run `python examples/classify.py [PATH ...]`."""
+"""Classify documents: `python examples/classify.py [PATH ...]`, by default the sample documents."""
 
 import sys
-from pathlib import Path
 
 import docvit
 
-paths = sys.argv[1:] or sorted(str(p) for p in (Path(__file__).parent / "documents").glob("*.pdf"))
+paths = sys.argv[1:] or ["examples/documents/form.pdf", "examples/documents/broken.pdf"]
 
-classifier = docvit.DocumentClassifier.from_pretrained()
-for prediction in classifier.predict(paths):
-    name = Path(prediction.path).name
+classifier = docvit.DocumentClassifier.from_pretrained()  # the bundled model; or a folder; or a hub id
+for prediction in classifier.predict(paths):  # streams; a file that cannot be read yields .error and never raises
     if prediction.error:
-        print(f"{name}: {prediction.error.kind}: {prediction.error.message}")
+        print(f"{prediction.path}: {prediction.error.kind}: {prediction.error.message}")
         continue
-    best = max(zip(prediction.page_relevance, prediction.pages, strict=True))
-    print(
-        f"{name}: {prediction.label} ({prediction.score:.2f}), said loudest by page {best[1]} of {prediction.num_pages}"
-    )
+    share, page = max(zip(prediction.page_relevance, prediction.pages, strict=True))
+    print(f"{prediction.path}: {prediction.label} ({prediction.score:.0%}), {share:.0%} of the evidence on page {page}")

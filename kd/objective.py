@@ -121,7 +121,7 @@ def _losses_of_network(
         terms += [_feature_term(config, model, number, pair, states, given) for number, pair in enumerate(pairs)]
     loss = _weighted_sum([(term.weight, term.value) for term in terms], states["logits"])
     if share is not None:
-        hard = _weighted_sum([(term.alone, term.value) for term in terms if term.alone], states["logits"])
+        hard = _weighted_sum([(term.alone, term.value) for term in terms if term.alone], loss)
         loss = torch.lerp(hard, loss, share.to(hard))
     parts = {term.name: term.value for term in terms} | {"loss": loss}
     if labels is not None:

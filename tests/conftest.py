@@ -241,7 +241,7 @@ def in_two_processes() -> Callable[..., None]:
 def in_the_examples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their modules can be imported."""
     monkeypatch.syspath_prepend(EXAMPLES / "benchmarks")
-    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.syspath_prepend(EXAMPLES / "experiments")
 
 
 def run_main(module: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:

@@ -2,8 +2,8 @@
 
     python examples/benchmarks/cifar10_check.py [--device cuda] [--output check.json]
 
-Made-up images whose class shows in their colour; a teacher at an eighth of its width teaches two students for a few
-steps. Ends with status 1 if a difference is larger than rounding explains.
+Made-up images whose class shows in their colour. Two students are trained for a few steps, one of them with a teacher
+of an eighth of the width. Ends with status 1 if a difference is larger than rounding explains.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""How fast the CIFAR-10 networks train here, beside the plain way, measured in one run.
+"""How fast the CIFAR-10 networks train here, beside a plain loop, measured in one run.
 
     python examples/benchmarks/cifar10_speed.py --data DIR --output speed.json --plain
 
 Ours: uint8 images on the device, augmented there, channels_last, bfloat16 over float32 weights, compiled, one shape.
 Plain: DataLoader with workers, float32 as PyTorch comes (TF32 convolutions), eager. The same networks, batches,
-optimiser and augmentation. An epoch is the median of `--epochs`, the plain way's of two at most, after one to warm up.
+optimiser and augmentation. A time is the median over `--epochs` epochs (plain: at most two), after one to warm up.
 The share of the peak counts three times the forward pass's multiply-accumulates, against a bfloat16 matrix product
 measured in the same run.
 """
@@ -42,10 +42,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON")
     parser.add_argument("--device", default=default_device())
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--images", type=int, help="train on so many only")
+    parser.add_argument("--images", type=int, help="number of training images (default: all)")
     parser.add_argument("--batch-size", type=int, default=500)
-    parser.add_argument("--width", type=float, default=1.0, help="of the teacher")
-    parser.add_argument("--plain", action="store_true", help="measure the plain way too")
+    parser.add_argument("--width", type=float, default=1.0, help="channels of the teacher, as a share")
+    parser.add_argument("--plain", action="store_true", help="measure the plain loop too")
     parser.add_argument("--workers", type=int, default=max(2, min(8, (os.cpu_count() or 2) - 2)))
     parser.add_argument("--no-compile", action="store_true")
     options = parser.parse_args()
@@ -66,24 +66,24 @@ def main() -> None:
         "student": StudentCNN,
     }
     for name, build in networks.items():
-        found[name] = figures = {"ours": ours({name: build()}, None, data, options, device)}
+        found[name] = times = {"ours": ours({name: build()}, None, data, options, device)}
         flops = 6 * count_macs(build()) * (found["images"] // options.batch_size) * options.batch_size
-        figures["share_of_peak"] = flops / figures["ours"] / 1e12 / found["bf16_peak_tflops"]
+        times["share_of_peak"] = flops / times["ours"] / 1e12 / found["bf16_peak_tflops"]
         if options.plain:
-            figures["plain"] = plain(build(), data, options, device)
-            figures["times"] = figures["plain"] / figures["ours"]
-        report(name, ", ".join(f"{key} {value:.3g}" for key, value in figures.items()))
+            times["plain"] = plain(build(), data, options, device)
+            times["times"] = times["plain"] / times["ours"]
+        report(name, ", ".join(f"{key} {value:.3g}" for key, value in times.items()))
     students = {f"alpha {alpha}": StudentCNN() for alpha in (0.5, 0.6, 0.8)}
     for count in (1, 3):
         some = dict(list(students.items())[:count])
-        found[f"taught_students_{count}"] = seconds = ours(some, TeacherCNN(width=options.width), data, options, device)
-        report(f"{count} taught side by side", f"{seconds:.3g} s an epoch, {seconds / count:.3g} s a student")
+        found[f"students_{count}"] = seconds = ours(some, TeacherCNN(width=options.width), data, options, device)
+        report(f"{count} students side by side", f"{seconds:.3g} s per epoch, {seconds / count:.3g} s per student")
     if options.output is not None:
         options.output.write_text(json.dumps(found, indent=2) + "\n")
 
 
-def report(what: str, told: str) -> None:
-    print(f"{what:>24}: {told}", flush=True)
+def report(name: str, text: str) -> None:
+    print(f"{name:>24}: {text}", flush=True)
 
 
 def bf16_peak(device: torch.device, side: int | None = None) -> float:
@@ -108,7 +108,7 @@ def ours(
     options: argparse.Namespace,
     device: torch.device,
 ) -> float:
-    """Seconds of an epoch of `kd.distill.train_networks`, all the networks side by side."""
+    """Seconds per epoch of distillation, all networks side by side."""
     batches = ImageLoader(
         data.train_images,
         data.train_labels,
@@ -138,7 +138,7 @@ def ours(
 
 
 class Images(Dataset[tuple[Tensor, int]]):
-    """What one writes first: an image a call, normalised and augmented on its own."""
+    """The plain data set: one image per call, normalised and augmented by itself."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images, self.labels = images, labels.tolist()
@@ -155,7 +155,7 @@ class Images(Dataset[tuple[Tensor, int]]):
 
 
 def plain(network: nn.Module, data: CIFAR10, options: argparse.Namespace, device: torch.device) -> float:
-    """Seconds of an epoch of the loop that everyone writes."""
+    """Seconds per epoch of the plain loop."""
     loader = DataLoader(
         Images(data.train_images, data.train_labels),
         options.batch_size,

@@ -44,7 +44,7 @@ def draw_pdf(file: Path, pages: int) -> None:
 
 
 def tree(pid: int) -> list[int]:
-    """A process and all below it."""
+    """A process and all its descendants."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         threads = [t.name for t in Path(f"/proc/{pid}/task").iterdir() if t.name != str(pid)]

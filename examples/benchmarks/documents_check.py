@@ -55,7 +55,7 @@ def results(model: nn.Module, batch: docvit.PatchSequence, *, bf16: bool) -> dic
 
 
 def apart(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
-    """The largest distance of two tensors, relative to the larger one's norm and no less than rounding's own."""
+    """The largest distance between two tensors, relative to their norm, or to a thousandth of the largest norm."""
     largest = max(float(value.norm()) for value in theirs.values())
     return max(float((ours[n] - theirs[n]).norm() / max(float(theirs[n].norm()), 1e-3 * largest)) for n in theirs)
 
@@ -82,7 +82,7 @@ def main() -> None:
         about = {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)}
         about["torch"] = torch.__version__
         arguments.output.write_text(json.dumps({**about, "differences": found, "limits": LIMITS}, indent=2) + "\n")
-    sys.exit(any(not value <= LIMITS[p] for figures in found.values() for p, value in figures.items()))
+    sys.exit(any(not value <= LIMITS[p] for differences in found.values() for p, value in differences.items()))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 # All that a GPU is needed for on documents, in one go:  gpu_documents.sh DOCUMENTS.csv OUT [STEP ...]
 #
 # DOCUMENTS.csv has the columns path, label and source_repo. Steps: check, speed (of the positional schemes), linear (no
-# blocks at all, whole sources left out), large (a large model, taught by those), small (the compact one alone),
-# distilled (the compact one, taught by both of the same sources). OUT gets JSON and PNG files. SEEDS (3) and LARGE, the
-# large model's settings, may be set; TOY=1 runs everything at toy size on whatever device there is. Pages are measured
+# blocks at all, whole sources left out), large (a large student of those), small (the compact one from labels),
+# distilled (the compact student of both, of the same sources). OUT gets JSON and PNG files. SEEDS (3) and LARGE, the
+# large model's settings, may be set; TOY=1 runs everything at toy size on whatever device there is. The ink stem's features are computed
 # on CPUs first: to spare the GPU's time, bring OUT.work/runs/views.pt along. See gpu_steps.sh for what happens when it
 # is stopped.
 set -euo pipefail
@@ -14,7 +14,7 @@ shift 2
 steps=("$@")
 [ ${#steps[@]} -gt 0 ] || steps=(check speed linear large small distilled)
 source "$(dirname "$0")/gpu_steps.sh"
-# more than ten times the compact model's FLOPs a page; of the same pages, for what is measured of them to do for all
+# more than ten times the compact model's FLOPs per page; it reads the same pages, so that all share the features
 large=${LARGE:---model docvit_wide_patch32 --lr 5e-4}
 
 lso() { # NAME ARGUMENTS...

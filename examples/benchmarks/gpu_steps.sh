@@ -17,7 +17,7 @@ keep() { # in folders of the same names: a report shows the pictures beside it
   done
 }
 
-# bash comes to these once the step in progress has ended, which a signal to the whole group tells to end as well
+# bash comes to these once the step in progress has ended, which a signal to the whole group ends as well
 trap keep EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM

@@ -1,4 +1,4 @@
-"""Accuracy on sources never trained on: every fold leaves whole sources out, one model a fold and seed.
+"""Accuracy on sources never trained on: every fold leaves whole sources out, one model per fold and seed.
 
     python examples/benchmarks/leave_source_out.py DOCUMENTS.csv --output runs/linear --model docvit_linear_patch32 \\
         --epochs 32 --label-smoothing 0
@@ -6,10 +6,10 @@
     python examples/benchmarks/leave_source_out.py DOCUMENTS.csv --output runs/small --teachers runs/linear
 
 DOCUMENTS.csv has the columns path, label and source_repo. Folds are scikit-learn's StratifiedGroupKFold(5). A run that
-is finished is not repeated; under other settings than those in settings.json neither. With `--teachers`, outputs of
-this script, the model of a seed and fold also learns from theirs of the same fold, which saw the same sources: of all
-their seeds, or with `--same-seed` of its own. What the ink stem measures on pages as they are changed in training holds
-nothing learned: it is measured once, in `--views`, and all runs, whatever their seed, train on that. Writes
+is finished is not repeated; an output folder holds runs of one kind of settings (settings.json). With `--teachers`,
+outputs of this script, the model of a seed and fold also learns from theirs of the same fold, which saw the same
+sources: of all their seeds, or with `--same-seed` of its own. The features that the ink stem computes of augmented
+pages are not learned: they are computed once, into `--views`, and all runs, whatever their seed, train on them. Writes
 results.json: the pooled predictions of all folds scored once per seed (last epoch, never the best), mean and spread
 over seeds, and what the seeds averaged give.
 """
@@ -36,7 +36,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
 
 from measured import measure_all, train_measured
 
@@ -64,25 +64,25 @@ def scores(classifier: DocumentClassifier, held_out: LabelledDocuments) -> np.nd
 
 @dataclass(frozen=True)
 class Plan:
-    """How every model is trained, but for its seed and fold.
+    """How every model is trained, except for its seed and fold.
 
     Attributes:
-        views: how many times each document was seen; in more epochs they come again.
+        views: augmented views per document; further epochs repeat them.
         teachers: outputs of this script.
         same_seed: learn from their model of the same seed alone.
-        teaching: how much is learnt from them, if there are any.
+        config: weights of the distillation loss, where there are teachers.
     """
 
     recipe: Recipe
     folds: int
     views: int
     teachers: tuple[str, ...]
-    teaching: DistillConfig
+    config: DistillConfig
     same_seed: bool = False
 
 
 def pages_seen(config: DocViTConfig) -> list[Any]:
-    """What must be the same for models to learn from the same measured pages."""
+    """The settings that models must share to train on the same features."""
     return [asdict(config.rendering), config.patch_size, config.mean, config.std]
 
 
@@ -102,7 +102,7 @@ def run_fold(
         recipe = replace(plan.recipe, train=replace(plan.recipe.train, seed=seed))
         measured = torch.load(views, mmap=True)["views"]
         models = [load_pretrained(str(teacher)) for teacher in teachers]
-        model, _ = train_measured(data, training, measured, recipe, models, plan.teaching, device=torch.device(device))
+        model, _ = train_measured(data, training, measured, recipe, models, plan.config, device=torch.device(device))
         result.parent.mkdir(parents=True, exist_ok=True)
         save_pretrained(model, result.parent)
         predicted = scores(DocumentClassifier(model, device=device), held_out)
@@ -112,9 +112,9 @@ def run_fold(
 
 
 def see(data: LabelledDocuments, recipe: Recipe, config: DocViTConfig, epochs: int, file: Path, jobs: int) -> None:
-    """Measures the views of the training into `file`, unless they are there; ends the program where they are others."""
+    """Writes the features of all views into `file`, unless it exists; ends the program where it is of others."""
     if config.stem != "ink":
-        raise SystemExit(f"only what the ink stem measures can be kept, and this model has the {config.stem} stem")
+        raise SystemExit(f"only the ink stem's features can be kept, and this model has the {config.stem} stem")
     names = [Path(path).name for path in data.paths]
     about = [names, *pages_seen(config), recipe.max_pages, asdict(recipe.augmentation)]
     digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()
@@ -135,11 +135,17 @@ def data_of(data: LabelledDocuments) -> dict[str, Any]:
 
 
 def settings_of(data: LabelledDocuments, plan: Plan) -> dict[str, Any]:
-    """All that the runs depend on, but for their seeds."""
-    taught = {"teachers": plan.teachers, "teaching": asdict(plan.teaching)} if plan.teachers else {}
+    """All that the runs depend on, except for their seeds."""
+    distillation = {"teachers": plan.teachers, "config": plan.config.as_dict()} if plan.teachers else {}
     if plan.same_seed:
-        taught["same_seed"] = True
-    return {"folds": plan.folds, "data": data_of(data), "views": plan.views, "recipe": asdict(plan.recipe), **taught}
+        distillation["same_seed"] = True
+    return {
+        "folds": plan.folds,
+        "data": data_of(data),
+        "views": plan.views,
+        "recipe": asdict(plan.recipe),
+        **distillation,
+    }
 
 
 def agree_on_settings(folder: Path, settings: dict[str, Any]) -> None:
@@ -164,7 +170,7 @@ def find_teachers(
         if not (runs / SETTINGS).exists():
             raise SystemExit(f"{runs} is no output of this script")
         if differing := other_data(settings, json.loads((runs / SETTINGS).read_text())):
-            raise SystemExit(f"{runs} cannot teach: {'; '.join(differing)}")
+            raise SystemExit(f"{runs} cannot be the teachers: {'; '.join(differing)}")
         for seed, fold in tasks:
             files = runs.glob(f"seed-{seed if plan.same_seed else '*'}/fold-{fold + 1}/{PREDICTIONS}")
             folders = [file.parent for file in sorted(files)]
@@ -180,7 +186,7 @@ def find_teachers(
 
 
 def other_data(asked: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """In what the folds and documents of two settings differ."""
+    """How the folds and documents of two settings differ."""
     about = [json.loads(json.dumps({name: these[name] for name in ("folds", "data")})) for these in (found, asked)]
     return differences(*about)
 
@@ -225,7 +231,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--views", type=Path, default=Path("runs/views.pt"), help="file for what the stem measures")
+    parser.add_argument("--views", type=Path, default=Path("runs/views.pt"), help="file of the stem's features")
     parser.add_argument("--group-by", default="source_repo")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=1)
@@ -234,20 +240,20 @@ def main() -> None:
     parser.add_argument("--label-smoothing", type=float, default=Recipe.label_smoothing)
     parser.add_argument("--mix-pages", type=float, default=Recipe.mix_pages)
     parser.add_argument("--model", default=Recipe.model, help="name of a variant")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of DocViTConfig")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="setting of DocViTConfig")
     parser.add_argument(
-        "--teachers", nargs="+", default=[], metavar="RUNS", help="outputs of this script to learn from"
+        "--teachers", nargs="+", default=[], metavar="RUNS", help="outputs of this script whose models are the teachers"
     )
-    parser.add_argument("--same-seed", action="store_true", help="learn from their model of the same seed alone")
+    parser.add_argument("--same-seed", action="store_true", help="only their model of the same seed is a teacher")
     parser.add_argument("--alpha", type=float, default=1.0)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
-        "--jobs", type=int, default=1, help="folds trained side by side, each on one core; measuring too"
+        "--jobs", type=int, default=1, help="folds trained side by side, each on one core; the features too"
     )
     arguments = parser.parse_args()
     if arguments.same_seed and not arguments.teachers:
-        parser.error("--same-seed says which models of --teachers teach: give those")
+        parser.error("--same-seed chooses among --teachers: give those too")
     data = read_labelled(arguments.data, group_column=arguments.group_by)
     changes = {name: _value(text) for name, _, text in (change.partition("=") for change in arguments.set)}
     recipe = Recipe(
@@ -257,9 +263,9 @@ def main() -> None:
         label_smoothing=arguments.label_smoothing,
         train=TrainSettings(epochs=arguments.epochs, lr=arguments.lr, bf16=False),
     )
-    teaching = DistillConfig(alpha=arguments.alpha, temperature=arguments.temperature)
+    distil = DistillConfig(alpha=arguments.alpha, temperature=arguments.temperature)
     views = min(arguments.epochs, TrainSettings.epochs)
-    plan = Plan(recipe, arguments.folds, views, tuple(arguments.teachers), teaching, arguments.same_seed)
+    plan = Plan(recipe, arguments.folds, views, tuple(arguments.teachers), distil, arguments.same_seed)
     device = choose_device(arguments.device)
     config, settings = build_model(recipe, data.classes).config, settings_of(data, plan)
     tasks = list(itertools.product(range(arguments.seeds), range(plan.folds)))
@@ -287,7 +293,7 @@ def main() -> None:
     versions = {"torch": torch.__version__, "timm": timm.__version__}
     machine = {"device": describe_device(device), "cores": arguments.jobs, "platform": platform.platform()}
     results = {**settings, "seeds": arguments.seeds, "summary": summary, "seeds averaged": averaged}
-    results |= {"teachers a model": counts.pop(), "runs": runs, "versions": versions, "machine": machine}
+    results |= {"teachers per model": counts.pop(), "runs": runs, "versions": versions, "machine": machine}
     results["command"] = " ".join(["python", "examples/benchmarks/leave_source_out.py", "documents.csv", *sys.argv[2:]])
     draw_confusion(runs, data.classes, arguments.output / "confusion.png")
     (arguments.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
@@ -300,7 +306,7 @@ def log_losses(table: np.ndarray, labels: Sequence[int]) -> np.ndarray:
 
 
 def judge(table: np.ndarray, labels: list[int], classes: tuple[str, ...]) -> dict[str, Any]:
-    """What `docvit.data.metrics.report` says of scores (documents, classes), and their log loss."""
+    """The metrics of scores (documents, classes), and their log loss."""
     return {**report(table, labels, classes).as_dict(), "log_loss": float(log_losses(table, labels).mean())}
 
 

@@ -1,11 +1,10 @@
 """How much better one output of leave_source_out.py is than another, document by document, and how sure that is.
 
-    python examples/benchmarks/paired_gain.py DOCUMENTS.csv runs/taught runs/alone
+    python examples/benchmarks/paired_gain.py DOCUMENTS.csv runs/small runs/alone
 
-Both must be of these documents, and of the same folds. What a model is right on, and its log loss, are averaged over
-seeds; the difference is their mean over documents. Its 95 % interval is a cluster bootstrap over sources: documents of
-one source are alike, so that sources and not documents are what there could have been others of. It knows nothing of
-how seeds differ, nor of what was chosen while looking at these folds.
+Both must be of these documents and folds. Whether a model is right, and its log loss, are averaged over seeds; the
+difference is their mean over documents. Its 95 % interval is a cluster bootstrap over sources, since documents of one
+source are alike. It leaves out how seeds differ, and what was chosen while looking at these folds.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ from scipy.stats import bootstrap
 
 from docvit.data.labels import read_labelled, split_groups
 
-MEASURES = ("accuracy", "log_loss")  # of the one more is better, of the other less
+MEASURES = ("accuracy", "log_loss")  # higher is better, lower is better
 
 
 def judged(runs: Path, labels: Sequence[Sequence[int]]) -> tuple[np.ndarray, int]:
-    """What the finished seeds of `runs` make of each document on average (documents, 2), and how many there are.
+    """Accuracy and log loss per document, averaged over the finished seeds of `runs` (documents, 2), and their number.
 
-    Right or not, and log loss; `labels` fold by fold.
+    `labels` fold by fold.
     """
     tables = []
     for seed in sorted(runs.glob("seed-*")):
@@ -47,7 +46,7 @@ def judged(runs: Path, labels: Sequence[Sequence[int]]) -> tuple[np.ndarray, int
 
 
 def interval(differences: np.ndarray, groups: Sequence[str]) -> dict[str, float]:
-    """The mean of `differences` (documents,), and where 95 % of it lie when groups are drawn anew."""
+    """The mean of `differences` (documents,) and its 95 % interval, groups resampled."""
     _, own = np.unique(groups, return_inverse=True)
     sums, counts = np.bincount(own, differences), np.bincount(own)
     drawn = bootstrap(
@@ -95,10 +94,10 @@ def main() -> None:
     against = {}
     for runs, (other, of_other) in zip(arguments.others, others, strict=True):
         found = against[str(runs)] = {"seeds": of_other, **compare(one, other, groups)}
-        told = [
+        shown = [
             f"{k} {v['mean']:+.3f} ({v['low']:+.3f} to {v['high']:+.3f})" for k, v in found.items() if k in MEASURES
         ]
-        print(f"{arguments.runs} ({seeds} seeds) against {runs} ({of_other}): {', '.join(told)}")
+        print(f"{arguments.runs} ({seeds} seeds) against {runs} ({of_other}): {', '.join(shown)}")
     if arguments.output:
         command = " ".join(["python", "examples/benchmarks/paired_gain.py", "documents.csv", *sys.argv[2:]])
         results = {"of": str(arguments.runs), "seeds": seeds, "against": against, "command": command}

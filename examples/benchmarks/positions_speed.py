@@ -1,10 +1,10 @@
-"""What another positional scheme costs: forward and backward passes, relative to spatial+page in the same run.
+"""Training throughput of positional schemes: forward and backward passes, relative to spatial+page in the same run.
 
     python examples/benchmarks/positions_speed.py --output results/positions_speed.json
 
-One model of each scheme, the same batch for all, in turns whose order is drawn anew each time. A scheme's
+One model per scheme, the same batch for all, in turns of random order. A scheme's
 throughput is the median over the turns of spatial+page's time divided by its own. spatial+page itself is measured
-twice a turn: its second row shows how far noise alone takes a figure from 1.
+twice per turn: its second row shows how far noise alone takes the ratio from 1.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def measure(models: Mapping[str, nn.Module], batch: docvit.PatchSequence, turns:
     """Seconds (turns, models); a first turn warms up and is not counted."""
     names, found, random = list(models), np.zeros((turns + 1, len(models))), np.random.default_rng(0)
     for turn in tqdm(range(turns + 1), disable=None):
-        for place in random.permutation(len(names)):
-            found[turn, place] = seconds(models[names[place]], batch, bf16=bf16)
+        for index in random.permutation(len(names)):
+            found[turn, index] = seconds(models[names[index]], batch, bf16=bf16)
     return found[1:]
 
 
@@ -68,7 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="docvit_small_patch16")
     parser.add_argument("--documents", type=int, default=4)
-    parser.add_argument("--pages", type=int, default=6, help="of a document")
+    parser.add_argument("--pages", type=int, default=6, help="pages per document")
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--device")
     parser.add_argument("--output", type=Path)
@@ -104,9 +104,9 @@ def main() -> None:
         "versions": {name: version(name) for name in ("torch", "timm")},
         "machine": {"platform": platform.platform(), "cores": torch.get_num_threads(), "device": str(device)},
     }
-    for name, figures in result["schemes"].items():
-        low, high = figures["throughput_quartiles"]
-        print(f"{name:>20}: {figures['throughput']:.3f}  (half of the turns {low:.3f} to {high:.3f})")
+    for name, scheme in result["schemes"].items():
+        low, high = scheme["throughput_quartiles"]
+        print(f"{name:>20}: {scheme['throughput']:.3f}  (half of the turns {low:.3f} to {high:.3f})")
     if arguments.output:
         arguments.output.write_text(json.dumps(result, indent=1) + "\n")
 

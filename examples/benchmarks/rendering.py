@@ -35,7 +35,7 @@ from docvit.documents.rendering import Rendering
 RENDERING = Rendering(size=224, supersample=2)
 SUPERSAMPLES = (1, 2, 4)
 REFERENCE = 8
-PASSES = 4  # over the files for ours, since one would be over too soon to be measured well
+PASSES = 4  # over the files for ours: a single pass is too short to be measured well
 
 
 def ours(path: str) -> int:

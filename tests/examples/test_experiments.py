@@ -127,13 +127,13 @@ def test_sources_left_out_under_other_settings_are_left_alone(tmp_path):
     before = (tmp_path / "out" / module.SETTINGS).read_bytes()
     longer = module.settings_of(data, replace(plan, recipe=Recipe(train=TrainSettings(epochs=99))))
     relabelled = module.settings_of(replace(data, labels=(1, 0)), plan)
-    for other, told in ((longer, "recipe train epochs was 16, not 99"), (relabelled, "data sha256 was")):
-        with pytest.raises(SystemExit, match=f"other settings: {told}"):
+    for other, message in ((longer, "recipe train epochs was 16, not 99"), (relabelled, "data sha256 was")):
+        with pytest.raises(SystemExit, match=f"other settings: {message}"):
             module.agree_on_settings(tmp_path / "out", other)
     assert (tmp_path / "out" / module.SETTINGS).read_bytes() == before
 
 
-def test_a_student_learns_from_the_models_of_its_fold_on_what_was_measured_once(corpus, tmp_path, monkeypatch):
+def test_a_student_learns_from_the_models_of_its_fold_on_features_computed_once(corpus, tmp_path, monkeypatch):
     module, runs = importlib.import_module("leave_source_out"), tmp_path / "runs"
     arguments = [sources(corpus, tmp_path), "--views", runs / "views.pt", "--group-by", "source", "--folds", 2]
     arguments += ["--epochs", 2, "--set", "page_size=64", "--set", "embed_dim=16"]
@@ -143,7 +143,7 @@ def test_a_student_learns_from_the_models_of_its_fold_on_what_was_measured_once(
     run_main(module, monkeypatch, *arguments, "--output", runs / "student", "--teachers", runs / "teachers")
     assert (runs / "views.pt").stat().st_mtime_ns == measured
     found = {name: json.loads((runs / name / "results.json").read_text()) for name in ("teachers", "student")}
-    assert [found[name]["teachers a model"] for name in found] == [0, 1]
+    assert [found[name]["teachers per model"] for name in found] == [0, 1]
     assert found["student"]["summary"]["log_loss"]["mean"] == found["student"]["seeds averaged"]["log_loss"] > 0
     trained = load_pretrained(runs / "student" / "seed-0" / "fold-1")
     assert (trained.config.stem, len(trained.blocks)) == ("ink", 3)
@@ -209,10 +209,12 @@ def test_gains_are_paired_and_their_interval_is_over_sources(tmp_path, corpus, m
         """Models that are right on the documents of some sources, sure of .8."""
         for seed, fold in itertools.product(range(seeds), range(2)):
             part, file = held_out[fold], lso.result_of(tmp_path / name, (seed, fold))
-            said = [y if group in right else (y + 1) % 3 for y, group in zip(part.labels, part.groups, strict=True)]
+            predicted = [
+                y if group in right else (y + 1) % 3 for y, group in zip(part.labels, part.groups, strict=True)
+            ]
             file.parent.mkdir(parents=True)
-            told = {"scores": (0.1 + 0.7 * np.eye(3)[said]).tolist(), "labels": list(part.labels)}
-            file.write_text(json.dumps(told))
+            found = {"scores": (0.1 + 0.7 * np.eye(3)[predicted]).tolist(), "labels": list(part.labels)}
+            file.write_text(json.dumps(found))
         about = {"folds": 2, "data": lso.data_of(data)}
         (tmp_path / name / lso.SETTINGS).write_text(json.dumps(about))
 
@@ -252,5 +254,5 @@ def test_verdicts_know_the_spread():
     assert scheme_report.compare(rows, "a", "c", "x")[1] == 0
     assert scheme_report.compare(rows, "a", "b", "x", among=500)[1] == 0  # the best of many is ahead by chance
     assert scheme_report.compare(rows, "a", "d", "x") == ("", 0)
-    assert scheme_report.told(["a", "d"], ["it is", ""])[1].endswith("for want of seeds: `d`")
+    assert scheme_report.verdicts(["a", "d"], ["it is", ""])[1].endswith("for want of seeds: `d`")
     assert scheme_report.reaching(rows, "x", 90) == "`a`, `c`"

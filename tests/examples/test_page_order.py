@@ -83,17 +83,17 @@ def test_page_independent_encoding_is_at_half_by_construction(page_order, scheme
 
 
 def test_a_page_is_told_what_sets_it_apart(page_order):
-    figures, counts = torch.randn(7, 5), torch.tensor([3, 4])
-    found = page_order.set_apart(figures, counts)
+    features, counts = torch.randn(7, 5), torch.tensor([3, 4])
+    found = page_order.set_apart(features, counts)
     for here, there in ((0, 3), (3, 7)):
         for page in range(here, there):
-            others = torch.cat([figures[here:page], figures[page + 1 : there]])
-            expected = (figures[page] - others.mean(0)) / (others.std(0, unbiased=False) + 0.25)
+            others = torch.cat([features[here:page], features[page + 1 : there]])
+            expected = (features[page] - others.mean(0)) / (others.std(0, unbiased=False) + 0.25)
             torch.testing.assert_close(found[page], expected, rtol=1e-4, atol=1e-4)
-    figures[1] += 60  # a page unlike any other
+    features[1] += 60  # a page unlike any other
     order = torch.tensor([2, 0, 1, 6, 4, 5, 3])
     torch.testing.assert_close(
-        page_order.set_apart(figures[order], counts), page_order.set_apart(figures, counts)[order], rtol=0, atol=1e-5
+        page_order.set_apart(features[order], counts), page_order.set_apart(features, counts)[order], rtol=0, atol=1e-5
     )
 
 
@@ -147,7 +147,7 @@ def test_page_order_from_files_to_report_and_not_again(page_order, make_pdf, tmp
     silent = ["--output", tmp_path / "silent", *arguments[3:-3], "--glyphs", 0, "--schemes", "spatial+page"]
     run_main(page_order, monkeypatch, folder, *silent)
     assert len(json.loads((tmp_path / "silent" / "results.json").read_text())["runs"]) == 2
-    with pytest.raises(SystemExit, match="other settings: train epochs was 1, not 2"):
+    with pytest.raises(SystemExit, match="other settings or data: settings train epochs was 1, not 2"):
         run_main(page_order, monkeypatch, *arguments, "--epochs", 2)
     del results["runs"]["spatial+page seed 1"]
     (output / "results.json").write_text(json.dumps({**results, "note": "On small documents."}))
@@ -182,10 +182,10 @@ def test_digits_side_by_side_are_a_number_and_letters_beside_them_are_none(glyph
     def read(text, gaps=(), raised=()):
         """Glyphs of 8 x 12 px, 2 px apart, and more behind those of `gaps`."""
         boxes, x = [], 100
-        for place, _ in enumerate(text):
-            y = 900 - 5 * (place in raised)
+        for index, _ in enumerate(text):
+            y = 900 - 5 * (index in raised)
             boxes.append((x, y, x + 8, y + 12))
-            x += 10 + 6 * (place in gaps)
+            x += 10 + 6 * (index in gaps)
         classes = [int(c) if c.isdecimal() else glyphs.LETTER if c.isalpha() else glyphs.OTHER for c in text]
         found = page_numbers.numbers_of(np.array(classes), np.array(boxes).reshape(-1, 4))
         return found[:, 0].astype(int).tolist(), found[:, 1:].tolist()
@@ -219,26 +219,26 @@ def test_drawn_glyphs_are_of_all_classes_in_batches_that_resume(glyphs):
     assert glyphs.read_glyphs(reader, wide)[1:].tolist() == [glyphs.LETTER] * 2
 
 
-def told(page_numbers, *pages):
-    """What is told of a document whose pages have these numbers, each with its place."""
+def compared(page_numbers, *pages):
+    """How the numbers of a document's pages compare, each given with its position."""
     numbers = torch.full((len(pages), page_numbers.NUMBERS, 3), torch.nan)
     for page, found in enumerate(pages):
-        for place, number in enumerate(found):
-            numbers[page, place] = torch.tensor(number, dtype=torch.float)
+        for index, number in enumerate(found):
+            numbers[page, index] = torch.tensor(number, dtype=torch.float)
     return page_numbers.compare_numbers(numbers)
 
 
 def test_numbers_are_compared_with_those_in_the_same_place(page_numbers):
-    foot = told(page_numbers, *([(i, 0.5, 0.95)] for i in (3, 4, 12)))
+    foot = compared(page_numbers, *([(i, 0.5, 0.95)] for i in (3, 4, 12)))
     assert foot.tolist() == [[0, 0, -1, 1], [0, 0, 0, 1], [0, 0, 1, 1]]
     # left and right pages; a first page without number
-    mirrored = told(page_numbers, [], [(2, 0.1, 0.05)], [(3, 0.9, 0.05)])
+    mirrored = compared(page_numbers, [], [(2, 0.1, 0.05)], [(3, 0.9, 0.05)])
     assert mirrored.tolist() == [[0, 0, 0, 0], [-0.5, 0.5, 0, 0], [0.5, 0.5, 0, 0]]
-    assert not told(page_numbers, [(2026, 0.5, 0.95)], [(2026, 0.5, 0.95)]).any()
-    assert not told(page_numbers, [(1, 0.5, 0.95)], [(2, 0.6, 0.95)], [(3, 0.5, 0.9)]).any()
+    assert not compared(page_numbers, [(2026, 0.5, 0.95)], [(2026, 0.5, 0.95)]).any()
+    assert not compared(page_numbers, [(1, 0.5, 0.95)], [(2, 0.6, 0.95)], [(3, 0.5, 0.9)]).any()
     # what is nearer to the edge and differs counts more than all the rest
     one, other = ([(7, 0.1, 0.99), (n, 0.5, 0.95), *((9 - n, x, 0.9) for x in (0.2, 0.3, 0.4))] for n in (1, 2))
-    assert told(page_numbers, one, other)[:, 2].tolist() == [-1, 1]
+    assert compared(page_numbers, one, other)[:, 2].tolist() == [-1, 1]
 
 
 def test_comparisons_say_nothing_about_the_order(page_numbers):
@@ -276,7 +276,7 @@ def test_in_training_numbers_are_left_out_or_drawn(page_order, page_numbers, sil
 
 
 def test_numbers_are_read_off_the_pages_they_are_printed_on(page_order, page_numbers, glyphs, tmp_path, monkeypatch):
-    """Of a long document too, some of whose pages are left out. What is drawn is told by what was found before."""
+    """Of a long document too, some of whose pages are left out. A digit is recognised by its image."""
     numbers = {str(digit): None for digit in range(10)}
     font = ImageFont.load_default(24)
 

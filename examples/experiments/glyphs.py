@@ -1,8 +1,8 @@
-"""Digits at the edges of pages, found by their ink and read by a small DocViT that has learnt on drawn ones.
+"""Digits at the edges of pages, found by their ink and read by a small DocViT trained on drawn digits.
 
-What could be a digit is found in the uppermost and lowest parts of a page, and read as a document of one page,
-16 x 16 px. No real document is learnt from, so that whole sources stay unseen; sizes and gaps below were settled by
-looking at real ones.
+What could be a digit is found in the uppermost and lowest parts of a page, and read as a document of one page, 16 x 16
+px. No real document is trained on, so that whole sources stay unseen; sizes and gaps below were chosen by looking at
+real documents.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ def train_reader(glyphs: int, epochs: int, *, seed: int = 0) -> DocViT:
         **{"stem": "conv", "in_chans": 1, "patch_size": PATCH, "grid": (SIDE // PATCH,) * 2, "max_pages": 1},
     )
 
-    def loss(model: nn.Module, batch: DocumentBatch) -> dict[str, Tensor]:
+    def loss(model: nn.Module, batch: DocumentBatch, progress: float) -> dict[str, Tensor]:
         return {"loss": F.cross_entropy(model(batch.sequence).float(), batch.labels, label_smoothing=0.02)}
 
     settings = TrainSettings(epochs=epochs, lr=2e-3, weight_decay=0.05, bf16=False, seed=seed)

@@ -1,23 +1,23 @@
-"""Are the pages in order? Real documents, untouched or with pages moved, told apart by what their pages look like.
+"""Are the pages in order? Real documents, untouched or with pages moved, and a model that tells one from the other.
 
-    python examples/page_order.py DOCUMENTS.csv --output runs/page_order
-    python examples/page_order.py FOLDER_OF_PDFS --output runs/page_order
+    python examples/experiments/page_order.py DOCUMENTS.csv --output runs/page_order
+    python examples/experiments/page_order.py FOLDER_OF_PDFS --output runs/page_order
 
 Three ways to move pages: `reversed`, `first-last` (the first page moved to the end) and `swapped` (two pages, chosen at
-random, exchanged). One model a scheme and seed learns to tell how much in order a document is, from its own order and
-moved ones. A document is then called reversed if it would be more in order the other way round, and likewise for the
-other moves; each is judged alone, half of the cases untouched. Whole sources are left out for testing: fold S of
+random, exchanged). One model per scheme and seed learns a score of how much in order a document is, from its own order
+and moved ones. A document is then called reversed if it would be more in order the other way round, and likewise for
+the other moves; each is judged alone, half of the cases untouched. Whole sources are left out for testing: fold S of
 scikit-learn's StratifiedGroupKFold(5) for seed S (each file is its own source where a folder is given). Documents have
 three pages or more; of a longer one than eight, the first, the last and six others are seen, numbered anew, so that
-neither their count nor their place says anything.
+neither their count nor their index is a clue.
 
 Page-independent encoding with pooling is at 50 % by construction: its output does not depend on the order of its input,
-so that it says the same of a document before and after its pages are moved. All schemes alike are told, page by page,
-what sets a page apart from the others of its document, and how the numbers at its edges compare with theirs
-(`ApartStem`, which the library does not have): no order comes through that.
+so it is the same before and after the pages are moved. In all schemes class tokens also get how a page differs from the
+others of its document, and how the numbers at its edges compare with theirs (`ApartStem`, which the library does not
+have): neither depends on the order of the pages.
 
-What the ink stem measures on a page holds nothing learned. It is measured once, on the page as it is and on changed
-copies, and numbers are read once (`page_numbers`). All models train on that: a run takes some three minutes on a core.
+The ink stem's features are not learned. They are computed once, of the page as it is and of augmented copies, and
+numbers are read once (`page_numbers`). All models train on them: a run takes about three minutes on one core.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ import torch.nn.functional as F
 from glyphs import train_reader
 from measured import Kept, MeasuredSequence, MeasuredStem, Page, measure, pages_of, put_together
 from page_moves import COPIES, TASKS, moved, ordered, undone
-from page_numbers import NUMBERS, TOLD, compare_numbers, numbering, read_numbers
+from page_numbers import COMPARED, NUMBERS, compare_numbers, numbering, read_numbers
 from runs import configuration, one_core, open_results, parser, run_all
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -55,22 +55,21 @@ from docvit.training.loop import TrainSettings, fit
 
 SCHEMES = ("page-independent", "pages-concat", "continued", "sincos", "sincos2d+page", "spatial+page", "rope")
 PLACES = 3  # first, last, between
-SAME = 1e-3  # a difference that rounding may make
-PAGES_FILE, NUMBERS_FILE = "pages.pt", "numbers.pt"  # to delete where what they hold is measured or read otherwise
+SAME = 1e-3  # a difference that rounding can make
+PAGES_FILE, NUMBERS_FILE = "pages.pt", "numbers.pt"  # delete them after a change to what they hold
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What results depend on, beside scheme and seed.
+    """All that results depend on, except for scheme and seed.
 
     Attributes:
         max_pages: pages of a document that are seen, its first and last always among them.
-        views: how many times each page is measured: as it is, and changed.
+        views: per page, the first one without augmentation.
         glyphs, glyph_epochs: drawn for the model that reads numbers, and how often it sees them.
-        documents: documents a batch, each in several orders.
+        documents: per batch, each in several orders.
         silent, numbered: shares of documents in training whose numbers are left out, and which are given drawn page
-            numbers before their own: by its looks, and by its numbers, a document's order is to be told also where the
-            other says nothing.
+            numbers before their own: the model has to learn a document's order from looks alone and from numbers alone.
         place_loss: weight of a second loss: page tokens tell whether their page was first, last or between before pages
             were moved. A document has one order, but many pages to learn from.
         position_std: of learned tables at the start; their usual 0.02 would take half of so short a run to grow.
@@ -106,59 +105,58 @@ class Settings:
 
 
 class ApartStem(MeasuredStem):
-    """The ink stem, whose class tokens are also told what sets their page apart from the others of its document.
+    """The ink stem, whose class tokens also get how their page differs from the others of its document.
 
-    Figure by figure: how many standard deviations, and in which direction; and how its numbers compare with theirs,
-    which stands behind what was measured of the page: `statistics` (N, S + 4).
+    Per statistic: by how many standard deviations, and in which direction. How the page's numbers compare with theirs
+    stands behind the page's own statistics: `statistics` (N, S + 4).
     """
 
     def __init__(self, in_chans: int, patch_size: int, dim: int) -> None:
         super().__init__(in_chans, patch_size, dim)
         self.page_proj = nn.Linear(3 * self.page_proj.in_features, dim)
-        self.number_proj = nn.Linear(TOLD, dim)
+        self.number_proj = nn.Linear(COMPARED, dim)
 
     def observe(self, batch: PatchSequence, page_lengths: Tensor) -> tuple[Tensor, Tensor]:
         features, statistics = super().observe(batch, page_lengths)
-        return features, statistics[:, :-TOLD]
+        return features, statistics[:, :-COMPARED]
 
     def project_pages(self, statistics: Tensor, batch: PatchSequence) -> Tensor:
         assert isinstance(batch, MeasuredSequence)
         apart = set_apart(statistics.detach(), batch.document_bounds.diff())
         root = apart.abs().sqrt()
-        figures = torch.cat([statistics, root, root * apart.sign()], 1)
-        # 3: of the size of the other figures
-        return self.page_proj(figures) + self.number_proj(3 * batch.statistics[:, -TOLD:])
+        features = torch.cat([statistics, root, root * apart.sign()], 1)
+        # 3: about as large as the other features
+        return self.page_proj(features) + self.number_proj(3 * batch.statistics[:, -COMPARED:])
 
 
-def set_apart(figures: Tensor, counts: Tensor) -> Tensor:
+def set_apart(statistics: Tensor, counts: Tensor) -> Tensor:
     """How far each page (N, F) is from the others of its document, in deviations; `counts` (B,) pages, at least 2.
 
-    In float64, or what is said would depend on the order of pages by more than the last digits.
+    In float64, or the result would depend on the order of pages by more than the last digits.
     """
     own, pages = torch.arange(len(counts)).repeat_interleave(counts), counts.repeat_interleave(counts)[:, None]
 
     def of_others(x: Tensor) -> Tensor:
         return (x.new_zeros(len(counts), x.shape[1]).index_add(0, own, x)[own] - x) / (pages - 1)
 
-    exact = figures.double()
+    exact = statistics.double()
     mean, square = of_others(exact), of_others(exact.square())
     deviation = (square - mean.square()).clamp(min=0).sqrt()
-    apart = (exact - mean) / (deviation + 0.25)  # figures that hardly differ in a document say little
-    return apart.to(figures.dtype)
+    apart = (exact - mean) / (deviation + 0.25)  # where pages hardly differ, a small difference is noise
+    return apart.to(statistics.dtype)
 
 
 class Document(NamedTuple):
-    """What was measured and read of one."""
+    """The features and numbers of one document."""
 
     views: list[list[Page]]  # views x pages; the first view is the pages as they are
     numbers: Tensor  # (pages, 12, 3), as `read_page` gives them
 
 
 def with_numbers(pages: Sequence[Page], numbers: Tensor) -> list[Page]:
-    """Pages that are also told how their numbers (pages, 12, 3) compare."""
-    told = compare_numbers(numbers)
-    pairs = zip(pages, told, strict=True)
-    return [page._replace(statistics=torch.cat([page.statistics, figures])) for page, figures in pairs]
+    """Pages with how their numbers (pages, 12, 3) compare behind their statistics."""
+    pairs = zip(pages, compare_numbers(numbers), strict=True)
+    return [page._replace(statistics=torch.cat([page.statistics, compared])) for page, compared in pairs]
 
 
 def build(scheme: str, settings: Settings, stem: type[InkStem] = ApartStem) -> DocViT:
@@ -171,45 +169,45 @@ def build(scheme: str, settings: Settings, stem: type[InkStem] = ApartStem) -> D
 
 
 def measure_all(data: LabelledDocuments, settings: Settings) -> dict[int, list[Kept]]:
-    """All views by place in the data set, without the documents that are too short."""
+    """All views by index in the data set, without the documents that are too short."""
     model = build("page-independent", settings, InkStem)
     files, errors = PageCache(default_cache(), model.config.rendering).prepare(data.paths)
     for error in errors:
         tqdm.write(f"left out: {type(error).__name__}: {error}")
     measured = {}
-    for place, path in enumerate(tqdm(data.paths, desc="measuring", unit="doc", disable=None)):
+    for index, path in enumerate(tqdm(data.paths, desc="measuring", unit="doc", disable=None)):
         document = CachedDocument.open(files[path]) if path in files else None
         if document is not None and len(document.indices) >= settings.min_pages:
             pages = document.load(document.indices)
-            measured[place] = [_view(pages, model, settings, place, view) for view in range(settings.views)]
+            measured[index] = [_view(pages, model, settings, index, view) for view in range(settings.views)]
     return measured
 
 
-def _view(pages: PageStack, model: DocViT, settings: Settings, place: int, view: int) -> Kept:
+def _view(pages: PageStack, model: DocViT, settings: Settings, index: int, view: int) -> Kept:
     if view:
         mean, std = model.config.mean[0], model.config.std[0]
-        changed = augment(pages.pages, settings.augmentation, np.random.default_rng((view, place)))
+        changed = augment(pages.pages, settings.augmentation, np.random.default_rng((view, index)))
         pages = pages._replace(pages=[(page - mean) / std for page in changed])
     return measure(model, model.pack([pages]))
 
 
 def read_all(data: LabelledDocuments, settings: Settings, jobs: int) -> dict[int, dict[int, Tensor]]:
-    """The numbers at the edges of all documents' pages, by place in the data set and page index."""
+    """The numbers at the edges of all documents' pages, by index in the data set and page index."""
     if not settings.glyphs:
         return {}
-    where = {path: place for place, path in enumerate(data.paths)}
+    index = {path: i for i, path in enumerate(data.paths)}
     with one_core():
         reader = train_reader(settings.glyphs, settings.glyph_epochs)
-        return {where[path]: numbers for path, numbers in read_numbers(reader, data.paths, workers=jobs)}
+        return {index[path]: numbers for path, numbers in read_numbers(reader, data.paths, workers=jobs)}
 
 
 def load(folder: Path) -> dict[int, Document]:
-    """What `measure_all` and `read_all` gave."""
+    """The documents of `measure_all` and `read_all`, by index in the data set."""
     numbers, documents = torch.load(folder / NUMBERS_FILE), {}
     none = torch.full((NUMBERS, 3), torch.nan)
-    for place, kept in torch.load(folder / PAGES_FILE, mmap=True).items():
-        views, read = [pages_of(view) for view in kept], numbers.get(place, {})
-        documents[place] = Document(views, torch.stack([read.get(int(page.index), none) for page in views[0]]))
+    for index, kept in torch.load(folder / PAGES_FILE, mmap=True).items():
+        views, read = [pages_of(view) for view in kept], numbers.get(index, {})
+        documents[index] = Document(views, torch.stack([read.get(int(page.index), none) for page in views[0]]))
     return documents
 
 
@@ -228,13 +226,13 @@ class Shuffled:
 
     def __iter__(self) -> Iterator[DocumentBatch]:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.documents))
-        for number, places in list(enumerate(np.array_split(order, len(self))))[self.skip :]:
-            yield self._batch(places, np.random.default_rng((self.seed, self.epoch, number)))
+        for number, indices in list(enumerate(np.array_split(order, len(self))))[self.skip :]:
+            yield self._batch(indices, np.random.default_rng((self.seed, self.epoch, number)))
 
-    def _batch(self, places: np.ndarray, random: np.random.Generator) -> DocumentBatch:
+    def _batch(self, indices: np.ndarray, random: np.random.Generator) -> DocumentBatch:
         copies, truth = [], []
-        for place in places:
-            document = self.documents[place]
+        for index in indices:
+            document = self.documents[index]
             view = document.views[random.integers(self.settings.views)]
             chosen = self._some(len(view), random)
             pages = with_numbers([view[i] for i in chosen], self._numbers(document.numbers[chosen], random))
@@ -243,7 +241,7 @@ class Shuffled:
                 order = moved(len(pages), task, random)
                 copies.append(ordered(pages, order))
                 truth += [where[i] for i in order]
-        labels = torch.arange(len(COPIES)).repeat(len(places))
+        labels = torch.arange(len(COPIES)).repeat(len(indices))
         return DocumentBatch(put_together(copies), labels, torch.tensor(truth))
 
     def _some(self, count: int, random: np.random.Generator) -> list[int]:
@@ -260,7 +258,7 @@ class Shuffled:
 
 
 class OrderModel(nn.Module):
-    """A DocViT that tells how much in order documents are (B,), and a head that tells where pages were (N, 3)."""
+    """A DocViT that scores how much in order documents are (B,), and a head that predicts where pages were (N, 3)."""
 
     def __init__(self, docvit: DocViT, position_std: float) -> None:
         super().__init__()
@@ -274,7 +272,7 @@ class OrderModel(nn.Module):
 
 
 def order_loss(settings: Settings) -> Any:
-    def loss(model: nn.Module, batch: DocumentBatch) -> Mapping[str, Tensor]:
+    def loss(model: nn.Module, batch: DocumentBatch, progress: float) -> Mapping[str, Tensor]:
         order, places = model(batch.sequence)
         untouched, others = order.unflatten(0, (-1, len(COPIES))).split([1, len(COPIES) - 1], 1)
         more = untouched - others
@@ -287,25 +285,25 @@ def order_loss(settings: Settings) -> Any:
 
 @torch.inference_mode()
 def judge(model: OrderModel, documents: Sequence[Document], settings: Settings) -> dict[str, float]:
-    """For each task its accuracy, and how often the untouched one of two copies is told from the moved one.
+    """For each task its accuracy, and how often the untouched one of two copies has the higher score.
 
     And `false alarms`: the share of untouched documents that are called moved in one way or another. In float32:
-    rounding must not tell apart what a page-independent model cannot.
+    rounding must not separate what a page-independent model cannot.
     """
     model.eval()
     found: dict[str, list[float]] = defaultdict(list)
-    for place, document in enumerate(documents):
+    for index, document in enumerate(documents):
         chosen = spread(len(document.numbers), settings.max_pages)
         pages = with_numbers([document.views[0][i] for i in chosen], document.numbers[chosen])
-        random, untouched = np.random.default_rng(place), tuple(range(len(pages)))
+        random, untouched = np.random.default_rng(index), tuple(range(len(pages)))
         copies = {
             task: [tuple(moved(len(pages), task, random)) for _ in range(settings.draws if task == "swapped" else 1)]
             for task in TASKS
         }
         seen = [(order, task) for task in TASKS for order in (untouched, *copies[task])]
         needed = dict.fromkeys(one for order, task in seen for one in (order, *undone(order, task)))
-        told = model(put_together([ordered(pages, order) for order in needed]))[0]
-        in_order = dict(zip(needed, told.double(), strict=True))
+        scores = model(put_together([ordered(pages, order) for order in needed]))[0]
+        in_order = dict(zip(needed, scores.double(), strict=True))
         alarms = [called(in_order, untouched, task) for task in TASKS]
         found["false alarms"].append(any(alarms))
         for task, alarm in zip(TASKS, alarms, strict=True):
@@ -332,14 +330,13 @@ def run(
     """Trains one model on all sources but those of fold `seed`, and judges it on those."""
     documents = load(measured)
     fold = seed % settings.folds
-    parts = places_of_fold(data, fold, settings)
+    parts = indices_of_fold(data, fold, settings)
     training, held_out = ([documents[p] for p in part if p in documents] for part in parts)
     torch.manual_seed(seed)
     model = OrderModel(build(scheme, settings), settings.position_std)
-    ema = EMATeacher(model, decay=settings.ema) if settings.ema else None
+    ema = EMATeacher(model, decay=settings.ema)
     loop = replace(settings.train, seed=seed)
     history = fit(model, Shuffled(training, settings, seed), order_loss(settings), loop, ema=ema)
-    shown = ema.module if ema is not None else model
     return {
         "scheme": scheme,
         "seed": seed,
@@ -348,14 +345,14 @@ def run(
         "seconds": sum(record["seconds"] for record in history),
         "order_loss": history[-1]["order_loss"],
         "place_loss": history[-1]["place_loss"],
-        **judge(shown, held_out, settings),
+        **judge(ema.module, held_out, settings),
     }
 
 
-def places_of_fold(data: LabelledDocuments, fold: int, settings: Settings) -> tuple[list[int], list[int]]:
-    where = {path: place for place, path in enumerate(data.paths)}
+def indices_of_fold(data: LabelledDocuments, fold: int, settings: Settings) -> tuple[list[int], list[int]]:
+    index = {path: i for i, path in enumerate(data.paths)}
     training, held_out = split_groups(data, fold, settings.folds)
-    return [where[p] for p in training.paths], [where[p] for p in held_out.paths]
+    return [index[p] for p in training.paths], [index[p] for p in held_out.paths]
 
 
 def read(data: Path, group_by: str) -> LabelledDocuments:
@@ -371,7 +368,12 @@ def main() -> None:
     options.add_argument("--group-by", default="source_repo")
     options.add_argument("--schemes", nargs="+", default=SCHEMES)
     options.add_argument("--epochs", type=int, default=Settings().train.epochs)
-    options.add_argument("--glyphs", type=int, default=Settings().glyphs, help="0: numbers are not read")
+    options.add_argument(
+        "--glyphs",
+        type=int,
+        default=Settings().glyphs,
+        help="drawn digits to learn from; 0: none are read",
+    )
     arguments = options.parse_args()
     settings = Settings()
     settings = replace(settings, glyphs=arguments.glyphs, train=replace(settings.train, epochs=arguments.epochs))

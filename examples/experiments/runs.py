@@ -1,4 +1,4 @@
-"""What the experiments share: runs by name that are not repeated, side by side."""
+"""Shared by the experiments: runs by name, none repeated, several side by side."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from docvit.errors import UserError
 from docvit.model.variants import BASELINES
-from docvit.training.loop import TrainingError
 from kd.cifar10.results import Results, describe_device, versions
 
 Task = Callable[..., Mapping[str, Any]]
@@ -36,7 +36,7 @@ def run_all(results: Results, tasks: Mapping[str, tuple[Any, ...]], run: Task, o
     absent = {name: task for name, task in tasks.items() if name not in results.runs and wanted(name, options.only)}
     for name, found in tqdm(_finished(absent, run, options.jobs), total=len(absent), unit="run", disable=None):
         results.add(name, found)
-        tqdm.write(f"{name}: {_figures(found)}")
+        tqdm.write(f"{name}: {_summary(found)}")
 
 
 def _finished(tasks: Mapping[str, tuple[Any, ...]], run: Task, jobs: int) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -53,14 +53,14 @@ def _finished(tasks: Mapping[str, tuple[Any, ...]], run: Task, jobs: int) -> Ite
 
 
 def _signed(run: Task, *arguments: Any) -> dict[str, Any]:
-    """With where and on what it ran: one core, also where no other run is beside it."""
+    """The run's result with versions and device; on one core, also where it runs alone."""
     with one_core():
         return {**run(*arguments), "versions": versions(), "device": describe_device(torch.device("cpu"))}
 
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """For sums that are alike however many cores there are."""
+    """Sums are then the same on any number of cores."""
     cores = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -82,9 +82,9 @@ def open_results(folder: Path, settings: Mapping[str, Any]) -> Results:
     """Those in `folder`; ends the program where they are of other settings."""
     try:
         return Results(folder, settings)
-    except TrainingError as error:
+    except UserError as error:
         raise SystemExit(str(error)) from error
 
 
-def _figures(run: Mapping[str, Any]) -> str:
+def _summary(run: Mapping[str, Any]) -> str:
     return "  ".join(f"{key} {value:.3f}" for key, value in run.items() if isinstance(value, float))

@@ -1,4 +1,4 @@
-"""Draw the picture of the idea, `examples/idea.png`: run `python examples/idea.py`."""
+"""Draw the picture of the idea, `examples/pictures/idea.png`: run `python examples/pictures/idea.py`."""
 
 from __future__ import annotations
 
@@ -127,8 +127,8 @@ def draw_sequence(ax: Axes, left: float, y: float) -> float:
         starts.append(x)
         ax.add_patch(Rectangle((x, y), TOKEN - 0.22, 3.2, facecolor=page.dark, edgecolor=page.dark, linewidth=1))
         x += TOKEN
-        for place in page.kept:
-            marked = place == page.marked
+        for cell in page.kept:
+            marked = cell == page.marked
             ax.add_patch(
                 Rectangle(
                     (x, y),
@@ -140,7 +140,7 @@ def draw_sequence(ax: Axes, left: float, y: float) -> float:
                 )
             )
             if marked:
-                address = f"({page.index}, {place[0] + 1}, {place[1] + 1})"
+                address = f"({page.index}, {cell[0] + 1}, {cell[1] + 1})"
                 ax.plot([x + 0.75, x + 0.75], [y + 3.4, y + 5.4], color=page.dark, linewidth=1.4)
                 ax.text(x + 0.75, y + 6, address, ha="center", fontsize=13.5, color=page.dark, weight="bold")
             x += TOKEN

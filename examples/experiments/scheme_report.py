@@ -1,11 +1,11 @@
-"""Every way to place a patch on one page: the results of three experiments as Markdown, JSON and plots.
+"""All positional schemes side by side: the results of three experiments as Markdown, JSON and plots.
 
-    python examples/benchmarks/scheme_report.py runs examples/benchmarks/results
+    python examples/experiments/scheme_report.py runs examples/benchmarks/results
 
 Reads page_order/results.json, cross_page/results.json and schemes/results.json below the first folder, as far as they
 are there, and writes positions.md, positions.json and the plots into the second. Verdicts come from the differences
 seed by seed (same fold, same batches) and their intervals, 95 % for all comparisons of a table together; within them,
-nothing is said to be better.
+nothing is called better.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from scipy.stats import t as student_t
 from docvit.files import replaced
 
 Runs = Sequence[Mapping[str, Any]]
-Rows = dict[str, dict[str, dict[int, float]]]  # row -> column -> seed -> figure
+Rows = dict[str, dict[str, dict[int, float]]]  # row -> column -> seed -> value
 DEFAULT = "spatial+page"
 PREFIX = {"scopes": "scopes ", "strategies": "strategy "}  # some share their names
 TASKS = ("reversed", "first-last", "swapped")
 COMMANDS = {
-    "page_order": "python examples/page_order.py documents.csv --output runs/page_order",
-    "cross_page": "python examples/cross_page.py --output runs/cross_page",
-    "schemes": "python examples/benchmarks/schemes.py documents.csv --output runs/schemes",
+    "page_order": "python examples/experiments/page_order.py documents.csv --output runs/page_order",
+    "cross_page": "python examples/experiments/cross_page.py --output runs/cross_page",
+    "schemes": "python examples/experiments/schemes.py documents.csv --output runs/schemes",
 }
 
 
 def rows_of(runs: Runs, row: str, columns: Iterable[str], *, scale: float = 100.0) -> Rows:
-    """The figures of `runs`, by what stands under `row`, figure and seed; shares become per cent."""
+    """The values of `runs` by the field `row`, column and seed; shares become per cent."""
     found: Rows = {}
     for run in runs:
         for column in columns:
@@ -54,11 +54,11 @@ def show(sample: Mapping[int, float], digits: int = 1) -> str:
 
 
 def table(rows: Rows, columns: Mapping[str, str], title: str, digits: Mapping[str, int] | None = None) -> list[str]:
-    """`columns`: figure -> heading."""
+    """A Markdown table; `columns`: column -> heading."""
     lines = [f"| {title} | {' | '.join(columns.values())} | runs |", "|---|" + "---|" * (len(columns) + 1)]
-    for name, figures in rows.items():
-        cells = [show(figures.get(column, {}), (digits or {}).get(column, 1)) for column in columns]
-        lines.append(f"| {name} | {' | '.join(cells)} | {max(len(f) for f in figures.values())} |")
+    for name, values in rows.items():
+        cells = [show(values.get(column, {}), (digits or {}).get(column, 1)) for column in columns]
+        lines.append(f"| {name} | {' | '.join(cells)} | {max(len(v) for v in values.values())} |")
     return [*lines, ""]
 
 
@@ -76,15 +76,15 @@ def compare(rows: Rows, one: str, other: str, column: str, *, among: int = 1) ->
     mean = fmean(gaps)
     half = float(student_t.ppf(1 - 0.025 / among, len(gaps) - 1)) * stdev(gaps) / len(gaps) ** 0.5
     sign = 0 if abs(mean) <= half else 1 if mean > 0 else -1
-    word = {1: "better than", -1: "worse than", 0: "not told apart from"}[sign]
+    word = {1: "better than", -1: "worse than", 0: "not distinguishable from"}[sign]
     return f"`{one}` is {word} `{other}` ({mean:+.1f} ± {half:.1f} points)", sign
 
 
-def told(names: Sequence[str], sentences: Sequence[str]) -> list[str]:
+def verdicts(names: Sequence[str], sentences: Sequence[str]) -> list[str]:
     """The sentences, and one on all rows of which too few seeds are there."""
-    untold = [name for name, sentence in zip(names, sentences, strict=True) if not sentence]
-    waiting = [f"cannot tell yet, for want of seeds: {_names(untold)}"] if untold else []
-    return [*filter(None, sentences), *waiting]
+    waiting = [name for name, sentence in zip(names, sentences, strict=True) if not sentence]
+    more = [f"open, for want of seeds: {_names(waiting)}"] if waiting else []
+    return [*filter(None, sentences), *more]
 
 
 def reaching(rows: Rows, column: str, goal: float) -> str:
@@ -99,10 +99,10 @@ def page_order(runs: Runs, plot: Path) -> list[str]:
     counts = sorted({(run["fold"], *run["documents"]) for run in runs})
     text = [
         "Untouched documents and those whose pages were moved, half and half; accuracy in per cent (chance: 50) of one "
-        "model a scheme and seed for all three tasks. `of two`: how often the untouched one is told, given both; "
+        "model per scheme and seed for all three tasks. `of two`: how often the untouched one is found, given both; "
         "`false alarms`: of untouched documents, those that are called moved in one way or another. "
         "Schemes are compared seed by seed, each with a 95 % interval of its own. "
-        + "; ".join(f"fold {f}: {a} documents to learn from, {b} of other sources to judge" for f, a, b in counts)
+        + "; ".join(f"fold {f}: {a} training documents, {b} of other sources for testing" for f, a, b in counts)
         + ".",
         "",
         *table(rows, {task: task for task in (*TASKS, "false alarms")}, "alone"),
@@ -116,7 +116,7 @@ def page_order(runs: Runs, plot: Path) -> list[str]:
         text.append(f"- {task}: 90 % or more: {reaching(rows, task, 90)}; 97 % or more: {reaching(rows, task, 97)}.")
         others = [name for name in rows if name != DEFAULT]
         sentences = [compare(rows, name, DEFAULT, task)[0] for name in others]
-        text += [f"  - {sentence}" for sentence in told(others, sentences)]
+        text += [f"  - {sentence}" for sentence in verdicts(others, sentences)]
     bars(rows, TASKS, plot, "accuracy, %", chance=50)
     return [*text, "", f"![page order]({plot.name})", ""]
 
@@ -142,54 +142,54 @@ def cross_page(runs: Runs, plot: Path) -> list[str]:
         for n in lengths[1:]:
             text.append(f"- 99 % or more on {n} pages: {reaching(rows, n, 99)}.")
         text.append("")
-        for name, figures in rows.items():
-            same.setdefault(name, {})[task] = figures[lengths[0]]
+        for name, values in rows.items():
+            same.setdefault(name, {})[task] = values[lengths[0]]
     bars(same, list(tasks), plot, "accuracy, %")
     return [*text, f"![cross page]({plot.name})", ""]
 
 
 def classification(runs: Runs, plot: Path) -> list[str]:
-    figures = {"accuracy": "accuracy", "macro_f1": "macro-F1", "ece": "ECE", "mflops": "MFLOPs a document"}
-    figures |= {"ms_per_document": "ms a document"}
+    columns = {"accuracy": "accuracy", "macro_f1": "macro-F1", "ece": "ECE", "mflops": "MFLOPs per document"}
+    columns |= {"ms_per_document": "ms per document"}
     digits = {"ece": 3, "mflops": 0}
     by_table: dict[str, Rows] = {}
     for name in ("schemes", "scopes", "baselines"):
-        by_table[name] = scaled([run for run in runs if run["table"] == name], "name", figures)
+        by_table[name] = scaled([run for run in runs if run["table"] == name], "name", columns)
     strategies = [
         {**judged, "name": way, "seed": run["seed"]} for run in runs for way, judged in run["strategies"].items()
     ]
-    by_table["strategies"] = scaled(strategies, "name", [name for name in figures if name != "mflops"])
+    by_table["strategies"] = scaled(strategies, "name", [name for name in columns if name != "mflops"])
     text = [
-        "Short runs, all alike: they set ways apart and are not the best that the model can do. Milliseconds are those "
+        "Short runs, all alike: they are for comparison and not the best that the model can do. Milliseconds are those "
         "of one core, pages already rendered. The strategies judge the models of `spatial+page`.",
         "",
     ]
     everything: Rows = {}
     for name, rows in by_table.items():
         if rows:
-            shown = {key: value for key, value in figures.items() if name != "strategies" or key != "mflops"}
+            shown = {key: value for key, value in columns.items() if name != "strategies" or key != "mflops"}
             text += [f"### {name.capitalize()}", "", *table(rows, shown, name, digits)]
         everything |= {PREFIX.get(name, "") + row: found for row, found in rows.items()}
     others = [name for name in everything if name not in (DEFAULT, "strategy document")]
     compared = [compare(everything, name, DEFAULT, "macro_f1", among=len(others)) for name in others]
     better = [name for name, (_, sign) in zip(others, compared, strict=True) if sign > 0]
-    verdict = _names(better) if better else "nothing that is told apart"
+    verdict = _names(better) if better else "nothing"
     text += ["Against the default (`spatial+page`, its own way to classify a document), macro-F1:", ""]
-    text += [f"- {sentence}." for sentence in told(others, [sentence for sentence, _ in compared])]
+    text += [f"- {sentence}." for sentence in verdicts(others, [sentence for sentence, _ in compared])]
     text += ["", f"**Better than the default: {verdict}** over {len({run['seed'] for run in runs})} seeds.", ""]
     bars(everything, ["macro_f1"], plot, "macro-F1, %")
     return [*text, f"![classification]({plot.name})", ""]
 
 
-def scaled(runs: Runs, row: str, figures: Iterable[str]) -> Rows:
+def scaled(runs: Runs, row: str, columns: Iterable[str]) -> Rows:
     """Shares as per cent, all else as it is."""
-    percent, plain = (rows_of(runs, row, names, scale=scale) for names, scale in _by_scale(figures))
+    percent, plain = (rows_of(runs, row, names, scale=scale) for names, scale in _by_scale(columns))
     return {name: {**percent[name], **plain.get(name, {})} for name in percent}
 
 
-def _by_scale(figures: Iterable[str]) -> list[tuple[list[str], float]]:
+def _by_scale(columns: Iterable[str]) -> list[tuple[list[str], float]]:
     shares = ("accuracy", "macro_f1")
-    return [([n for n in figures if n in shares], 100.0), ([n for n in figures if n not in shares], 1.0)]
+    return [([n for n in columns if n in shares], 100.0), ([n for n in columns if n not in shares], 1.0)]
 
 
 def _names(names: Sequence[str]) -> str:
@@ -197,17 +197,17 @@ def _names(names: Sequence[str]) -> str:
 
 
 def bars(rows: Rows, columns: Sequence[str], file: Path, label: str, *, chance: float | None = None) -> None:
-    """One group of bars a row, one colour a column; points are single runs."""
+    """One group of bars per row, one colour per column; points are single runs."""
     figure = Figure(figsize=(max(6.0, 0.75 * len(rows) + 1.5), 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes, width = figure.subplots(), 0.8 / len(columns)
     for c, column in enumerate(columns):
-        places = [r + (c - (len(columns) - 1) / 2) * width for r in range(len(rows))]
-        samples = [list(figures.get(column, {}).values()) for figures in rows.values()]
+        x = [r + (c - (len(columns) - 1) / 2) * width for r in range(len(rows))]
+        samples = [list(values.get(column, {}).values()) for values in rows.values()]
         heights = [fmean(sample) if sample else 0.0 for sample in samples]
-        axes.bar(places, heights, 0.9 * width, label=column, color=f"C{c}", alpha=0.75)
-        for place, sample in zip(places, samples, strict=True):
-            axes.plot([place] * len(sample), sample, ".", color="black", markersize=3)
+        axes.bar(x, heights, 0.9 * width, label=column, color=f"C{c}", alpha=0.75)
+        for centre, sample in zip(x, samples, strict=True):
+            axes.plot([centre] * len(sample), sample, ".", color="black", markersize=3)
     if chance is not None:
         axes.axhline(chance, color="grey", linewidth=1, linestyle="--")
     axes.set_xticks(range(len(rows)), list(rows), rotation=35, ha="right")
@@ -221,7 +221,7 @@ def bars(rows: Rows, columns: Sequence[str], file: Path, label: str, *, chance: 
 
 SECTIONS = {
     "page_order": ("Are the pages in order? (real documents)", page_order),
-    "cross_page": ("Made documents whose class lies between pages", cross_page),
+    "cross_page": ("Synthetic documents whose class lies between pages", cross_page),
     "schemes": ("Classification: eight kinds of documents, sources left out", classification),
 }
 
@@ -241,11 +241,11 @@ def gather(source: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     devices = {run["device"] for results in found.values() for run in results["runs"].values()}
     text = [
-        "# Every way to place a patch, compared",
+        "# Positional schemes, compared",
         "",
         "Means ± standard deviations over seeds, which are also over folds where documents are real. Each table stands "
         f"under the command that gives it. Measured on: {', '.join(sorted(devices))}. Gathered by "
-        "`python examples/benchmarks/scheme_report.py runs examples/benchmarks/results`.",
+        "`python examples/experiments/scheme_report.py runs examples/benchmarks/results`.",
         "",
     ]
     for name, results in found.items():

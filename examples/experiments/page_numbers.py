@@ -1,4 +1,4 @@
-"""The numbers printed at the edges of pages, and what they say of one page beside the others of its document."""
+"""The numbers printed at the edges of pages, and how those of one page compare with those of the other pages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PITCH = 1.05  # heights from middle to middle of a number's digits; with a space
 GAP = 0.23  # heights up to which a letter belongs to the same word; a space is 0.35 and more
 NUMBERS = 12  # kept of a page: those nearest to its edges
 SAME_PLACE = 0.03, 0.01  # of a page's width and height; also mirrored, as on left and right pages
-TOLD = 4  # figures a page
+COMPARED = 4  # features per page
 
 
 def numbers_of(classes: NDArray[np.int64], boxes: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -30,7 +30,7 @@ def numbers_of(classes: NDArray[np.int64], boxes: NDArray[np.int64]) -> NDArray[
     four digits, the last four.
     """
     letters = boxes[classes == LETTER]
-    digits, boxes = (figures[classes < LETTER] for figures in (classes, boxes))
+    digits, boxes = (values[classes < LETTER] for values in (classes, boxes))
     runs: list[list[int]] = []
     for here in boxes[:, 0].argsort(kind="stable"):
         for run in runs:
@@ -91,7 +91,7 @@ def read_numbers(model: DocViT, paths: Sequence[str], *, workers: int) -> Iterat
 
 
 def compare_numbers(numbers: Tensor) -> Tensor:
-    """How each page's numbers compare with those in the same place on the other pages of its document.
+    """How each page's numbers compare with those at the same position on the other pages of its document.
 
     Args:
         numbers: (N, 12, 3) of its pages, as `read_page` gives them.
@@ -103,19 +103,19 @@ def compare_numbers(numbers: Tensor) -> Tensor:
     """
     value, x, y = numbers.unbind(2)  # (N, 12) each
 
-    def differences(figures: Tensor, mirrored: bool = False) -> Tensor:  # (N, 12, N, 12)
-        return figures[:, :, None, None] - (1 - figures if mirrored else figures)[None, None]
+    def differences(values: Tensor, mirrored: bool = False) -> Tensor:  # (N, 12, N, 12)
+        return values[:, :, None, None] - (1 - values if mirrored else values)[None, None]
 
     near = torch.minimum(differences(x).abs(), differences(x, mirrored=True).abs()) < SAME_PLACE[0]
     near &= differences(y).abs() < SAME_PLACE[1]
     greater = differences(value).sign().where(near, 0.0)
     first = 2.0 ** -torch.arange(NUMBERS)[:, None]  # the first that differs outweighs all after it
-    told = []
+    features = []
     for edge in (y < 0.5, y > 0.5):
         here = edge[:, :, None, None]
         compared = ((greater * here).sum(3).sign() * first).sum(1).sign()  # (N, N)
-        told += [compared.sum(1), compared.abs().sum(1)]
-    return torch.stack(told, 1) / max(1, len(numbers) - 1)
+        features += [compared.sum(1), compared.abs().sum(1)]
+    return torch.stack(features, 1) / max(1, len(numbers) - 1)
 
 
 def numbering(count: int, random: np.random.Generator) -> Tensor:
@@ -127,5 +127,5 @@ def numbering(count: int, random: np.random.Generator) -> Tensor:
         x[1::2] = 1 - x[1::2]
     missing = random.random(count) < random.choice([0.0, 0.1, 0.3])
     missing[0] |= random.random() < 0.5
-    value, x, y = (np.where(missing, np.nan, figures) for figures in (value, x, y))
+    value, x, y = (np.where(missing, np.nan, values) for values in (value, x, y))
     return torch.from_numpy(np.stack([value, x, y], 1)).float()

@@ -1,6 +1,6 @@
-"""Made documents whose class lies between their pages: what each way to place a patch can and cannot learn.
+"""Synthetic documents whose class lies between their pages: what each positional scheme can and cannot learn.
 
-    python examples/cross_page.py --output runs/cross_page
+    python examples/experiments/cross_page.py --output runs/cross_page
 
 A page is a grid of 2 x 2 cells, two of them blank, two scrawled on; one of the scrawls may be the mark. Blank cells
 are left out, as everywhere. Three questions, their classes equally frequent:
@@ -8,16 +8,17 @@ are left out, as everywhere. Three questions, their classes equally frequent:
 - `which-page`: one page bears the mark, in any cell. The class is the page's index, 1 of 4.
 - `two-pages`: every page bears the mark, in any cell. The class is the page, 1 of 3, whose mark is in the same cell
   as the first page's; on the other pages it is elsewhere.
-- `page-and-cell`: one page bears the mark. The class is (page + cell) mod 4: neither says anything alone.
+- `page-and-cell`: one page bears the mark. The class is (page + cell) mod 4: neither alone carries information.
 
 What theory says:
 
-- Who numbers all pages alike and pools sees a set of pages: all orders of the same pages give one output. As each order
-  is as likely as the others, and each class as frequent among them, no such model is better than chance in any of the
-  three: `page-independent`, `pages-mean`, `pages-max`, and `pages-concat`, whose second transformer gets that same set.
+- A model that numbers all pages alike and pools sees a set of pages: all orders of the same pages give one output. As
+  each order is equally likely, and each class equally frequent among them, no such model is better than chance in any
+  of the three tasks: `page-independent`, `pages-mean`, `pages-max`, and `pages-concat`, whose second transformer gets
+  that same set.
 - Blocks that see single pages, with document-global positions and mean pooling (`spatial+page, pages alone`), solve
-  `which-page` and `page-and-cell`. Their logits are a sum of what single pages say. In `two-pages` no page says a thing
-  about the class by itself, and cross-entropy, convex in such a sum, is then least where the sum is constant: chance.
+  `which-page` and `page-and-cell`. Their logits are a sum over single pages. In `two-pages` no single page carries
+  information about the class, and cross-entropy, convex in such a sum, is then least where the sum is constant: chance.
 - Positions and attention over the document can solve all three. `rope` sees differences of pages only; it can tell a
   page's index from where the document ends, which has to be learned.
 
@@ -158,7 +159,7 @@ def build(task: str, scheme: str, settings: Settings) -> DocViT:
     return model
 
 
-def cross_entropy(model: nn.Module, batch: DocumentBatch) -> dict[str, Tensor]:
+def cross_entropy(model: nn.Module, batch: DocumentBatch, progress: float) -> dict[str, Tensor]:
     return {"loss": F.cross_entropy(model(batch.sequence), batch.labels)}
 
 
@@ -169,13 +170,13 @@ def accuracy(model: nn.Module, task: str, pages: int, settings: Settings) -> flo
 
 
 def run(task: str, scheme: str, seed: int, settings: Settings) -> dict[str, Any]:
-    """Trains one model and judges it on documents as long as those, and longer ones."""
+    """Trains one model and judges it on documents of that length, and on longer ones."""
     torch.manual_seed(seed)
     model = build(task, scheme, settings)
     loop = TrainSettings(epochs=1, lr=settings.lr, weight_decay=0.01, seed=seed, bf16=False)
     (record,) = fit(model, Made(task, settings, seed), cross_entropy, loop)
-    figures = {str(pages): accuracy(model, task, pages, settings) for pages in (settings.pages, *settings.longer)}
-    return {"task": task, "scheme": scheme, "seed": seed, "seconds": record["seconds"], **figures}
+    accuracies = {str(pages): accuracy(model, task, pages, settings) for pages in (settings.pages, *settings.longer)}
+    return {"task": task, "scheme": scheme, "seed": seed, "seconds": record["seconds"], **accuracies}
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ COPIES = ("untouched", "reversed", "first-last", "last-first", "swapped", "swapp
 
 
 def moved(count: int, task: str, random: np.random.Generator) -> list[int]:
-    """The places 0..count-1 in the order of `task`."""
+    """The page indices 0..count-1 in the order of `task`."""
     order = list(range(count))
     if task == "reversed":
         order.reverse()
@@ -44,4 +44,4 @@ def undone(order: Sequence[int], task: str) -> list[tuple[int, ...]]:
 
 def ordered(pages: Sequence[Page], order: Sequence[int]) -> list[Page]:
     """A document of `pages` in this order, numbered anew."""
-    return [pages[i]._replace(index=torch.tensor(place)) for place, i in enumerate(order)]
+    return [pages[i]._replace(index=torch.tensor(new)) for new, i in enumerate(order)]

@@ -1,4 +1,4 @@
-"""What the ink stem measures of pages, once, for many models to train on: nothing in it is learned."""
+"""The ink stem's features of pages, computed once for many models to train on: nothing in them is learned."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -27,7 +27,7 @@ from docvit.training.recipe import Recipe, build_model
 from docvit.training.rendering import render_all
 from docvit.training.supervised import classification_loss
 from kd.config import DistillConfig
-from kd.documents.outputs import document_outputs, teacher_view
+from kd.documents.outputs import document_outputs
 from kd.documents.paired import PairedBatches, PairedDataset
 from kd.objective import DistillationLoss
 from kd.teacher import Teacher
@@ -35,10 +35,10 @@ from kd.teacher import Teacher
 
 @dataclass(frozen=True)
 class MeasuredSequence(PatchSequence):
-    """A packed batch that the ink stem has measured: `patches` (T, features) are what tokens are told of.
+    """A packed batch of the ink stem's features: `patches` (T, features) instead of pixels.
 
     Attributes:
-        statistics: (N, statistics) what class tokens are told of.
+        statistics: (N, statistics) page statistics, for the class tokens.
     """
 
     statistics: Tensor
@@ -60,7 +60,7 @@ class MeasuredStem(InkStem):
 
 
 class Page(NamedTuple):
-    """The patches of a page that say something, measured."""
+    """The features of one page's patches that are not blank."""
 
     patches: Tensor  # (T, features)
     statistics: Tensor  # (statistics,)
@@ -70,12 +70,12 @@ class Page(NamedTuple):
     index: Tensor  # ()
 
 
-Kept = Mapping[str, Tensor]  # the measured pages of one document, as they are written to disk
+Kept = Mapping[str, Tensor]  # the features of one document, as they are written to disk
 
 
 @torch.inference_mode()
 def measure(model: DocViT, document: PatchSequence) -> Kept:
-    """What the stem of `model` measures of a batch of one document, features in half precision."""
+    """The features of a batch of one document by the stem of `model`, in half precision."""
     stem = model.patch_embed
     assert isinstance(stem, InkStem)
     features, statistics = stem.observe(document, document.page_bounds.diff())
@@ -84,7 +84,7 @@ def measure(model: DocViT, document: PatchSequence) -> Kept:
 
 
 def pages_of(document: Kept) -> list[Page]:
-    """The pages that `measure` gave, one by one."""
+    """The features that `measure` gave, page by page."""
     counts = document["page_bounds"].diff().tolist()
     patches, row, col = (document[name].split(counts) for name in ("patches", "row", "col"))
     rows = zip(patches, document["statistics"], row, col, document["grids"], document["page_index"], strict=True)
@@ -92,7 +92,7 @@ def pages_of(document: Kept) -> list[Page]:
 
 
 def put_together(documents: Sequence[Sequence[Page]]) -> MeasuredSequence:
-    """A packed batch of documents of these pages."""
+    """A packed batch of these documents."""
     pages = [page for document in documents for page in document]
     counts = torch.tensor([len(page.row) for page in pages])
     index = torch.stack([page.index for page in pages])
@@ -119,13 +119,13 @@ def files_of(data: LabelledDocuments, config: DocViTConfig) -> list[Path]:
 
 
 class ToMeasure(Dataset[Kept]):
-    """The documents as they are seen in the first `epochs` of a training, each measured when it is asked for."""
+    """The features of the views of the first `epochs` of a training, each computed when it is asked for."""
 
     def __init__(self, data: LabelledDocuments, recipe: Recipe, epochs: int) -> None:
         self.model = build_model(recipe, data.classes)
         view = replace(training_view(self.model.config, recipe), mix_pages=0.0)  # they are put together when read
         self.seen = DocumentDataset(files_of(data, self.model.config), data.labels, view)
-        self.keys: list[Key] = [(epoch, place) for place in range(len(data)) for epoch in range(epochs)]
+        self.keys: list[Key] = [(epoch, index) for index in range(len(data)) for epoch in range(epochs)]
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -135,7 +135,7 @@ class ToMeasure(Dataset[Kept]):
 
 
 def measure_all(data: LabelledDocuments, recipe: Recipe, epochs: int, jobs: int = 1) -> dict[Key, Kept]:
-    """What the stem measures of all documents in the first `epochs` of a training, by epoch and place."""
+    """The features of all documents in the first `epochs` of a training, by epoch and index."""
     views = ToMeasure(data, recipe, epochs)
     loader = DataLoader(views, batch_size=None, num_workers=jobs if jobs > 1 else 0)
     seen = tqdm(loader, desc="measuring", unit="view", disable=None)
@@ -144,31 +144,31 @@ def measure_all(data: LabelledDocuments, recipe: Recipe, epochs: int, jobs: int 
 
 
 class Views(DocumentDataset):
-    """Documents as `measure_all` saw them, in turn where there are more epochs."""
+    """The views of `measure_all`; further epochs repeat them."""
 
     measured: Mapping[Key, Kept]
     epochs: int
-    places: Sequence[int]  # where each of these documents is in what was measured
+    indices: Sequence[int]  # of these documents among those of `measured`
 
     def __getitem__(self, key: Key) -> tuple[int, int, PageStack]:
-        epoch, place = key
-        own, partner = self._pages(epoch, place), self.partner(epoch, place)
+        epoch, index = key
+        own, partner = self._pages(epoch, index), self.partner(epoch, index)
         pages = own if partner is None else put_after(own, self._pages(epoch, partner))
         indices = [int(page.index) for page in own[: len(pages)]]
-        addressed = [page._replace(index=torch.tensor(index)) for page, index in zip(pages, indices, strict=True)]
-        return place, epoch, PageStack("", cast(Any, addressed), indices, len(self.documents[place].indices))
+        addressed = [page._replace(index=torch.tensor(at)) for page, at in zip(pages, indices, strict=True)]
+        return index, epoch, PageStack("", cast(Any, addressed), indices, len(self.documents[index].indices))
 
-    def _pages(self, epoch: int, place: int) -> list[Page]:
-        return pages_of(self.measured[epoch % self.epochs, self.places[place]])
+    def _pages(self, epoch: int, index: int) -> list[Page]:
+        return pages_of(self.measured[epoch % self.epochs, self.indices[index]])
 
     def collate(self, samples: list[tuple[int, int, PageStack]]) -> DocumentBatch:
-        indices = [place for place, _, _ in samples]
+        indices = [index for index, _, _ in samples]
         sequence = put_together([cast(Sequence[Page], stack.pages) for _, _, stack in samples])
         return DocumentBatch(sequence, torch.tensor([self.labels[i] for i in indices]), torch.tensor(indices))
 
 
-class TaughtViews(PairedDataset, Views):
-    """Likewise, for a student."""
+class PairedViews(PairedDataset, Views):
+    """The same for a student and its teachers."""
 
 
 def train_measured(
@@ -181,40 +181,38 @@ def train_measured(
     *,
     device: torch.device = CPU.device,
 ) -> tuple[DocViT, list[Record]]:
-    """Trains on `training`, a part of the `data` that was measured: a model that reads pages again, and its history.
+    """Trains on the features of `training`, a part of `data`; gives a model that reads pages, and its history.
 
-    As `docvit.train_documents` does it, or given teachers as `kd.distill_documents`, whose documents without
-    labels are the same ones once more. In float32: every batch has shapes of its own, for which bfloat16 kernels
-    would
-    first be built.
+    As `docvit.train_documents` does it, or given teachers as `kd.distill_documents`, with the same documents as
+    the unlabelled ones. In float32: every batch has another shape, for which bfloat16 kernels would first be built.
     """
-    where = {path: place for place, path in enumerate(data.paths)}
+    index = {path: i for i, path in enumerate(data.paths)}
     trained = build_model(recipe, data.classes)
     files, view, seed = files_of(training, trained.config), training_view(trained.config, recipe), recipe.train.seed
 
-    def views(labels: Sequence[int] | None, groups: Sequence[str] | None) -> TaughtViews:
-        dataset = TaughtViews(files, labels, view, groups=groups, seed=seed, others=[None] * len(teachers))
+    def views(labels: Sequence[int] | None, groups: Sequence[str] | None) -> PairedViews:
+        dataset = PairedViews(files, labels, view, groups=groups, seed=seed, others=[None] * len(teachers))
         dataset.measured, dataset.epochs = measured, 1 + max(epoch for epoch, _ in measured)
-        dataset.places = [where[path] for path in training.paths]
+        dataset.indices = [index[path] for path in training.paths]
         return dataset
 
     labelled = shuffled(views(training.labels, training.groups), CPU, budget=recipe.budget, weights=balance(training))
-    learner: nn.Module = with_stem(trained, MeasuredStem).to(device)
+    student = with_stem(trained, MeasuredStem).to(device)
     batches: Any = labelled
     loss: Any = classification_loss(recipe)
     if teachers:
         batches = PairedBatches(labelled, shuffled(views(None, None), CPU, budget=recipe.budget))
-        frozen = [with_stem(teacher, MeasuredStem).to(device) for teacher in teachers]
+        frozen = Teacher([with_stem(teacher, MeasuredStem) for teacher in teachers], document_outputs).to(device)
         config = replace(config, page_loss=recipe.page_loss, label_smoothing=recipe.label_smoothing)
-        loss = DistillationLoss(config, Teacher(frozen, document_outputs, view=teacher_view), document_outputs)
-    ema = EMATeacher(learner, decay=recipe.ema) if recipe.ema else None
-    history = fit(learner, batches, loss, replace(recipe.train, bf16=False), ema=ema, device=device)
-    kept = learner if ema is None else ema.module
-    return with_stem(cast(DocViT, kept).cpu(), InkStem).eval(), history
+        loss = DistillationLoss(config, frozen, document_outputs)
+    ema = EMATeacher(student, decay=recipe.ema) if recipe.ema else None
+    history = fit(student, batches, loss, replace(recipe.train, bf16=False), ema=ema, device=device)
+    kept = cast(DocViT, student if ema is None else ema.module)
+    return with_stem(kept.cpu(), InkStem).eval(), history
 
 
 def with_stem(model: DocViT, stem: type[InkStem]) -> DocViT:
-    """A model of the same weights that reads pages (`InkStem`) or what was measured of them (`MeasuredStem`)."""
+    """A model of the same weights that reads pages (`InkStem`) or their features (`MeasuredStem`)."""
     c = model.config
     other = DocViT(c, stem=stem(c.in_chans, c.patch_size, c.embed_dim))
     other.load_state_dict(model.state_dict())

@@ -1,18 +1,17 @@
 """Eight kinds of documents, sources left out: positional schemes, scopes, baselines and the seven strategies.
 
-    python examples/benchmarks/schemes.py DOCUMENTS.csv --output runs/schemes
+    python examples/experiments/schemes.py DOCUMENTS.csv --output runs/schemes
 
 DOCUMENTS.csv has the columns path, label and source_repo. Seed S leaves out fold S of scikit-learn's
 StratifiedGroupKFold(5), so that five seeds leave out every source once. All runs train the compact variant alike and
-shortly: too short for its best accuracy, long enough to set the ways apart. What its stem measures on pages as they are
-changed in training holds nothing learned, and is measured once for all of them: a run takes about a minute on one core.
-The strategies judge the models of the scheme `spatial+page`.
+shortly: too short for its best accuracy, long enough to compare. The ink stem's features of augmented pages are not
+learned, and are computed once for all runs: a run takes about a minute on one core. The strategies judge the models of
+the scheme `spatial+page`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -21,9 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from measured import files_of, measure_all, train_measured
 from runs import open_results, parser, run_all
 
@@ -46,7 +42,7 @@ TABLES: dict[str, dict[str, dict[str, Any]]] = {
     "scopes": {scopes: {**DEFAULT, "scopes": scopes} for scopes in ("page", "alternate:2", "document")},
     "baselines": {name: with_baseline(name, {}) for name in BASELINES},
 }
-FIGURES = ("accuracy", "macro_f1", "ece", "aurc")
+METRICS = ("accuracy", "macro_f1", "ece", "aurc")
 BATCH = 8  # documents judged at once
 
 
@@ -61,13 +57,13 @@ def run(
     model, history = train_measured(data, training, torch.load(measured, mmap=True), seeded)
     classifier = DocumentClassifier(model, device="cpu")
     documents = rendered(held_out, classifier)
-    figures = judge(classifier, documents, held_out)
+    metrics = judge(classifier, documents, held_out)
     strategies = {}
     if table == "schemes" and name == DEFAULT["positions"]:
         strategies = {way: judge(classifier, documents, held_out, strategy=way) for way in STRATEGIES}
     seconds = sum(record["seconds"] for record in history)
     about = {"table": table, "name": name, "seed": seed, "fold": seed % folds, "documents": len(held_out)}
-    return {**about, "seconds": seconds, **figures, "mflops": mflops(classifier, documents), "strategies": strategies}
+    return {**about, "seconds": seconds, **metrics, "mflops": mflops(classifier, documents), "strategies": strategies}
 
 
 def rendered(data: LabelledDocuments, classifier: DocumentClassifier) -> list[PageStack]:
@@ -83,17 +79,17 @@ def judge(
     *,
     strategy: str = "document",
 ) -> dict[str, float]:
-    """Accuracy, macro-F1, calibration, and milliseconds a document of one core, pages already rendered."""
+    """Accuracy, macro-F1, calibration, and milliseconds per document on one core, pages already rendered."""
     begun = time.process_time()
     rows = [row for batch in batched(documents) for row in classifier.classify_pages(batch, strategy=strategy)]
     milliseconds = 1000 * (time.process_time() - begun) / len(documents)
     scores = np.array([[row.scores[name] for name in data.classes] for row in rows])
     found = report(scores, data.labels, data.classes).as_dict()
-    return {**{name: found[name] for name in FIGURES}, "ms_per_document": milliseconds}
+    return {**{name: found[name] for name in METRICS}, "ms_per_document": milliseconds}
 
 
 def mflops(classifier: DocumentClassifier, documents: Sequence[PageStack]) -> float:
-    """Of a mean document's forward pass."""
+    """MFLOPs of a forward pass, mean over documents."""
     config = classifier.model.config
     return sum(predict_cost(config, classifier.model.pack([d])).flops for d in documents) / len(documents) / 1e6
 

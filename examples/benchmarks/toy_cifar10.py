@@ -1,6 +1,6 @@
 """Drawn images in CIFAR-10's own layout, to try `kd bench` without the real ones.
 
-    python examples/toy_cifar10.py toy && kd bench cifar10 --data toy --output toy-bench --preset smoke
+    python examples/benchmarks/toy_cifar10.py toy && kd bench cifar10 --data toy --output toy-bench --preset smoke
 
 Each class is a shape in a colour of its own on a noisy ground: six files of the official binary layout, smaller.
 """
@@ -41,7 +41,7 @@ def write(folder: Path, records: int, seed: int = 0) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--records", type=int, default=500, help="images a file")
+    parser.add_argument("--records", type=int, default=500, help="images per file")
     arguments = parser.parse_args()
     write(arguments.folder / "cifar-10-batches-bin", arguments.records)
 
