@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-DOCVIT = ("files", "hardware", "documents", "model", "data", "training", "inference", "evaluation", "cli")
+DOCVIT = ("errors", "files", "hardware", "documents", "model", "data", "training", "inference", "evaluation", "cli")
 KD = ("losses", "config", "teacher", "student", "objective", "sweep", "distill", "documents", "cifar10", "cli")
 FILES = sorted(file for package in ("docvit", "kd") for file in (ROOT / package).rglob("*.py"))
 
@@ -51,6 +51,8 @@ def test_a_file_imports_from_storeys_above_it_alone(module):
     package = module.split(".")[0]
     storeys = {"docvit": DOCVIT, "kd": KD}[package]
     for imported in imports_of(MODULES[module]):
+        if imported == "docvit":
+            continue  # it imports nothing until it is asked for a name
         if imported.split(".")[0] == package:
             assert storey_of(imported, storeys) <= storey_of(module, storeys), f"{module} imports {imported}"
         else:

@@ -1,0 +1,40 @@
+"""Names and default values for the options, as plain constants: help must not wait for torch.
+
+`tests/cli/test_defaults.py` compares each with what it repeats.
+"""
+
+from __future__ import annotations
+
+VARIANTS = (
+    "docvit_base_patch16",
+    "docvit_compact_patch32",
+    "docvit_linear_patch32",
+    "docvit_small_patch16",
+    "docvit_tiny_patch16",
+    "docvit_wide_patch32",
+)
+
+BASELINES = ("pages-mean", "pages-max", "pages-concat")
+
+POSITIONS = ("page-independent", "continued", "sincos", "sincos2d+page", "spatial+page", "rope")
+
+STRATEGIES = ("document", "first", "second", "last", "grid", "max-confidence", "soft-vote", "hard-vote")
+
+TARGETS = ("pixels", "ink")
+
+# of `Recipe` and `PretrainRecipe`
+MODEL = "docvit_compact_patch32"
+MAX_PAGES = 4
+LEARNING_RATE = 1e-3
+
+# of `Recipe`
+EPOCHS = 16
+BUDGET = 1500
+MIX_PAGES = 0.5
+LABEL_SMOOTHING = 0.05
+EMA_DECAY = 0.998
+
+# of `PretrainRecipe`
+PRETRAIN_EPOCHS = 100
+PRETRAIN_BUDGET = 2400
+MASK = 0.75
