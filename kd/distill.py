@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from docvit.errors import SettingError
 from docvit.hardware import choose_device, has_fast_bf16
 from docvit.training.ema import EMATeacher
 from docvit.training.loop import CHECKPOINT, Batches, Record, TrainSettings, fit
@@ -33,7 +34,7 @@ AT_CHANCE = "at_chance"
 Evaluate = Callable[[nn.Module], Record]
 
 
-class DistillationError(ValueError):
+class DistillationError(SettingError):
     """A teacher, a student and data that do not fit together; the message says how they differ."""
 
 

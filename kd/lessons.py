@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from docvit.errors import SettingError
 from kd.losses import SoftLoss, distillation_loss, ramp_up, soft_loss
 from kd.sweep import InputsOf, by_name, join
 
@@ -37,13 +38,13 @@ class Targets:
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha must lie in 0..1, not {self.alpha}")
+            raise SettingError(f"alpha must lie in 0..1, not {self.alpha}")
         if not self.temperature > 0:
-            raise ValueError(f"the temperature must be positive, not {self.temperature}")
+            raise SettingError(f"the temperature must be positive, not {self.temperature}")
         if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label smoothing must lie in 0..1 and below 1, not {self.label_smoothing}")
+            raise SettingError(f"label smoothing must lie in 0..1 and below 1, not {self.label_smoothing}")
         if not 0 <= self.ramp_up <= 1:
-            raise ValueError(f"ramp_up must lie in 0..1, not {self.ramp_up}")
+            raise SettingError(f"ramp_up must lie in 0..1, not {self.ramp_up}")
         soft_loss(self.soft)
 
     def losses(self, student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from docvit.documents.patches import PatchSequence
+from docvit.errors import SettingError
 from docvit.model.docvit import DocViT
 from docvit.training.recipe import Recipe
 from kd.documents.paired import PairedBatch
@@ -57,13 +58,13 @@ class Teaching:
     def __post_init__(self) -> None:
         self.targets(), self.targets(pages=True)  # they check what they are given
         if self.distance not in FEATURE_DISTANCES:
-            raise ValueError(f"no feature distance {self.distance!r}: choose {', '.join(FEATURE_DISTANCES)}")
+            raise SettingError(f"no feature distance {self.distance!r}: choose {', '.join(FEATURE_DISTANCES)}")
         if not all(weight > 0 for weight in self.features.values()):
-            raise ValueError(f"the weights of features must be positive, not {dict(self.features)}")
+            raise SettingError(f"the weights of features must be positive, not {dict(self.features)}")
         if self.consistency < 0 or not 0 <= self.ramp_up <= 1 or self.fine_tune < 0:
-            raise ValueError("consistency and fine_tune must be at least 0, and ramp_up lie in 0..1")
+            raise SettingError("consistency and fine_tune must be at least 0, and ramp_up lie in 0..1")
         if self.simkd and (self.features or self.consistency):
-            raise ValueError("simkd is a loss of its own: give neither features nor consistency with it")
+            raise SettingError("simkd is a loss of its own: give neither features nor consistency with it")
 
     def targets(self, *, pages: bool = False, label_smoothing: float = 0.0) -> Targets:
         alpha = self.page_alpha if pages and self.page_alpha is not None else self.alpha

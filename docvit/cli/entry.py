@@ -26,6 +26,9 @@ def run(app: typer.Typer) -> NoReturn:
     its traceback, unless the environment has DOCVIT_DEBUG=1.
     """
     _replace_closed_streams()
+    # Beside other processes, threads that spin while they wait for each other take most of each other's time. The
+    # OpenMP library reads this when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     logging.captureWarnings(True)
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names may hold what its encoding does not

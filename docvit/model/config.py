@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from docvit.documents.rendering import Rendering
+from docvit.errors import SettingError
 from docvit.model.pooling import POOLINGS
 from docvit.model.stems import STEMS
 from docvit.model.tokens import parse_scopes
@@ -68,21 +69,21 @@ class DocViTConfig:
         least = {"embed_dim": 1, "depth": 0, "num_heads": 1, "patch_size": 1, "max_pages": 1, "num_registers": 0}
         for name, number in least.items():
             if getattr(self, name) < number:
-                raise ValueError(f"{name} must be at least {number}, not {getattr(self, name)}")
+                raise SettingError(f"{name} must be at least {number}, not {getattr(self, name)}")
         if self.embed_dim % self.num_heads:
-            raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
+            raise SettingError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
         if self.in_chans not in (1, 3):
-            raise ValueError(f"in_chans must be 1 (grey) or 3 (RGB), not {self.in_chans}")
+            raise SettingError(f"in_chans must be 1 (grey) or 3 (RGB), not {self.in_chans}")
         if self.pooling not in POOLINGS:
-            raise ValueError(f"no pooling {self.pooling!r}: choose one of {', '.join(POOLINGS)}")
+            raise SettingError(f"no pooling {self.pooling!r}: choose one of {', '.join(POOLINGS)}")
         if self.stem not in STEMS:
-            raise ValueError(f"no stem {self.stem!r}: choose one of {', '.join(STEMS)}")
+            raise SettingError(f"no stem {self.stem!r}: choose one of {', '.join(STEMS)}")
         if self.stem == "ink" and (len(set(self.mean)) > 1 or len(set(self.std)) > 1):
-            raise ValueError(
+            raise SettingError(
                 "the ink stem wants one mean and std for all channels, or white paper would look colourful"
             )
         if self.classes and len(self.classes) != self.num_classes:
-            raise ValueError(f"{len(self.classes)} class names for {self.num_classes} classes")
+            raise SettingError(f"{len(self.classes)} class names for {self.num_classes} classes")
         parse_scopes(self.scopes, self.depth)
 
     @property
@@ -99,5 +100,5 @@ class DocViTConfig:
         """Raises ValueError for a setting that does not exist (a newer or foreign config.json)."""
         unknown = sorted(set(values) - set(cls.__dataclass_fields__))
         if unknown:
-            raise ValueError(f"unknown model settings: {', '.join(unknown)}")
+            raise SettingError(f"unknown model settings: {', '.join(unknown)}")
         return cls(**values)

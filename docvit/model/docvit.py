@@ -12,6 +12,7 @@ from timm.layers import DropPath, LayerScale, Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from docvit.documents.patches import PatchSequence, pack
+from docvit.errors import SettingError
 from docvit.model.attention import Segments, attend
 from docvit.model.config import DocViTConfig
 from docvit.model.heads import create_head
@@ -121,7 +122,9 @@ class DocViT(nn.Module):
         self.patch_embed = STEMS[config.stem](config.in_chans, config.patch_size, dim)
         if not config.depth:
             if not isinstance(self.patch_embed, InkStem):
-                raise ValueError(f"without blocks the {config.stem} stem tells nothing of a page: take ink, or blocks")
+                raise SettingError(
+                    f"without blocks the {config.stem} stem tells nothing of a page: take ink, or blocks"
+                )
             for part in (self.patch_embed.norm, self.patch_embed.proj):  # nobody reads patches, so nothing is learned
                 part.requires_grad_(False)
         self.cls_token = nn.Parameter(torch.empty(1, dim))
@@ -245,7 +248,7 @@ class DocViT(nn.Module):
         known = ["embed", *(f"blocks.{i}" for i in range(len(self.blocks))), "pages", "document", "logits"]
         unknown = [name for name in names or () if name not in known]
         if unknown:
-            raise ValueError(f"no state {', '.join(map(repr, unknown))}: choose from {', '.join(known)}")
+            raise SettingError(f"no state {', '.join(map(repr, unknown))}: choose from {', '.join(known)}")
 
         def wanted(name: str) -> bool:
             return names is None or name in names

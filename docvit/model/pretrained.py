@@ -13,6 +13,7 @@ from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
 from torch import Tensor
 
+from docvit.errors import UserError
 from docvit.files import replaced, write_tensors
 from docvit.model.config import DocViTConfig
 from docvit.model.docvit import DocViT
@@ -23,7 +24,7 @@ BUNDLED = Path(__file__).parents[1] / "weights"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
-class ModelError(Exception):
+class ModelError(UserError):
     """A model that cannot be loaded or converted; the message says why and what to do."""
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from docvit.documents.patches import PatchSequence
+from docvit.errors import SettingError
 from docvit.model.attention import Segments
 
 
@@ -33,7 +34,7 @@ def parse_scopes(scopes: str, depth: int) -> tuple[str, ...]:
         k = int(number)
         document = (lambda i: i >= depth - k) if name == "page-then-document" else (lambda i: i % k == k - 1)
         return tuple("document" if document(i) else "page" for i in range(depth))
-    raise ValueError(f"scopes {scopes!r} of {depth} blocks: choose {', '.join(SCOPES)}, with K from 1 to {depth}")
+    raise SettingError(f"scopes {scopes!r} of {depth} blocks: choose {', '.join(SCOPES)}, with K from 1 to {depth}")
 
 
 class TokenLayout(NamedTuple):

@@ -7,6 +7,7 @@ from typing import Any
 import timm
 from timm.models import register_model
 
+from docvit.errors import SettingError
 from docvit.model.config import DocViTConfig
 from docvit.model.docvit import DocViT
 
@@ -39,7 +40,7 @@ def create_model(name: str, *, baseline: str | None = None, **settings: Any) -> 
         settings = with_baseline(baseline, settings)
     names = list_variants()
     if name not in names:
-        raise ValueError(f"no variant {name!r}: choose one of {', '.join(names)}")
+        raise SettingError(f"no variant {name!r}: choose one of {', '.join(names)}")
     model: DocViT = timm.create_model(name, **settings)
     return model
 
@@ -51,11 +52,11 @@ def with_baseline(name: str, settings: dict[str, Any]) -> dict[str, Any]:
         ValueError: no such baseline, or settings that contradict it.
     """
     if name not in BASELINES:
-        raise ValueError(f"no baseline {name!r}: choose one of {', '.join(BASELINES)}")
+        raise SettingError(f"no baseline {name!r}: choose one of {', '.join(BASELINES)}")
     own = BASELINES[name]
     against = [f"{k} {settings[k]!r} (it has {v!r})" for k, v in own.items() if settings.get(k, v) != v]
     if against:
-        raise ValueError(f"baseline {name!r} is contradicted by {', '.join(against)}: leave one of them out")
+        raise SettingError(f"baseline {name!r} is contradicted by {', '.join(against)}: leave one of them out")
     return {**settings, **own}
 
 
@@ -66,7 +67,9 @@ def baseline_of(settings: dict[str, Any]) -> str | None:
 
 def _build(settings: dict[str, Any], *, pretrained: bool, **variant: Any) -> DocViT:
     if pretrained:
-        raise ValueError("variants have no pretrained weights: use DocViT.from_pretrained() or DocViT.from_timm(name)")
+        raise SettingError(
+            "variants have no pretrained weights: use DocViT.from_pretrained() or DocViT.from_timm(name)"
+        )
     hub = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")  # timm hands these to every model
     return DocViT(DocViTConfig.from_dict({**variant, **{k: v for k, v in settings.items() if k not in hub}}))
 

@@ -10,6 +10,8 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from docvit.errors import SettingError
+
 
 class EMATeacher(ModelEmaV3):
     """A frozen copy of `model`, in eval, that follows it: average = d * average + (1 - d) * model after each step.
@@ -32,7 +34,7 @@ class EMATeacher(ModelEmaV3):
         self, model: nn.Module, *, decay: float = 0.999, warmup: bool = True, gamma: float = 1.0, power: float = 2 / 3
     ) -> None:
         if not 0 <= decay < 1:
-            raise ValueError(f"the decay must lie in 0..1 and below 1, not {decay}")
+            raise SettingError(f"the decay must lie in 0..1 and below 1, not {decay}")
         super().__init__(_unwrap(model), decay=decay, use_warmup=warmup, warmup_gamma=gamma, warmup_power=power)
         self.module.requires_grad_(False)
         self.module.zero_grad(set_to_none=True)
@@ -48,7 +50,7 @@ class EMATeacher(ModelEmaV3):
         and for a model with other parameters.
         """
         if not isinstance(step, int) or step < 1:
-            raise ValueError(f"step is the number of gradient steps done, 1 or more, not {step!r}")
+            raise SettingError(f"step is the number of gradient steps done, 1 or more, not {step!r}")
         super().update(_unwrap(model), step)
 
     def copy_to(self, model: nn.Module) -> None:
@@ -78,7 +80,7 @@ def scale_decay(decay: float, batch_ratio: float) -> float:
     Source: Busbridge et al., "How to Scale Your EMA", arXiv 2307.13813 (the EMA scaling rule).
     """
     if not (0 <= decay < 1 and batch_ratio > 0):
-        raise ValueError(f"need a decay of 0 to below 1 and a positive ratio, not {decay} and {batch_ratio}")
+        raise SettingError(f"need a decay of 0 to below 1 and a positive ratio, not {decay} and {batch_ratio}")
     return decay**batch_ratio
 
 

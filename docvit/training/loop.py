@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from docvit.errors import SettingError, UserError
 from docvit.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from docvit.training.history import write_history
 
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.safetensors"
 
 
-class TrainingError(Exception):
+class TrainingError(UserError):
     """Training that cannot begin, go on or be resumed; the message says why."""
 
 
@@ -82,9 +83,9 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         if self.schedule not in ("cosine", "constant"):
-            raise ValueError(f"no schedule {self.schedule!r}: choose cosine or constant")
+            raise SettingError(f"no schedule {self.schedule!r}: choose cosine or constant")
         if self.epochs < 1:
-            raise ValueError(f"epochs must be at least 1, not {self.epochs}")
+            raise SettingError(f"epochs must be at least 1, not {self.epochs}")
 
 
 class _Objective(nn.Module):

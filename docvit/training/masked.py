@@ -22,6 +22,7 @@ from docvit.data.dataset import DocumentBatch, view_of
 from docvit.data.labels import DataError
 from docvit.documents.pages import PAGE_SUFFIXES, find_documents
 from docvit.documents.patches import PatchSequence
+from docvit.errors import SettingError
 from docvit.hardware import has_fast_bf16
 from docvit.model.config import DocViTConfig
 from docvit.model.docvit import Block, DocViT
@@ -125,7 +126,7 @@ class MaskedDocViT(nn.Module):
     def __init__(self, encoder: DocViT, target: str) -> None:
         super().__init__()
         if not encoder.blocks:
-            raise ValueError("a model without blocks has nothing to pre-train")
+            raise SettingError("a model without blocks has nothing to pre-train")
         self.encoder = encoder
         self.target = Target(target, encoder.config)
         self.decoder = Decoder(encoder.config, self.target.size)
@@ -191,9 +192,9 @@ class PretrainRecipe:
 
     def __post_init__(self) -> None:
         if not 0 < self.mask < 1:
-            raise ValueError(f"mask must lie between 0 and 1, not at {self.mask}")
+            raise SettingError(f"mask must lie between 0 and 1, not at {self.mask}")
         if self.target is not None and self.target not in TARGETS:
-            raise ValueError(f"no target {self.target!r}: choose one of {', '.join(TARGETS)}")
+            raise SettingError(f"no target {self.target!r}: choose one of {', '.join(TARGETS)}")
 
 
 def build_masked(recipe: PretrainRecipe) -> MaskedDocViT:

@@ -22,6 +22,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from docvit.errors import SettingError
+
 logger = logging.getLogger(__name__)
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -39,7 +41,7 @@ OFFICIAL_RECORDS = 10_000  # in each batch file
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
 
 
-class CIFAR10Error(ValueError):
+class CIFAR10Error(SettingError):
     """The data are missing, damaged, or not CIFAR-10."""
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from docvit.errors import SettingError
 from docvit.files import replaced
 from docvit.hardware import has_fast_bf16
 from docvit.training.run_folder import differences
@@ -23,7 +24,7 @@ from kd.cifar10.presets import Preset
 RESULTS = "results.json"
 
 
-class BenchmarkError(ValueError):
+class BenchmarkError(SettingError):
     """A benchmark that cannot run as asked; the message says why."""
 
 
