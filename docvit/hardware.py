@@ -12,6 +12,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from docvit.errors import SettingError
+
 Item = TypeVar("Item")
 
 Result = TypeVar("Result")
@@ -34,7 +36,7 @@ def choose_device(name: torch.device | str | None = None) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # which, depends on how torch was built
-        raise ValueError(f"no device {str(name)!r} on this machine: choose cpu, or cuda given a GPU") from error
+        raise SettingError(f"no device {str(name)!r} on this machine: choose cpu, or cuda given a GPU") from error
 
 
 def has_fast_bf16(device: torch.device | str) -> bool:

@@ -6,5 +6,5 @@ from docvit.cli.entry import run
 
 
 def main() -> None:
-    """Entry point: whatever is wrong with the user's files ends in one line, never in a traceback."""
+    """Entry point of `docvit`."""
     run(app)

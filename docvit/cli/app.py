@@ -1,12 +1,22 @@
-"""The command line application."""
+"""The command line application.
+
+Modules of commands import neither torch nor anything that does: a command imports what it needs when it runs.
+"""
 
 from __future__ import annotations
 
 import typer
 
+from docvit.cli.options import Version
+
 app = typer.Typer(
-    help="Classify multi-page documents with one vision transformer.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # an error stays in one line, and starting is faster
 )
+
+
+@app.callback()
+def docvit(version: Version = False) -> None:
+    """Classify multi-page documents with one vision transformer."""

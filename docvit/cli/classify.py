@@ -5,18 +5,16 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from tqdm import tqdm
 
 from docvit.cli.app import app
 from docvit.cli.options import Device, MaxPages, Model, RendererName, Timeout, Workers
 from docvit.cli.output import RowFormat, row_writer
-from docvit.documents.errors import DocumentError
-from docvit.documents.pages import find_documents
-from docvit.inference.classify import DocumentClassifier, Prediction
-from docvit.inference.explain import explain
+
+if TYPE_CHECKING:
+    from docvit.inference.classify import DocumentClassifier, Prediction
 
 
 @app.command()
@@ -27,34 +25,43 @@ def classify(
     model: Model = None,
     format: Annotated[RowFormat, typer.Option(help="How rows are written.")] = RowFormat.table,
     explain_to: Annotated[
-        Path | None, typer.Option("--explain", metavar="DIR", help="Draw what the model looked at, a PNG a document.")
+        Path | None, typer.Option("--explain", metavar="DIR", help="Draw what the model looked at: a PNG per document.")
     ] = None,
     max_pages: MaxPages = 64,
-    renderer: Annotated[RendererName | None, typer.Option(help="Draw pages with this (default: the model's).")] = None,
+    renderer: Annotated[
+        RendererName | None, typer.Option(help="Render pages with this (default: the model's renderer).")
+    ] = None,
     timeout: Timeout = 60.0,
     workers: Workers = 2,
     device: Device = None,
 ) -> None:
-    """Classify documents: one row a file, also for a file that cannot be read.
+    """Classify documents.
 
-    A folder stands for the documents in it; one of page images alone is one document.
+    Prints one row per file, also for a file that cannot be read.
+
+    A folder stands for the documents in it. A folder of page images alone is one document.
 
     Put -- before names that begin with a dash.
 
     Exit status: 0 all files were read, 1 some were not, 2 wrong usage.
     """
     if explain_to is not None:
-        explain_to.mkdir(parents=True, exist_ok=True)  # what is wrong with it shall be said before the first row
+        explain_to.mkdir(parents=True, exist_ok=True)  # an error here must come before the first row
+    from tqdm import tqdm
+
+    from docvit.documents.pages import find_documents
+    from docvit.inference.classify import DocumentClassifier
+
     classifier = DocumentClassifier.from_pretrained(model, device=device, renderer=renderer.value if renderer else None)
     found = find_documents(paths)
     predictions = classifier.predict(found, max_pages=max_pages, workers=workers, timeout=timeout)
     failed = 0
-    writer = row_writer(format, found)
+    write = row_writer(format, found)
     drawn: set[str] = set()
     # rows go to standard output, the bar to standard error: together on one terminal the bar would cut through rows
     bar = tqdm(predictions, total=len(found), unit="doc", disable=True if sys.stdout.isatty() else None)
     for prediction in bar:
-        writer.send(prediction)
+        write(prediction)
         failed += prediction.error is not None
         if explain_to is not None and prediction.error is None:
             name = _picture(prediction.path, drawn)
@@ -73,7 +80,10 @@ def _picture(path: str, taken: set[str]) -> str:
 
 
 def _explain(classifier: DocumentClassifier, prediction: Prediction, file: Path, max_pages: int) -> None:
+    from docvit.documents.errors import DocumentError
+    from docvit.inference.explain import explain
+
     try:
         explain(classifier, prediction.path, max_pages=max_pages).save(file)
     except DocumentError as error:  # read a moment ago, gone now
-        logging.getLogger(__name__).warning("not explained: %s", error)
+        logging.getLogger(__name__).warning("no explanation: %s", error)

@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import docvit
+from docvit.cli.defaults import POSITIONS, VARIANTS
 from docvit.cli.entry import fail
-from docvit.model.config import POSITIONS
-from docvit.model.variants import baseline_of, list_variants
-from docvit.training.masked import PretrainRecipe
-from docvit.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from docvit.training.masked import PretrainRecipe
+    from docvit.training.recipe import Recipe
 
 
 class ReportFormat(str, Enum):
@@ -25,16 +27,28 @@ class RendererName(str, Enum):
     pdfium, poppler = "pdfium", "poppler"
 
 
-Model = Annotated[str | None, typer.Option("--model", help="Model folder or hub id (default: the model in the box).")]
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(docvit.__version__)
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+]
+
+Model = Annotated[str | None, typer.Option("--model", help="Model folder or hub id (default: the bundled model).")]
 
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")]
 
-Workers = Annotated[int, typer.Option(min=0, help="Processes that render pages.")]
+Workers = Annotated[int, typer.Option(min=0, help="Number of processes that render pages.")]
 
-Output = Annotated[Path, typer.Option(metavar="DIR", help="Where the model folder is written.")]
+LabelledData = Annotated[Path, typer.Argument(help="Folder with one subfolder per class, or CSV with path,label.")]
+
+Output = Annotated[Path, typer.Option(metavar="DIR", help="Folder to write the model to.")]
 
 Variant = Annotated[
-    str, typer.Option("--model", metavar="NAME", help=f"Variant to train from scratch: {', '.join(list_variants())}.")
+    str, typer.Option("--model", metavar="NAME", help=f"Variant to train from scratch: {', '.join(VARIANTS)}.")
 ]
 
 Init = Annotated[str | None, typer.Option(metavar="timm:NAME|DIR", help="Start from these weights instead.")]
@@ -43,38 +57,49 @@ PositionsOption = Annotated[str | None, typer.Option("--positions", help=f"Posit
 
 Scopes = Annotated[str | None, typer.Option(help="What blocks see: page, document, page-then-document:K, alternate:K.")]
 
-PageSize = Annotated[int | None, typer.Option(min=16, help="Longer side of a page in px.")]
+PageSize = Annotated[int | None, typer.Option(min=16, help="Longer side of a page in pixels.")]
+
+Epochs = Annotated[int, typer.Option(min=1, help="Passes over the documents.")]
 
 LearningRate = Annotated[float, typer.Option("--lr", min=0.0, help="Peak learning rate.")]
 
-Budget = Annotated[int, typer.Option(min=1, help="Tokens a batch, about.")]
+Budget = Annotated[int, typer.Option(min=1, help="Approximate number of tokens per batch.")]
 
-PagesSeen = Annotated[int, typer.Option("--max-pages", min=1, max=64, help="Pages of a document seen in one epoch.")]
+PagesSeen = Annotated[int, typer.Option("--max-pages", min=1, max=64, help="Pages of a document seen per epoch.")]
 
 MixPages = Annotated[
-    float, typer.Option(min=0, max=1, help="Share of documents with later pages of another source of their class.")
+    float,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Share of documents whose later pages come from another document of the same class and another source.",
+    ),
 ]
 
-Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
+Seed = Annotated[int, typer.Option(min=0, help="Random seed.")]
 
-EMA = Annotated[float, typer.Option(min=0, max=1, help="Decay of the moving average; 0 for none.")]
+EMA = Annotated[float, typer.Option(min=0, max=1, help="Decay of the moving average of the weights; 0 for none.")]
+
+Valid = Annotated[Path | None, typer.Option(metavar="DATA", help="Evaluate on these documents after every epoch.")]
 
 GroupBy = Annotated[
     str | None,
     typer.Option(
         metavar="COLUMN",
-        help="CSV column of sources, to balance and to tell apart; --fold needs it. Else each document is its own.",
+        help="CSV column that names the source of each document, for balancing, --mix-pages and --fold "
+        "(default: every document is a source of its own).",
     ),
 ]
 
 Fold = Annotated[
-    str | None, typer.Option(metavar="K/N", help="Leave out the K-th of N folds of whole sources; evaluate there.")
+    str | None, typer.Option(metavar="K/N", help="Hold out fold K of N and evaluate on it. Sources stay whole.")
 ]
 
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --output, under its own settings.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --output, with its own settings.")]
 
 MaxPages = Annotated[
-    int, typer.Option(min=1, help="Pages read of a long document, spread evenly, first and last always in.")
+    int,
+    typer.Option(min=1, help="Read at most this many pages of a document, evenly spread, the first and last included."),
 ]
 
 Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds after which a document is given up.")]
@@ -91,11 +116,12 @@ def check_resumed(context: typer.Context, mine: Mapping[str, Any], its: Mapping[
     differing = [n for n in explicit if mine.get(n) != its.get(n)]
     if differing:
         option = {p.name: p.opts[0] for p in context.command.params}
-        told = ", ".join(f"{option[n]} was {its.get(n)}" for n in differing)
-        fail(f"the run to resume has other settings: {told}")
+        fail(f"the run to resume has other settings: {', '.join(f'{option[n]} was {its.get(n)}' for n in differing)}")
 
 
 def options_of(recipe: Recipe | PretrainRecipe) -> dict[str, Any]:
-    """What a recipe holds, by the names of the options."""
+    """The settings of a recipe by the names of the options."""
+    from docvit.model.variants import baseline_of
+
     values = asdict(recipe)
     return {**values["settings"], **values["train"], **values, "baseline": baseline_of(recipe.settings)}

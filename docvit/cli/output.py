@@ -1,4 +1,4 @@
-"""What the commands print: rows of predictions, reports, inspections."""
+"""What the commands print: rows of predictions, reports, costs."""
 
 from __future__ import annotations
 
@@ -6,67 +6,66 @@ import csv
 import json
 import sys
 import unicodedata
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from matplotlib.ticker import EngFormatter
-
-from docvit.data.metrics import Report
-from docvit.evaluation.cost import Cost, Inspection, MeasuredCost
-from docvit.inference.classify import Prediction
-from docvit.training.loop import Record
+if TYPE_CHECKING:
+    from docvit.data.metrics import Report
+    from docvit.evaluation.cost import Cost, Inspection, MeasuredCost
+    from docvit.inference.classify import Prediction
 
 COLUMNS = ("path", "label", "score", "num_pages", "pages_read", "error", "message")
-
-Rows = Generator[None, Prediction, None]
 
 
 class RowFormat(str, Enum):
     table, jsonl, csv = "table", "jsonl", "csv"
 
 
-def row_writer(format: RowFormat, paths: list[str]) -> Rows:
-    """A started coroutine that writes each prediction sent to it as a row, at once."""
-    writer = {RowFormat.table: _table, RowFormat.jsonl: _jsonl, RowFormat.csv: _csv}[format](paths)
-    next(writer)
-    return writer
+def row_writer(format: RowFormat, paths: Sequence[str]) -> Callable[[Prediction], None]:
+    """A function that prints a prediction as a row, at once; the head of the table is already printed."""
+    if format is RowFormat.jsonl:
+        return _print_json
+    return _csv_writer() if format is RowFormat.csv else _table_writer(paths)
 
 
-def _jsonl(_: list[str]) -> Rows:
-    while True:
-        prediction = yield
-        print(json.dumps(prediction.as_dict(), ensure_ascii=False), flush=True)
+def _print_json(prediction: Prediction) -> None:
+    print(json.dumps(prediction.as_dict(), ensure_ascii=False), flush=True)
 
 
-def _csv(_: list[str]) -> Rows:
+def _csv_writer() -> Callable[[Prediction], None]:
     writer = csv.DictWriter(sys.stdout, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    while True:
-        prediction = yield
+
+    def write(prediction: Prediction) -> None:
         error = prediction.error
-        told = {"error": error.kind, "message": error.message} if error else {"error": "", "message": ""}
-        writer.writerow(prediction.as_dict() | told)
+        failure = {"error": error.kind, "message": error.message} if error else {"error": "", "message": ""}
+        writer.writerow(prediction.as_dict() | failure)
         sys.stdout.flush()
 
+    return write
 
-def _table(paths: list[str]) -> Rows:
+
+def _table_writer(paths: Sequence[str]) -> Callable[[Prediction], None]:
     width = min(60, max(len(path) for path in paths))
     print(f"{'path':<{width}}  {'label':<14} {'score':>5}  pages", flush=True)
-    while True:
-        prediction = yield
+
+    def write(prediction: Prediction) -> None:
         path = prediction.path if len(prediction.path) <= width else "…" + prediction.path[1 - width :]
         if prediction.error is not None:
             _print_line(f"{path:<{width}}  {prediction.error.kind}: {prediction.error.message}")
-            continue
+            return
         pages = str(prediction.num_pages)
         if prediction.pages_read != prediction.num_pages:
             pages = f"{prediction.pages_read} of {pages}"
         _print_line(f"{path:<{width}}  {prediction.label:<14} {prediction.score:5.2f}  {pages}")
 
+    return write
+
 
 def _print_line(row: str) -> None:
-    """A row is one line, whatever stands in a file's name."""
+    """A row is one line, whatever a file's name contains."""
     print("".join("?" if unicodedata.category(c) == "Cc" else c for c in row), flush=True)
 
 
@@ -82,9 +81,6 @@ def print_report(r: Report, unreadable: int) -> None:
         print(
             f"{name:<{width}}  {c['precision']:9.2f}  {c['recall']:6.2f}  {c['f1']:4.2f}  {c['support']:9.0f}   {cells}"
         )
-
-
-_count, _bytes = EngFormatter(places=2), EngFormatter("B", places=2)
 
 
 def print_inspection(found: Inspection) -> None:
@@ -103,16 +99,29 @@ def print_inspection(found: Inspection) -> None:
         rows += [("", *_cost("blank too", cost.undropped)), ("", *_cost("padded", cost.padded))]
     _print_aligned(rows, left=(0, 1, 3))
     print(
-        "\nscore matrices: one for each head of a block that sees the page, or the document; never all in memory."
-        "\nactivations: what is kept for a backward pass. padded: all patches, every page as large as the largest."
+        "\nscore matrices: one per head of a block that sees the page, or the document; never all in memory."
+        "\nactivations: memory kept for a backward pass. padded: all patches, every page as large as the largest."
     )
 
 
 def _cost(patches: str, cost: Cost, measured: MeasuredCost | None = None) -> tuple[str, ...]:
     sides = "; ".join(_squares(scope, sides) for scope, sides in sorted(cost.scores.items(), reverse=True))
-    flops, memory = (_count(measured.flops), _bytes(measured.memory)) if measured else ("", "")
+    flops, memory = (_engineering(measured.flops), _bytes(measured.memory)) if measured else ("", "")
     in_all, predicted = _bytes(cost.score_memory), _bytes(cost.memory)
-    return patches, str(cost.tokens), sides, in_all, _count(cost.flops), flops, predicted, memory
+    return patches, str(cost.tokens), sides, in_all, _engineering(cost.flops), flops, predicted, memory
+
+
+def _engineering(number: float, unit: str = "") -> str:
+    """With a decimal prefix: 12345 -> "12.35 k"."""
+    prefixes = ["", "k", "M", "G", "T", "P"]
+    while round(number, 2) >= 1000 and len(prefixes) > 1:
+        number /= 1000
+        prefixes.pop(0)
+    return f"{number:.2f} {prefixes[0]}{unit}".rstrip()
+
+
+def _bytes(number: float) -> str:
+    return _engineering(number, "B")
 
 
 def _squares(scope: str, sides: Sequence[int]) -> str:
@@ -132,7 +141,7 @@ def _print_aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = ()) -> N
         print("  ".join(cells).rstrip())
 
 
-def print_last(output: Path, history: list[Record]) -> None:
-    """The figures of the last epoch, in one line."""
+def print_last(output: Path, history: Sequence[Mapping[str, float]]) -> None:
+    """The record of the last epoch, in one line."""
     last = "  ".join(f"{name} {value:.3g}" for name, value in history[-1].items())
     print(f"{output}: {last}")

@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from tqdm import tqdm
 
+from docvit.cli import defaults
 from docvit.cli.app import app
 from docvit.cli.entry import fail
 from docvit.cli.options import (
     EMA,
     Budget,
     Device,
+    Epochs,
     Fold,
     GroupBy,
     Init,
+    LabelledData,
     LearningRate,
     MixPages,
     Output,
@@ -28,54 +30,58 @@ from docvit.cli.options import (
     Resume,
     Scopes,
     Seed,
+    Valid,
     Variant,
     Workers,
     check_resumed,
     options_of,
 )
 from docvit.cli.output import print_last
-from docvit.data.labels import DataError, LabelledDocuments, read_labelled, split_groups
-from docvit.data.unlabelled import find_unlabelled
-from docvit.documents.errors import DocumentError
-from docvit.documents.workers import read_documents
-from docvit.model.variants import BASELINES, with_baseline
-from docvit.training.loop import TrainSettings
-from docvit.training.masked import PretrainRecipe, pretrain_documents
-from docvit.training.masked_model import TARGETS
-from docvit.training.recipe import Recipe
-from docvit.training.run_folder import read_recipe
-from docvit.training.supervised import train_documents
+
+if TYPE_CHECKING:
+    from docvit.data.labels import LabelledDocuments
 
 
 @app.command()
 def train(
     context: typer.Context,
-    data: Annotated[Path, typer.Argument(help="Folder with a sub folder a class, or CSV with path,label.")],
+    data: LabelledData,
     output: Output,
-    model: Variant = Recipe.model,
+    model: Variant = defaults.MODEL,
     init: Init = None,
     positions: PositionsOption = None,
     scopes: Scopes = None,
     baseline: Annotated[
-        str | None, typer.Option(metavar="NAME", help=f"A page-independent baseline instead: {', '.join(BASELINES)}.")
+        str | None, typer.Option(metavar="NAME", help=f"A page-independent baseline: {', '.join(defaults.BASELINES)}.")
     ] = None,
     page_size: PageSize = None,
-    epochs: Annotated[int, typer.Option(min=1)] = TrainSettings.epochs,
-    lr: LearningRate = TrainSettings.lr,
-    budget: Budget = Recipe.budget,
-    max_pages: PagesSeen = Recipe.max_pages,
-    mix_pages: MixPages = Recipe.mix_pages,
-    label_smoothing: Annotated[float, typer.Option(min=0, max=0.99)] = Recipe.label_smoothing,
-    ema: EMA = Recipe.ema,
+    epochs: Epochs = defaults.EPOCHS,
+    lr: LearningRate = defaults.LEARNING_RATE,
+    budget: Budget = defaults.BUDGET,
+    max_pages: PagesSeen = defaults.MAX_PAGES,
+    mix_pages: MixPages = defaults.MIX_PAGES,
+    label_smoothing: Annotated[
+        float, typer.Option(min=0, max=0.99, help="Share of the target spread over all classes.")
+    ] = defaults.LABEL_SMOOTHING,
+    ema: EMA = defaults.EMA_DECAY,
     seed: Seed = 0,
-    valid: Annotated[Path | None, typer.Option(help="Evaluate on these after every epoch.")] = None,
+    valid: Valid = None,
     group_by: GroupBy = None,
     fold: Fold = None,
     resume: Resume = False,
     workers: Workers = 2,
     device: Device = None,
 ) -> None:
-    """Train on labelled documents; Ctrl-C leaves a checkpoint that --resume continues exactly."""
+    """Train on labelled documents.
+
+    Ctrl-C leaves a checkpoint that --resume continues exactly.
+    """
+    from docvit.model.variants import with_baseline
+    from docvit.training.loop import TrainSettings
+    from docvit.training.recipe import Recipe
+    from docvit.training.run_folder import read_recipe
+    from docvit.training.supervised import train_documents
+
     given = {"positions": positions, "scopes": scopes, "page_size": page_size}
     settings = {k: v for k, v in given.items() if v is not None}
     recipe = Recipe(
@@ -103,29 +109,37 @@ def pretrain(
     context: typer.Context,
     data: Annotated[Path, typer.Argument(help="Folder of documents, or CSV with a column path; labels are not read.")],
     output: Output,
-    model: Variant = PretrainRecipe.model,
+    model: Variant = defaults.MODEL,
     init: Init = None,
     positions: PositionsOption = None,
     scopes: Scopes = None,
     page_size: PageSize = None,
-    epochs: Annotated[int, typer.Option(min=1)] = PretrainRecipe.train.epochs,
-    lr: LearningRate = PretrainRecipe.train.lr,
-    budget: Budget = PretrainRecipe.budget,
-    max_pages: PagesSeen = PretrainRecipe.max_pages,
-    mask: Annotated[float, typer.Option(help="Share of the patches that are hidden.")] = PretrainRecipe.mask,
+    epochs: Epochs = defaults.PRETRAIN_EPOCHS,
+    lr: LearningRate = defaults.LEARNING_RATE,
+    budget: Budget = defaults.PRETRAIN_BUDGET,
+    max_pages: PagesSeen = defaults.MAX_PAGES,
+    mask: Annotated[float, typer.Option(help="Share of the patches that are masked.")] = defaults.MASK,
     target: Annotated[
         str | None,
-        typer.Option(help=f"What is foreseen: {', '.join(TARGETS)}; by default ink behind an ink stem, else pixels."),
+        typer.Option(
+            help=f"What is predicted: {', '.join(defaults.TARGETS)} (default: ink with an ink stem, else pixels)."
+        ),
     ] = None,
     seed: Seed = 0,
     resume: Resume = False,
     workers: Workers = 2,
     device: Device = None,
 ) -> None:
-    """Pre-train on documents without labels, for `docvit train --init DIR`, by foreseeing hidden patches.
+    """Pre-train on documents without labels.
+
+    Masked patches are predicted from the visible ones. Train the result with `docvit train --init DIR`.
 
     Files that cannot be read are left out and listed. Ctrl-C leaves a checkpoint that --resume continues exactly.
     """
+    from docvit.data.unlabelled import find_unlabelled
+    from docvit.training.masked import PretrainRecipe, pretrain_documents
+    from docvit.training.run_folder import read_recipe
+
     given = {"positions": positions, "scopes": scopes, "page_size": page_size}
     recipe = PretrainRecipe(
         model=model,
@@ -157,20 +171,31 @@ def read_parts(
     """Documents to train on, and those to evaluate on, if any: `valid`, or the K-th of N folds of `data`.
 
     Raises:
-        DataError: they cannot be used; then it also names the files that cannot be read, so that all is mended at once.
+        DataError: they cannot be used; it also names the files that cannot be read, so that one look shows everything.
     """
+    from docvit.data.labels import DataError, read_labelled, split_groups
+
     if fold is not None and valid is not None:
-        fail("--fold and --valid both say what to evaluate on: give one of them")
+        fail("--fold and --valid both choose the documents to evaluate on: give one of them")
     try:
         labelled = read_labelled(data, classes=classes, group_column=group_by)
     except DataError as error:
-        read = read_documents(error.found, max_pages=2, workers=workers)
-        ends = tqdm(read, total=len(error.found), desc="looking for more", unit="doc", leave=False, disable=None)
-        unreadable = [f"{e.kind}: {e}" for e in ends if isinstance(e, DocumentError)]
-        raise DataError(error.data, error.problems + unreadable) from None
+        raise DataError(error.data, error.problems + _unreadable(error.found, workers)) from None
     if fold is not None:
         return split_groups(labelled, *_parse_fold(fold))
     return labelled, read_labelled(valid, classes=labelled.classes) if valid is not None else None
+
+
+def _unreadable(paths: Sequence[str], workers: int) -> list[str]:
+    """A line for each document that cannot be read."""
+    from tqdm import tqdm
+
+    from docvit.documents.errors import DocumentError
+    from docvit.documents.workers import read_documents
+
+    read = read_documents(paths, max_pages=2, workers=workers)
+    bar = tqdm(read, total=len(paths), desc="looking for more", unit="doc", leave=False, disable=None)
+    return [f"{result.kind}: {result}" for result in bar if isinstance(result, DocumentError)]
 
 
 def _parse_fold(fold: str) -> tuple[int, int]:

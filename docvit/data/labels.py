@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from docvit.documents.pages import SUFFIXES, find_documents
+from docvit.errors import UserError
 
 MAX_LISTED = 20
 
 
-class DataError(Exception):
+class DataError(UserError):
     """Training data that cannot be used; `problems` lists all of them, not just the first.
 
     `found` are the documents that are there, whatever is wrong with others.

@@ -12,6 +12,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from docvit.data.labels import LabelledDocuments
+from docvit.errors import SettingError
 
 Key = tuple[int, int]  # epoch, index in the data set
 
@@ -79,7 +80,7 @@ class TokenBudget(Sampler[list[Key]]):
         self.tokens, self.shuffle, self.seed, self.rank, self.world_size = tokens, shuffle, seed, rank, world_size
         self.weights = None if weights is None else weights / weights.sum()
         if len(tokens) < world_size:
-            raise ValueError(f"{len(tokens)} documents cannot be shared among {world_size} processes")
+            raise SettingError(f"{len(tokens)} documents cannot be shared among {world_size} processes")
         count = min(len(tokens), max(world_size, round(float(tokens.sum()) / budget)))
         self.count = count - count % world_size  # the same number for each process
         self.epoch, self.skip = 0, 0

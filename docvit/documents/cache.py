@@ -20,14 +20,22 @@ from docvit.documents.patches import pack
 from docvit.documents.rendering import Rendering
 from docvit.documents.words import Words
 from docvit.documents.workers import read_documents
+from docvit.errors import SettingError
 from docvit.files import write_tensors
 
 FORMAT = 2  # of the files; part of their names
 
 
 def default_cache() -> Path:
-    """`$DOCVIT_CACHE`, or `~/.cache/docvit`."""
-    return Path(os.environ.get("DOCVIT_CACHE") or Path.home() / ".cache" / "docvit")
+    """`$DOCVIT_CACHE`, or `~/.cache/docvit`.
+
+    Raises:
+        SettingError: the former is not set, and this user has no home directory.
+    """
+    try:
+        return Path(os.environ.get("DOCVIT_CACHE") or Path.home() / ".cache" / "docvit")
+    except RuntimeError as error:  # neither HOME nor an entry among the users
+        raise SettingError("no home directory to keep rendered pages in: set DOCVIT_CACHE to a folder") from error
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from docvit.errors import UserError
 
-class DocumentError(Exception):
+
+class DocumentError(UserError):
     """A document cannot be read; `path` says which, `message` why and what to do. Crosses processes unharmed."""
 
     def __init__(self, path: str, message: str) -> None:

@@ -24,6 +24,7 @@ from docvit.documents.errors import DocumentError
 from docvit.documents.pages import PageStack
 from docvit.documents.patches import PatchSequence
 from docvit.documents.workers import read_documents
+from docvit.errors import SettingError
 from docvit.evaluation.cost import predict_cost
 from docvit.inference.classify import BUDGET, DocumentClassifier, in_batches
 from docvit.model.docvit import DocViT
@@ -177,7 +178,7 @@ def compare(
         ValueError: no models, models (or documents) of different classes, or no document that can be read.
     """
     if not models:
-        raise ValueError("no models to compare")
+        raise SettingError("no models to compare")
     trials = {name: _Trial(_classifier(model, device)) for name, model in models.items()}
     _check_classes({**{n: t.classifier.classes for n, t in trials.items()}, "the data": data.classes})
     for rendering in dict.fromkeys(t.classifier.rendering for t in trials.values()):
@@ -234,14 +235,14 @@ def _check_classes(classes: Mapping[str, Sequence[str]]) -> None:
         if lacking or besides:
             differences = [f"lacks {', '.join(lacking)}"] if lacking else []
             differences += [f"has also {', '.join(besides)}"] if besides else []
-            raise ValueError(f"the classes differ: compared with {first}, {name} {' and '.join(differences)}")
+            raise SettingError(f"the classes differ: compared with {first}, {name} {' and '.join(differences)}")
 
 
 def _summary(models: Mapping[str, Model], trials: Mapping[str, _Trial], data: LabelledDocuments) -> Comparison:
     errors = {r.path: r for t in trials.values() for r in t.rows if isinstance(r, DocumentError)}
     read = [i for i, path in enumerate(data.paths) if path not in errors]
     if not read:
-        raise ValueError("none of the documents could be read")
+        raise SettingError("none of the documents could be read")
     truth = [data.labels[i] for i in read]
     results: dict[str, ModelResults] = {}
     reference: np.ndarray | None = None

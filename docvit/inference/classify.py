@@ -18,6 +18,7 @@ from docvit.documents.pages import PageStack, read_document
 from docvit.documents.patches import PatchSequence
 from docvit.documents.rendering import Rendering
 from docvit.documents.workers import read_documents
+from docvit.errors import SettingError
 from docvit.hardware import cast_linear, choose_device, cpu_streams, has_fast_bf16, in_streams
 from docvit.inference.strategies import get_strategy
 from docvit.model.docvit import DocViT
@@ -79,7 +80,7 @@ class DocumentClassifier:
 
     def __init__(self, model: DocViT, *, device: torch.device | str | None = None, renderer: str | None = None) -> None:
         if not model.num_classes:
-            raise ValueError("the model has no classes: train it on labels first (docvit train --init DIR)")
+            raise SettingError("the model has no classes: train it on labels first (docvit train --init DIR)")
         self.device = choose_device(device)
         self.model = model.eval().to(self.device)
         self.classes = model.config.classes or tuple(str(i) for i in range(model.num_classes))

@@ -18,6 +18,7 @@ from torch import Tensor
 from docvit.documents.images import fit_image
 from docvit.documents.pages import PageStack
 from docvit.documents.rendering import Rendering
+from docvit.errors import SettingError
 
 
 @dataclass(frozen=True)
@@ -126,5 +127,5 @@ and the second page that was read of a longer one."""
 def get_strategy(name: str) -> Strategy:
     """Raises ValueError if there is no strategy of this name."""
     if name not in STRATEGIES:
-        raise ValueError(f"no strategy {name!r}: choose one of {', '.join(STRATEGIES)}")
+        raise SettingError(f"no strategy {name!r}: choose one of {', '.join(STRATEGIES)}")
     return STRATEGIES[name]

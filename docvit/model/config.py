@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from docvit.documents.rendering import Rendering
+from docvit.errors import SettingError
 
 POSITIONS = ("page-independent", "continued", "sincos", "sincos2d+page", "spatial+page", "rope")
 
@@ -29,7 +30,7 @@ def parse_scopes(scopes: str, depth: int) -> tuple[str, ...]:
         k = int(number)
         document = (lambda i: i >= depth - k) if name == "page-then-document" else (lambda i: i % k == k - 1)
         return tuple("document" if document(i) else "page" for i in range(depth))
-    raise ValueError(f"scopes {scopes!r} of {depth} blocks: choose {', '.join(SCOPES)}, with K from 1 to {depth}")
+    raise SettingError(f"scopes {scopes!r} of {depth} blocks: choose {', '.join(SCOPES)}, with K from 1 to {depth}")
 
 
 @dataclass(frozen=True)
@@ -94,21 +95,21 @@ class DocViTConfig:
         least |= {"words": 0, "word_dim": 1}
         for name, number in least.items():
             if getattr(self, name) < number:
-                raise ValueError(f"{name} must be at least {number}, not {getattr(self, name)}")
+                raise SettingError(f"{name} must be at least {number}, not {getattr(self, name)}")
         if self.embed_dim % self.num_heads:
-            raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
+            raise SettingError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
         if self.in_chans not in (1, 3):
-            raise ValueError(f"in_chans must be 1 (grey) or 3 (RGB), not {self.in_chans}")
+            raise SettingError(f"in_chans must be 1 (grey) or 3 (RGB), not {self.in_chans}")
         closed = {"positional scheme": (self.positions, POSITIONS), "pooling": (self.pooling, POOLINGS)}
         for kind, (name, names) in {**closed, "stem": (self.stem, STEMS)}.items():
             if name not in names:
-                raise ValueError(f"no {kind} {name!r}: choose one of {', '.join(names)}")
+                raise SettingError(f"no {kind} {name!r}: choose one of {', '.join(names)}")
         if not self.reads_patches and self.stem != "ink":
-            raise ValueError(f"without blocks the {self.stem} stem gives nothing about a page: take ink, or blocks")
+            raise SettingError(f"without blocks the {self.stem} stem gives nothing about a page: take ink, or blocks")
         if self.stem == "ink" and (len(set(self.mean)) > 1 or len(set(self.std)) > 1):
-            raise ValueError("the ink stem needs one mean and std for all channels, or white paper would be colourful")
+            raise SettingError("the ink stem needs one mean and std for all channels, or white paper has colour")
         if self.classes and len(self.classes) != self.num_classes:
-            raise ValueError(f"{len(self.classes)} class names for {self.num_classes} classes")
+            raise SettingError(f"{len(self.classes)} class names for {self.num_classes} classes")
         parse_scopes(self.scopes, self.depth)
 
     @property
@@ -135,5 +136,5 @@ class DocViTConfig:
         """Raises ValueError for a setting that does not exist (a newer or foreign config.json)."""
         unknown = sorted(set(values) - set(cls.__dataclass_fields__))
         if unknown:
-            raise ValueError(f"unknown model settings: {', '.join(unknown)}")
+            raise SettingError(f"unknown model settings: {', '.join(unknown)}")
         return cls(**values)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from docvit.documents.patches import PatchSequence, pack
+from docvit.errors import SettingError
 from docvit.model import pooling
 from docvit.model.attention import MaskedSegments, Segments, attend
 from docvit.model.config import DocViTConfig
@@ -295,7 +296,7 @@ class DocViT(nn.Module):
         known = ["embed", *(f"blocks.{i}" for i in range(len(self.blocks))), "pages", "document", "logits"]
         unknown = [name for name in names or () if name not in known]
         if unknown:
-            raise ValueError(f"no state {', '.join(map(repr, unknown))}: choose from {', '.join(known)}")
+            raise SettingError(f"no state {', '.join(map(repr, unknown))}: choose from {', '.join(known)}")
 
         def wanted(name: str) -> bool:
             return names is None or name in names

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from docvit.errors import UserError
 
-class ModelError(Exception):
+
+class ModelError(UserError):
     """A model that cannot be loaded or converted; the message says why and what to do."""

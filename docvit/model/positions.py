@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from docvit.documents.patches import PatchSequence
+from docvit.errors import SettingError
 from docvit.model.init import trunc_normal_
 
 
@@ -118,7 +119,7 @@ class Sinusoid(Positions):
     def __init__(self, dim: int, *, grid: tuple[int, int], max_pages: int, head_dim: int) -> None:
         super().__init__(dim, grid=grid, max_pages=max_pages, head_dim=head_dim)
         if dim % 2:
-            raise ValueError(f"positions 'sincos' need an even width, not {dim}")
+            raise SettingError(f"positions 'sincos' need an even width, not {dim}")
 
     def patches(self, batch: PatchSequence) -> Tensor:
         return sinusoid(patch_numbers(batch, first_numbers(batch)[0]), self.dim)
@@ -140,7 +141,7 @@ class Sinusoid2DPage(Positions):
     def __init__(self, dim: int, *, grid: tuple[int, int], max_pages: int, head_dim: int) -> None:
         super().__init__(dim, grid=grid, max_pages=max_pages, head_dim=head_dim)
         if dim % 4:
-            raise ValueError(f"positions 'sincos2d+page' need a width that is a multiple of 4, not {dim}")
+            raise SettingError(f"positions 'sincos2d+page' need a width that is a multiple of 4, not {dim}")
 
     def patches(self, batch: PatchSequence) -> Tensor:
         spatial = torch.cat([sinusoid(batch.row, self.dim // 2), sinusoid(batch.col, self.dim // 2)], 1)
@@ -167,7 +168,7 @@ class Rotary(Positions):
     def __init__(self, dim: int, *, grid: tuple[int, int], max_pages: int, head_dim: int) -> None:
         super().__init__(dim, grid=grid, max_pages=max_pages, head_dim=head_dim)
         if head_dim % 2 or head_dim < 6:
-            raise ValueError(f"positions 'rope' need heads of an even width of 6 or more, not {head_dim}")
+            raise SettingError(f"positions 'rope' need heads of an even width of 6 or more, not {head_dim}")
         self.pairs = [(head_dim // 2 + axis) // 3 for axis in range(3)]  # of page, row, column
 
     def angles(self, batch: PatchSequence) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from docvit.documents.patches import PatchSequence
+from docvit.errors import SettingError
 from docvit.model import ink
 from docvit.model.init import trunc_normal_
 
@@ -65,7 +66,7 @@ class ConvStem(Stem):
         super().__init__()
         halvings = int(math.log2(patch_size))
         if 2**halvings != patch_size:
-            raise ValueError(f"the convolutional stem needs a patch size that is a power of two, not {patch_size}")
+            raise SettingError(f"the convolutional stem needs a patch size that is a power of two, not {patch_size}")
         self.in_chans, self.patch_size = in_chans, patch_size
         widths = [in_chans] + [max(16, dim // 2 ** (halvings - 1 - i)) for i in range(halvings)]
         layers: list[nn.Module] = []
@@ -108,7 +109,7 @@ class InkStem(Stem):
     def __init__(self, in_chans: int, patch_size: int, dim: int) -> None:
         super().__init__()
         if patch_size % ink.CELL:
-            raise ValueError(f"the ink stem needs a patch size that is a multiple of {ink.CELL}, not {patch_size}")
+            raise SettingError(f"the ink stem needs a patch size that is a multiple of {ink.CELL}, not {patch_size}")
         self.in_chans, self.patch_size = in_chans, patch_size
         features, statistics = ink.sizes(in_chans, patch_size)
         self.norm = nn.BatchNorm1d(features)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from docvit.errors import SettingError
 from docvit.model.config import DocViTConfig
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def create_model(name: str, *, baseline: str | None = None, **settings: Any) -> 
     if baseline is not None:
         settings = with_baseline(baseline, settings)
     if name not in VARIANTS:
-        raise ValueError(f"no variant {name!r}: choose one of {', '.join(VARIANTS)}")
+        raise SettingError(f"no variant {name!r}: choose one of {', '.join(VARIANTS)}")
     return DocViT(DocViTConfig.from_dict({**VARIANTS[name], **settings}))
 
 
@@ -79,11 +80,11 @@ def with_baseline(name: str, settings: dict[str, Any]) -> dict[str, Any]:
         ValueError: no such baseline, or settings that contradict it.
     """
     if name not in BASELINES:
-        raise ValueError(f"no baseline {name!r}: choose one of {', '.join(BASELINES)}")
+        raise SettingError(f"no baseline {name!r}: choose one of {', '.join(BASELINES)}")
     own = BASELINES[name]
     against = [f"{k} {settings[k]!r} (it has {v!r})" for k, v in own.items() if settings.get(k, v) != v]
     if against:
-        raise ValueError(f"baseline {name!r} is contradicted by {', '.join(against)}: leave one of them out")
+        raise SettingError(f"baseline {name!r} is contradicted by {', '.join(against)}: leave one of them out")
     return {**settings, **own}
 
 

@@ -57,7 +57,7 @@ class EMATeacher(nn.Module):
         Raises `ValueError` for a step that is no such number and for a model with other parameters.
         """
         if not isinstance(step, int) or step < 1:
-            raise ValueError(f"step is the number of gradient steps done, 1 or more, not {step!r}")
+            raise SettingError(f"step is the number of gradient steps done, 1 or more, not {step!r}")
         averages, values = [], []
         for average, value in zip(_tensors(self.module), _tensors(_unwrap(model)), strict=True):
             if average.is_floating_point():

@@ -16,6 +16,7 @@ import torch
 
 from docvit.data.augment import Augmentation
 from docvit.data.dataset import DocumentDataset, view_of
+from docvit.errors import SettingError
 from docvit.model.docvit import DocViT
 from docvit.model.pretrained import save_pretrained
 from docvit.training.batches import shuffled
@@ -58,9 +59,9 @@ class PretrainRecipe:
 
     def __post_init__(self) -> None:
         if not 0 < self.mask < 1:
-            raise ValueError(f"mask must lie between 0 and 1, not be {self.mask}")
+            raise SettingError(f"mask must lie between 0 and 1, not be {self.mask}")
         if self.target is not None and self.target not in TARGETS:
-            raise ValueError(f"no target {self.target!r}: choose one of {', '.join(TARGETS)}")
+            raise SettingError(f"no target {self.target!r}: choose one of {', '.join(TARGETS)}")
 
 
 def build_masked(recipe: PretrainRecipe) -> MaskedDocViT:

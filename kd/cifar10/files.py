@@ -119,7 +119,7 @@ def _spread(labels: Tensor, count: int | None) -> Tensor:
     if count is None:
         return torch.arange(len(labels))
     if not 1 <= count <= len(labels):
-        raise ValueError(f"cannot take {count} of {len(labels)} images")
+        raise SettingError(f"cannot take {count} of {len(labels)} images")
     members = torch.nn.functional.one_hot(labels)  # [N, C]
     rank = members.cumsum(0).gather(1, labels[:, None])[:, 0]  # [N], the how-manieth of its class
     return rank.argsort(stable=True)[:count].sort().values

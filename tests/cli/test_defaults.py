@@ -1,0 +1,37 @@
+"""The constants behind the help texts are those of the library."""
+
+from __future__ import annotations
+
+import typer
+
+from docvit import cli
+from docvit.cli import defaults
+from docvit.inference.strategies import STRATEGIES
+from docvit.model.positions import POSITIONS
+from docvit.model.variants import BASELINES, list_variants
+from docvit.training.masked import TARGETS, PretrainRecipe
+from docvit.training.recipe import Recipe
+
+
+def test_names_are_those_of_the_registries():
+    assert list(defaults.VARIANTS) == sorted(list_variants())
+    assert tuple(BASELINES) == defaults.BASELINES
+    assert tuple(POSITIONS) == defaults.POSITIONS
+    assert tuple(STRATEGIES) == defaults.STRATEGIES
+    assert tuple(TARGETS) == defaults.TARGETS
+
+
+def check_defaults(command, recipe):
+    """Every option that is called like a field of the recipe has its default; returns how many there are."""
+    compared = 0
+    for option in typer.main.get_command(cli.app).commands[command].params:
+        for part in (recipe, recipe.train):
+            if hasattr(part, option.name):
+                assert option.default == getattr(part, option.name), option.name
+                compared += 1
+    return compared
+
+
+def test_defaults_of_options_are_those_of_the_recipes():
+    assert check_defaults("train", Recipe()) >= 9
+    assert check_defaults("pretrain", PretrainRecipe()) >= 8

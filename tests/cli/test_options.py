@@ -1,0 +1,210 @@
+"""Every option of every command arrives where it acts: recorded there, one option at a time."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import typer
+from conftest import CLASSES
+
+from docvit import cli
+from docvit.documents.pages import PageStack
+from docvit.inference import classify as inference
+from docvit.model.variants import BASELINES
+
+SCORES = {"bars": 0.5, "blocks": 0.3, "text": 0.2}
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """What the commands hand to the library, whose work is left out."""
+    seen = {}
+
+    def load(model=None, **options):
+        seen.update(model=model, **options)
+        return SimpleNamespace(classes=CLASSES, predict=predict)
+
+    def predict(paths, **options):
+        seen.update(options, paths=list(paths))
+        return [inference.Prediction(path, "bars", 0.5, SCORES, 1, 1) for path in seen["paths"]]
+
+    def explain(_, path, **options):
+        seen.update(explained=path, explained_pages=options["max_pages"])
+        return SimpleNamespace(save=lambda file: seen.update(picture=str(file)))
+
+    def compare(models, labelled, **options):
+        seen.update(options, models=list(models.values()), compared=len(labelled))
+        return SimpleNamespace(errors=[], as_dict=dict, markdown=str)
+
+    monkeypatch.setattr("docvit.inference.classify.DocumentClassifier.from_pretrained", load)
+    monkeypatch.setattr("docvit.inference.explain.explain", explain)
+    monkeypatch.setattr("docvit.evaluation.compare.compare", compare)
+
+    def load_pretrained(model=None):
+        seen.update(model=model)
+        return SimpleNamespace(config=SimpleNamespace(rendering="a rendering"))
+
+    def read(paths, rendering, **options):
+        seen.update(options, paths=list(paths), rendering=rendering)
+        return [PageStack(paths[0], [np.zeros((8, 8), np.uint8)], [0], 1)]
+
+    def inspect(model, stack, *, device):
+        seen.update(device=str(device))
+        return SimpleNamespace(as_dict=lambda: {"path": stack.path})
+
+    monkeypatch.setattr("docvit.model.pretrained.load_pretrained", load_pretrained)
+    monkeypatch.setattr("docvit.documents.workers.read_documents", read)
+    monkeypatch.setattr("docvit.evaluation.cost.inspect_document", inspect)
+    monkeypatch.setattr("docvit.cli.evaluate.print_inspection", lambda found: print("inspected"))
+
+    def train(labelled, output, recipe, **options):
+        seen.update(options, data=labelled, output=output, recipe=recipe)
+        return None, [{"epoch": 1.0}]
+
+    monkeypatch.setattr("docvit.training.supervised.train_documents", train)
+    monkeypatch.setattr("docvit.training.masked.pretrain_documents", train)
+    return seen
+
+
+@pytest.fixture
+def table(corpus, tmp_path):
+    """A CSV of the corpus with a column of sources."""
+    file = tmp_path / "table.csv"
+    with file.open("w", newline="") as opened:
+        rows = csv.writer(opened)
+        rows.writerow(("path", "label", "source"))
+        rows.writerows((corpus / kind / f"{kind}{i}.pdf", kind, f"s{i}") for kind in CLASSES for i in range(4))
+    return file
+
+
+def of(name):
+    return lambda seen: seen[name]
+
+
+def recipe(name):
+    return lambda seen: getattr(seen["recipe"], name)
+
+
+def loop(name):
+    return lambda seen: getattr(seen["recipe"].train, name)
+
+
+def setting(name):
+    return lambda seen: seen["recipe"].settings[name]
+
+
+BUILT = {
+    "output": (["--output", "elsewhere"], of("output"), Path("elsewhere")),
+    "model": (["--model", "docvit_tiny_patch16"], recipe("model"), "docvit_tiny_patch16"),
+    "init": (["--init", "timm:vit"], recipe("init"), "timm:vit"),
+    "positions": (["--positions", "rope"], setting("positions"), "rope"),
+    "scopes": (["--scopes", "alternate:2"], setting("scopes"), "alternate:2"),
+    "page_size": (["--page-size", "48"], setting("page_size"), 48),
+    "epochs": (["--epochs", "3"], loop("epochs"), 3),
+    "lr": (["--lr", "0.25"], loop("lr"), 0.25),
+    "budget": (["--budget", "77"], recipe("budget"), 77),
+    "max_pages": (["--max-pages", "9"], recipe("max_pages"), 9),
+    "seed": (["--seed", "5"], loop("seed"), 5),
+    "workers": (["--workers", "3"], of("workers"), 3),
+    "device": (["--device", "cuda:7"], of("device"), "cuda:7"),
+}
+
+# option -> (words on the command line, where to look, what must be there); `{corpus}` and `{table}` are data
+OPTIONS = {
+    "classify": {
+        "paths": ([], lambda seen: len(seen["paths"]), 12),
+        "model": (["--model", "m"], of("model"), "m"),
+        "format": (["--format", "jsonl"], lambda seen: json.loads(seen["out"].splitlines()[0])["label"], "bars"),
+        "explain_to": (["--explain", "seen"], lambda seen: seen["picture"].split("/")[0], "seen"),
+        "max_pages": (["--max-pages", "9"], of("max_pages"), 9),
+        "renderer": (["--renderer", "poppler"], of("renderer"), "poppler"),
+        "timeout": (["--timeout", "3.5"], of("timeout"), 3.5),
+        "workers": (["--workers", "3"], of("workers"), 3),
+        "device": (["--device", "cuda:7"], of("device"), "cuda:7"),
+    },
+    "evaluate": {
+        "data": ([], lambda seen: len(seen["paths"]), 12),
+        "model": (["--model", "m"], of("model"), "m"),
+        "against": (["--model", "m", "--against", "n"], of("models"), ["m", "n"]),
+        "strategy": (["--strategy", "soft-vote"], of("strategy"), "soft-vote"),
+        "format": (["--format", "json"], lambda seen: json.loads(seen["out"])["documents"], 12),
+        "max_pages": (["--max-pages", "9"], of("max_pages"), 9),
+        "workers": (["--workers", "3"], of("workers"), 3),
+        "device": (["--device", "cuda:7"], of("device"), "cuda:7"),
+    },
+    "inspect": {
+        "file": ([], lambda seen: Path(seen["paths"][0]).name, "bars0.pdf"),
+        "model": (["--model", "m"], of("model"), "m"),
+        "format": (["--format", "json"], lambda seen: Path(json.loads(seen["out"])["path"]).name, "bars0.pdf"),
+        "max_pages": (["--max-pages", "9"], of("max_pages"), 9),
+        "timeout": (["--timeout", "3.5"], of("timeout"), 3.5),
+        "device": (["--device", "meta"], of("device"), "meta"),
+    },
+    "train": BUILT
+    | {
+        "data": ([], lambda seen: len(seen["data"]), 12),
+        "baseline": (["--baseline", "pages-max"], recipe("settings"), BASELINES["pages-max"]),
+        "mix_pages": (["--mix-pages", "0.125"], recipe("mix_pages"), 0.125),
+        "label_smoothing": (["--label-smoothing", "0.2"], recipe("label_smoothing"), 0.2),
+        "ema": (["--ema", "0.75"], recipe("ema"), 0.75),
+        "valid": (["--valid", "{corpus}"], lambda seen: len(seen["valid"]), 12),
+        "group_by": (["--group-by", "source"], lambda seen: set(seen["data"].groups), {"s0", "s1", "s2", "s3"}),
+        "fold": (["--group-by", "source", "--fold", "2/4"], lambda seen: len(seen["valid"]), 3),
+        "resume": (["--resume"], of("resume"), True),
+    },
+    "pretrain": BUILT
+    | {
+        "data": ([], lambda seen: len(seen["data"]), 12),
+        "mask": (["--mask", "0.5"], recipe("mask"), 0.5),
+        "target": (["--target", "pixels"], recipe("target"), "pixels"),
+        "resume": (["--resume"], of("resume"), True),
+    },
+}
+
+
+def options_of(command):
+    return {option.name for option in typer.main.get_command(cli.app).commands[command].params} - {"help"}
+
+
+def test_every_command_and_every_option_is_in_the_table():
+    assert typer.main.get_command(cli.app).commands.keys() == OPTIONS.keys()
+    for command, options in OPTIONS.items():
+        assert options_of(command) == options.keys(), command
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [(name, option) for name, options in OPTIONS.items() for option in options]
+)
+def test_an_option_arrives(docvit, seen, corpus, table, tmp_path, monkeypatch, name, option):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("docvit.training.run_folder.read_recipe", lambda folder, kind=None: None)
+    monkeypatch.setattr("docvit.cli.train.options_of", lambda recipe: {})
+    words, look, expected = OPTIONS[name][option]
+    data = {"inspect": corpus / "bars" / "bars0.pdf", "train": table, "pretrain": corpus}.get(name, corpus)
+    output = ["--output", "run"] if name in ("train", "pretrain") and option != "output" else []
+    code, out, err = docvit(name, data, *output, *[word.format(corpus=corpus) for word in words])
+    assert code == 0, err
+    seen["out"] = out
+    assert look(seen) == expected
+
+
+@pytest.mark.parametrize("name", ["train", "pretrain"])
+def test_a_resumed_run_is_compared_with_the_options_given(docvit, seen, corpus, tmp_path, monkeypatch, name):
+    """Every option that a recipe keeps may be repeated, but not changed."""
+    from docvit.training.masked import PretrainRecipe
+    from docvit.training.recipe import Recipe
+
+    monkeypatch.chdir(tmp_path)
+    original = {"train": Recipe, "pretrain": PretrainRecipe}[name]()
+    monkeypatch.setattr("docvit.training.run_folder.read_recipe", lambda folder, kind=None: original)
+    kept = set(OPTIONS[name]) - {"data", "output", "resume", "workers", "device", "valid", "group_by", "fold"}
+    for option in kept:
+        words, *_ = OPTIONS[name][option]
+        code, _, err = docvit(name, corpus, "--output", "run", "--resume", *words)
+        assert code == 2, option
+        assert f"{words[0]} was " in err

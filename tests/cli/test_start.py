@@ -1,0 +1,97 @@
+"""What starting costs: the modules that a command imports, since each of torch, timm and the like takes seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import EXAMPLES, classed_pdf, process
+
+import docvit as package
+
+HEAVY = ("torch", "timm", "sklearn", "matplotlib", "scipy", "torchvision", "huggingface_hub")
+NOT_FOR_CLASSIFYING = HEAVY[1:]
+MAIN = "from docvit.cli import main; main()"
+
+
+def imported(script, *arguments, of=HEAVY):
+    """Runs a script with arguments in a process of its own; gives those of the modules that it has imported."""
+    listed = f"""
+import atexit, sys
+atexit.register(lambda: print("imported:", *(m for m in {of!r} if m in sys.modules), file=sys.stderr))
+{script}
+"""
+    with process(listed, *arguments) as other:
+        _, err = other.communicate(timeout=300)
+    assert other.returncode == 0, err
+    return re.findall(r"^imported:(.*)$", err, re.MULTILINE)[-1].split()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], *([name, "--help"] for name in ("classify", "evaluate", "inspect"))]
+)
+def test_help_imports_nothing_heavy(arguments):
+    assert imported(MAIN, *arguments, of=(*HEAVY, "numpy", "rich")) == []
+
+
+@pytest.mark.parametrize("command", ["train", "pretrain"])
+def test_help_of_training_imports_nothing_heavy(command):
+    assert imported(MAIN, command, "--help") == []
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    assert imported("import docvit; dir(docvit); docvit.__version__", of=(*HEAVY, "numpy", "PIL")) == []
+
+
+def test_the_list_of_imported_modules_can_be_trusted():
+    assert imported("import docvit; docvit.pack") == ["torch"]
+
+
+def test_classifying_imports_torch_alone(tmp_path):
+    (tmp_path / "a.pdf").write_bytes(classed_pdf("text", 1))
+    arguments = ("classify", tmp_path / "a.pdf", "--device", "cpu")
+    assert imported(MAIN, *arguments, of=NOT_FOR_CLASSIFYING) == []
+
+
+# --- names of the package ---
+
+
+@pytest.mark.parametrize("name", package.__all__)
+def test_every_name_is_there_and_is_listed(name):
+    assert getattr(package, name).__name__ == name
+    assert name in dir(package)
+
+
+def test_a_name_that_is_not_there():
+    with pytest.raises(AttributeError, match="'docvit' has no attribute 'Odd'"):
+        package.Odd  # noqa: B018
+
+
+def test_type_checkers_see_the_same_names():
+    source = Path(package.__file__).read_text()
+    typed = source.split("if TYPE_CHECKING:")[1].split("\n\n")[0]
+    pairs = {name: module for module, names in re.findall(r"from docvit\.(\S+) import (.*)", typed)
+             for name in names.split(", ")}  # fmt: skip
+    assert pairs == package._MODULES
+    assert sorted(pairs) == sorted(package.__all__)
+
+
+# --- version, python -m ---
+
+
+def test_the_version(docvit):
+    assert docvit("--version") == (0, f"{package.__version__}\n", "")
+    assert re.fullmatch(r"\d+\.\d+\.\d+", package.__version__)
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # a checkout need not be installed
+        assert importlib.metadata.version("docvit") == package.__version__
+
+
+def test_the_package_runs_as_a_module():
+    line = [sys.executable, "-m", "docvit", "--version"]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=EXAMPLES.parent, check=True)
+    assert done.stdout == f"{package.__version__}\n"
