@@ -13,7 +13,7 @@ from torch import Tensor
 
 @contextmanager
 def replaced(file: Path) -> Iterator[Path]:
-    """A path to write to, which then takes the place of `file` in one step; after an error `file` is as it was."""
+    """A path to write to, which then replaces `file` in one step; after an error `file` is as it was."""
     partial = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:
         yield partial

@@ -37,9 +37,9 @@ def test_results_keep_their_order_and_the_first_comes_before_the_second_item_is_
     results = in_streams(slow_at_first, items(), streams)
     assert next(results) == 0
     assert taken == [0]
-    for place, result in enumerate(results, 1):
-        assert result == 10 * place
-        assert len(taken) <= place + 3 * streams
+    for index, result in enumerate(results, 1):
+        assert result == 10 * index
+        assert len(taken) <= index + 3 * streams
     assert taken == list(range(7))
 
 

@@ -196,8 +196,9 @@ def test_all_that_is_wrong_with_a_csv_and_its_files_is_said_at_once(docvit, corp
     (tmp_path / "table.csv").write_text("\n".join(rows))
     code, _, err = docvit(*training(tmp_path / "table.csv", tmp_path / "run", start))
     assert code == 2
-    told = err.splitlines()
-    assert len(told) == 5  # the first says what cannot be used
-    for words, line in zip(("line 3: no such file", "line 6: empty", "Unreadable: ", "Empty: "), told[1:], strict=True):
+    lines = err.splitlines()
+    assert len(lines) == 5  # the first says what cannot be used
+    starts = ("line 3: no such file", "line 6: empty", "Unreadable: ", "Empty: ")
+    for words, line in zip(starts, lines[1:], strict=True):
         assert line.strip().startswith(words)
     assert not (tmp_path / "run").exists()
