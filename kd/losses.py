@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from docvit.errors import SettingError
+
 SoftLoss = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 """(student_logits, teacher_logits, targets, temperature) -> scalar."""
 
@@ -130,7 +132,7 @@ def soft_loss(name: str | SoftLoss) -> SoftLoss:
     if callable(name):
         return name
     if name not in SOFT_LOSSES:
-        raise ValueError(f"no soft loss is called {name!r}; there are {', '.join(SOFT_LOSSES)}")
+        raise SettingError(f"no soft loss is called {name!r}; there are {', '.join(SOFT_LOSSES)}")
     return SOFT_LOSSES[name]
 
 
