@@ -158,7 +158,7 @@ def build(task: str, scheme: str, settings: Settings) -> DocViT:
     return model
 
 
-def cross_entropy(model: nn.Module, batch: DocumentBatch) -> dict[str, Tensor]:
+def cross_entropy(model: nn.Module, batch: DocumentBatch, progress: float) -> dict[str, Tensor]:
     return {"loss": F.cross_entropy(model(batch.sequence), batch.labels)}
 
 

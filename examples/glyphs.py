@@ -220,7 +220,7 @@ def train_reader(glyphs: int, epochs: int, *, seed: int = 0) -> DocViT:
         **{"stem": "conv", "in_chans": 1, "patch_size": PATCH, "grid": (SIDE // PATCH,) * 2, "max_pages": 1},
     )
 
-    def loss(model: nn.Module, batch: DocumentBatch) -> dict[str, Tensor]:
+    def loss(model: nn.Module, batch: DocumentBatch, progress: float) -> dict[str, Tensor]:
         return {"loss": F.cross_entropy(model(batch.sequence).float(), batch.labels, label_smoothing=0.02)}
 
     settings = TrainSettings(epochs=epochs, lr=2e-3, weight_decay=0.05, bf16=False, seed=seed)

@@ -275,7 +275,7 @@ class OrderModel(nn.Module):
 
 
 def order_loss(settings: Settings) -> Any:
-    def loss(model: nn.Module, batch: DocumentBatch) -> Mapping[str, Tensor]:
+    def loss(model: nn.Module, batch: DocumentBatch, progress: float) -> Mapping[str, Tensor]:
         order, places = model(batch.sequence)
         untouched, others = order.unflatten(0, (-1, len(COPIES))).split([1, len(COPIES) - 1], 1)
         more = untouched - others
