@@ -49,7 +49,7 @@ class _CNN(nn.Module):
 
 
 class StudentCNN(_CNN):
-    """3 convolutions and 2 linear layers; 3,749,038 parameters and 57.7 MMAC an image at 10 classes.
+    """3 convolutions and 2 linear layers; 3,749,038 parameters and 57.7 MMAC per image at 10 classes.
 
     Keywords: `num_classes`, `width` (factor on the convolutions' channels), `init` ("default" is PyTorch's, under which
     the first logits hardly differ from image to image; "he" see `he_init`).
@@ -59,7 +59,7 @@ class StudentCNN(_CNN):
 
 
 class TeacherCNN(_CNN):
-    """7 convolutions and 2 linear layers; 21,630,414 parameters and 1.936 GMAC an image at 10 classes.
+    """7 convolutions and 2 linear layers; 21,630,414 parameters and 1.936 GMAC per image at 10 classes.
 
     Keywords as `StudentCNN`. `width=0.5` is the middle-sized teacher for machines without an accelerator.
     """

@@ -142,7 +142,7 @@ def test_class_tokens_have_their_page_index_in_the_decoder_too(batch):
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_every_scheme_can_be_pretrained(batch, positions):
     model = masked_model(positions=positions, scopes="alternate:2", init_values=1e-5)
-    reconstruction_loss(0.75)(model, as_batch(batch))["loss"].backward()
+    reconstruction_loss(0.75)(model, as_batch(batch), 0.0)["loss"].backward()
     trained = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert trained == []
 
@@ -190,7 +190,7 @@ def test_the_target_goes_with_the_stem():
 def test_predicting_the_mean_costs_one(batch, target):
     model = masked_model(target)
     torch.nn.init.zeros_(model.decoder.predict.weight)
-    loss = reconstruction_loss(0.75)(model, as_batch(batch))["loss"]
+    loss = reconstruction_loss(0.75)(model, as_batch(batch), 0.0)["loss"]
     assert loss.item() == pytest.approx(1, abs=0.05)  # a little less: what hardly varies is not blown up
 
 

@@ -93,10 +93,10 @@ def test_resumed_equals_uninterrupted_to_the_bit(paths, pretrained, tmp_path, mo
     def interrupting(share):
         inner, calls = original(share), iter(range(1, 10**6))
 
-        def loss(model, batch):
+        def loss(model, batch, progress):
             if next(calls) == step:
                 os.kill(os.getpid(), signal.SIGINT)
-            return inner(model, batch)
+            return inner(model, batch, progress)
 
         return loss
 

@@ -105,7 +105,7 @@ def batch(data, page_cache):
 
 def test_the_loss_is_smoothed_cross_entropy(batch, data):
     model = build_model(RECIPE, data.classes).eval()
-    parts = classification_loss(replace(RECIPE, label_smoothing=0.1, page_loss=0.0))(model, batch)
+    parts = classification_loss(replace(RECIPE, label_smoothing=0.1, page_loss=0.0))(model, batch, 0.0)
     logs = model(batch.sequence).log_softmax(1)
     target = F.one_hot(batch.labels, 3) * 0.9 + 0.1 / 3
     torch.testing.assert_close(parts["loss"], -(target * logs).sum(1).mean())
@@ -116,7 +116,7 @@ def test_the_loss_is_smoothed_cross_entropy(batch, data):
 
 def test_pages_may_be_asked_alone(batch, data):
     model = build_model(RECIPE, data.classes).eval()
-    parts = classification_loss(replace(RECIPE, page_loss=0.5))(model, batch)
+    parts = classification_loss(replace(RECIPE, page_loss=0.5))(model, batch, 0.0)
     torch.testing.assert_close(parts["loss"], parts["document_loss"] + 0.5 * parts["page_loss"])
     logits = model.forward_pages(model.forward_features(batch.sequence))
     counts = batch.sequence.document_bounds.diff()
@@ -135,10 +135,10 @@ def interrupting(step):
     def make(recipe):
         inner = original(recipe)
 
-        def loss(model, batch):
+        def loss(model, batch, progress):
             if next(calls) == step:
                 os.kill(os.getpid(), signal.SIGINT)
-            return inner(model, batch)
+            return inner(model, batch, progress)
 
         return loss
 
