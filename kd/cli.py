@@ -34,6 +34,7 @@ from docvit.cli.options import (
 )
 from docvit.cli.output import print_last
 from docvit.cli.train import read_parts
+from docvit.model.variants import list_variants
 
 if TYPE_CHECKING:
     from docvit.training.recipe import Recipe
@@ -78,7 +79,7 @@ def distill(
         str,
         typer.Option(
             metavar="NAME|DIR",
-            help=f"Variant to train from scratch ({', '.join(defaults.VARIANTS)}), or a model folder to begin from.",
+            help=f"Variant to train from scratch ({', '.join(list_variants())}), or a model folder to begin from.",
         ),
     ] = defaults.MODEL,
     alpha: Annotated[float, typer.Option(help="Weight of the soft targets; the labels have the rest.")] = ALPHA,

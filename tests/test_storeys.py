@@ -9,7 +9,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 DOCVIT = ("errors", "files", "hardware", "documents", "model", "data", "training", "inference", "evaluation", "cli")
-KD = ("losses", "config", "teacher", "student", "objective", "sweep", "distill", "documents", "cifar10", "cli")
+KD = (
+    "losses",
+    "config",
+    "teacher",
+    "student",
+    "batches",
+    "sweep",
+    "objective",
+    "distill",
+    "documents",
+    "cifar10",
+    "cli",
+)
 FILES = sorted(file for package in ("docvit", "kd") for file in (ROOT / package).rglob("*.py"))
 
 

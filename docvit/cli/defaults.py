@@ -5,19 +5,6 @@
 
 from __future__ import annotations
 
-VARIANTS = (
-    "docvit_base_patch16",
-    "docvit_compact_patch32",
-    "docvit_linear_patch32",
-    "docvit_small_patch16",
-    "docvit_tiny_patch16",
-    "docvit_wide_patch32",
-)
-
-BASELINES = ("pages-mean", "pages-max", "pages-concat")
-
-POSITIONS = ("page-independent", "continued", "sincos", "sincos2d+page", "spatial+page", "rope")
-
 STRATEGIES = ("document", "first", "second", "last", "grid", "max-confidence", "soft-vote", "hard-vote")
 
 TARGETS = ("pixels", "ink")

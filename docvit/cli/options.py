@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import docvit
-from docvit.cli.defaults import POSITIONS, VARIANTS
 from docvit.cli.entry import fail
+from docvit.model.config import POSITIONS
+from docvit.model.variants import list_variants
 
 if TYPE_CHECKING:
     from docvit.training.masked import PretrainRecipe
@@ -48,7 +49,7 @@ LabelledData = Annotated[Path, typer.Argument(help="Folder with one subfolder pe
 Output = Annotated[Path, typer.Option(metavar="DIR", help="Folder to write the model to.")]
 
 Variant = Annotated[
-    str, typer.Option("--model", metavar="NAME", help=f"Variant to train from scratch: {', '.join(VARIANTS)}.")
+    str, typer.Option("--model", metavar="NAME", help=f"Variant to train from scratch: {', '.join(list_variants())}.")
 ]
 
 Init = Annotated[str | None, typer.Option(metavar="timm:NAME|DIR", help="Start from these weights instead.")]

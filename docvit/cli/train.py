@@ -37,6 +37,7 @@ from docvit.cli.options import (
     options_of,
 )
 from docvit.cli.output import print_last
+from docvit.model.variants import BASELINES
 
 if TYPE_CHECKING:
     from docvit.data.labels import LabelledDocuments
@@ -52,7 +53,7 @@ def train(
     positions: PositionsOption = None,
     scopes: Scopes = None,
     baseline: Annotated[
-        str | None, typer.Option(metavar="NAME", help=f"A page-independent baseline: {', '.join(defaults.BASELINES)}.")
+        str | None, typer.Option(metavar="NAME", help=f"A page-independent baseline: {', '.join(BASELINES)}.")
     ] = None,
     page_size: PageSize = None,
     epochs: Epochs = defaults.EPOCHS,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
-
-from PIL import Image
+from typing import TYPE_CHECKING, Protocol
 
 from docvit.documents.errors import TooLarge
-from docvit.documents.words import Words
+
+if TYPE_CHECKING:  # settings of models and help texts need neither
+    from PIL import Image
+
+    from docvit.documents.words import Words
 
 MAX_ASPECT = 50.0
 

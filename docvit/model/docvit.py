@@ -194,7 +194,8 @@ class DocViT(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that an optimiser should not decay (timm's convention)."""
         positions = {f"positions.{name}" for name, _ in self.positions.named_parameters()}
-        return {"cls_token", "reg_token", "words.embedding.weight"} | positions
+        words = set() if self.words is None else {"words.embedding.weight"}
+        return {"cls_token", "reg_token"} | positions | words
 
     def pack(
         self, documents: Any, *, max_pages: int | None = None, drop_blank: bool = True, words: bool = True

@@ -357,7 +357,7 @@ def test_an_exported_model_takes_other_documents():
     sides = [[(32, 48), (48, 32), (16, 16)], [(16, 48)], [(48, 48)] * 2], [[(32, 48)] * 3, [(16, 32)]]
     one, other = (model.pack([[torch.randn(3, *side) for side in pages] for pages in batch]) for batch in sides)
     pages, patches = torch.export.Dim.DYNAMIC, torch.export.Dim.DYNAMIC
-    sizes = [{0: patches}] * 4 + [{0: pages}] * 3 + [{0: torch.export.Dim.DYNAMIC}]
+    sizes = [{0: patches}] * 4 + [{0: pages}] * 3 + [{0: torch.export.Dim.DYNAMIC}] + [None, {0: patches}]  # no words
     program = torch.export.export(model, (one,), dynamic_shapes=(sizes,), strict=False)
     exported = program.module(check_guards=False)  # torch's code for them trips over `page` and `page_index`
     for batch in (one, other):

@@ -208,7 +208,7 @@ def train(corpus, tmp_path, monkeypatch):
 
     def run(*arguments):
         recipes.clear()
-        monkeypatch.setattr(docvit.cli.train, "train_documents", stub)
+        monkeypatch.setattr("docvit.training.supervised.train_documents", stub)
         command = ["train", str(corpus), "--output", str(tmp_path), *arguments]
         error = CliRunner().invoke(docvit.cli.app, command).exception
         return (recipes or [None])[0], error
@@ -228,7 +228,7 @@ def test_the_command_hands_on_what_a_baseline_consists_of(train):
 
 def test_a_run_is_resumed_under_its_own_baseline_alone(train, monkeypatch):
     found, _ = train("--baseline", "pages-max")
-    monkeypatch.setattr(docvit.cli.train, "read_recipe", lambda _: found)
+    monkeypatch.setattr("docvit.training.run_folder.read_recipe", lambda _: found)
     assert train("--resume", "--baseline", "pages-max")[1] is None
     assert train("--resume")[1] is None
     assert "--baseline was pages-max" in str(train("--resume", "--baseline", "pages-mean")[1])

@@ -201,7 +201,7 @@ def test_blank_pages_and_single_patches_are_no_trouble(batch, stem, target):
     blank = model.encoder.pack([[torch.zeros(1, 64, 64)]])
     single = batch.select(torch.arange(batch.num_patches) == 5)
     for sequence in (blank, single):
-        loss = reconstruction_loss(0.75)(model, as_batch(sequence))["loss"]
+        loss = reconstruction_loss(0.75)(model, as_batch(sequence), 0.0)["loss"]
         loss.backward()
         assert torch.isfinite(loss)
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
