@@ -13,7 +13,8 @@ for prediction in classifier.predict(paths):
     if prediction.error:
         print(f"{name}: {prediction.error.kind}: {prediction.error.message}")
         continue
-    best = max(zip(prediction.page_relevance, prediction.pages, strict=True))
+    best = max(prediction.pages, key=lambda page: page.relevance or 0)
     print(
-        f"{name}: {prediction.label} ({prediction.score:.2f}), said loudest by page {best[1]} of {prediction.num_pages}"
+        f"{name}: {prediction.label} ({prediction.score:.2f}), most evidence on page {best.number} of "
+        f"{prediction.num_pages}"
     )

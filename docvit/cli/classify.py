@@ -55,7 +55,7 @@ def classify(
     bar = tqdm(predictions, total=len(found), unit="doc", disable=True if sys.stdout.isatty() else None)
     for prediction in bar:
         writer.send(prediction)
-        failed += prediction.error is not None
+        failed += prediction.error is not None and not prediction.blank
         if explain_to is not None and prediction.error is None:
             name = _picture(prediction.path, drawn)
             _explain(classifier, prediction, explain_to / name, max_pages)

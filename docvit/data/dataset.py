@@ -108,10 +108,10 @@ class DocumentDataset(Dataset[tuple[int, int, PageStack]]):
         if self.draw:
             random = np.random.default_rng((self.seed, epoch, place, 2 * self.draw))
         if view.augmentation is not None:
-            changed = augment(stack.pages, view.augmentation, random)
+            changed = augment([np.asarray(page) for page in stack.pages], view.augmentation, random)
             mean, std = (torch.tensor(v)[:, None, None] for v in (view.mean, view.std))
             normalised = [(page - mean) / std for page in changed]  # float tensors, which `pack` takes as they are
-            stack = stack._replace(pages=normalised)  # type: ignore[arg-type]
+            stack = stack._replace(pages=normalised)
         return stack
 
     def partner(self, epoch: int, place: int) -> int | None:

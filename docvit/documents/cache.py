@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +21,10 @@ from docvit.documents.rendering import Rendering
 from docvit.documents.workers import read_documents
 from docvit.files import write_tensors
 
+logger = logging.getLogger(__name__)
+
+DRAWING = 2  # goes up when the same rendering gives other pixels
+
 
 def default_cache() -> Path:
     """`$DOCVIT_CACHE`, or `~/.cache/docvit`."""
@@ -30,7 +35,7 @@ def default_cache() -> Path:
 class PageCache:
     """Rendered pages on disk, keyed by a document's content and by how it is rendered.
 
-    One safetensors file a document; a page is a uint8 tensor, read alone when it is wanted.
+    One safetensors file per document; a page is a uint8 tensor, read alone when it is wanted.
     """
 
     folder: Path
@@ -39,8 +44,8 @@ class PageCache:
 
     def file(self, path: str) -> Path:
         """Where the pages of the document at `path` are, or will be."""
-        settings = json.dumps({**asdict(self.rendering), "max_pages": self.max_pages}, sort_keys=True)
-        how = hashlib.sha256(settings.encode()).hexdigest()[:12]
+        settings = {**asdict(self.rendering), "max_pages": self.max_pages, "drawing": DRAWING}
+        how = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
         content = _content_hash(Path(path))
         return self.folder / content[:2] / f"{content}-{how}.safetensors"
 
@@ -56,6 +61,8 @@ class PageCache:
             if isinstance(result, DocumentError):
                 failed[file or result.path] = result
             elif file is not None:
+                if result.failed:
+                    _warn_of_failed(result)
                 self._write(file, result)
         keys = {path: file or path for path, file in files.items()}
         errors = [type(failed[key])(path, failed[key].message) for path, key in keys.items() if key in failed]
@@ -77,6 +84,11 @@ class PageCache:
         tensors = {str(i): torch.from_numpy(page) for i, page in zip(stack.indices, stack.pages, strict=True)}
         file.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(file, tensors, {"docvit": json.dumps(metadata)})
+
+
+def _warn_of_failed(stack: PageStack) -> None:
+    reason = next(iter(stack.failed.values()))
+    logger.warning("%s: %d of %d pages are left out: %s", stack.path, len(stack.failed), stack.num_pages, reason)
 
 
 def _content_hash(path: Path) -> str:

@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from docvit.data.augment import Augmentation
 from docvit.data.dataset import DocumentBatch, view_of
 from docvit.data.labels import DataError
-from docvit.documents.pages import PAGE_SUFFIXES, find_documents
+from docvit.data.tables import read_table, resolve
+from docvit.documents.pages import find_documents
 from docvit.documents.patches import PatchSequence
+from docvit.documents.sources import PAGE_SUFFIXES
 from docvit.hardware import has_fast_bf16
 from docvit.model.config import DocViTConfig
 from docvit.model.docvit import Block, DocViT
@@ -269,12 +271,10 @@ def find_unlabelled(data: str | os.PathLike[str]) -> list[str]:
         holders = {path, *path.iterdir()}
         return [p for found in find_documents([path]) for p in (_scans(found) if Path(found) in holders else [found])]
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            if "path" not in (rows.fieldnames or []):
-                raise DataError(data, [f"missing column: path (found: {', '.join(rows.fieldnames or [])})"])
-            return [os.path.normpath(path.parent / row["path"]) for row in rows if row["path"]]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        return [resolve(path.parent, row["path"]) for _, row in read_table(path, ("path",)) if row["path"]]
+    except KeyError as error:
+        raise DataError(data, error.args) from None
+    except (OSError, UnicodeError, csv.Error) as error:
         raise DataError(data, [f"neither a folder nor a CSV that can be read: {error}"]) from error
 
 

@@ -40,13 +40,21 @@ def render(
 
 
 def render_all(
-    paths: Iterable[str], rendering: Rendering, place: Process, *, cache: Path | None = None, workers: int = 2
+    paths: Iterable[str],
+    rendering: Rendering,
+    place: Process,
+    *,
+    cache: Path | None = None,
+    workers: int = 2,
+    skip_unreadable: bool = False,
 ) -> dict[str, Path]:
-    """`render`, of documents that must all be readable.
+    """`render`, of documents that must all be readable, unless `skip_unreadable`: then the log lists those left out.
 
     Raises:
         DataError: some cannot be read; it names every one of them.
     """
+    if skip_unreadable:
+        return render_readable(paths, rendering, place, cache=cache, workers=workers)[0]
     files, errors = render(paths, rendering, place, cache=cache, workers=workers)
     if errors:
         raise DataError("the documents", [f"{type(e).__name__}: {e}" for e in errors])

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from docvit.data.dataset import DocumentBatch
-from docvit.data.labels import DataError, LabelledDocuments
+from docvit.data.labels import DataError, LabelledDocuments, check_copies
 from docvit.data.loader import DocumentLoader
 from docvit.data.metrics import report
 from docvit.hardware import has_fast_bf16
@@ -61,6 +61,7 @@ def train_documents(
     device: torch.device | str | None = None,
     cache: Path | None = None,
     workers: int = 2,
+    skip_unreadable: bool = False,
 ) -> tuple[DocViT, list[Record]]:
     """Trains on `data` and writes a model folder.
 
@@ -72,6 +73,7 @@ def train_documents(
         resume: go on where an interrupted run in `output` stopped, under its own recipe.
         cache: folder for rendered pages (`docvit.cache.default_cache`).
         workers: rendering processes, before training.
+        skip_unreadable: leave out documents that cannot be read; the log lists them.
 
     Returns:
         The trained model, in eval mode, and one record an epoch.
@@ -89,7 +91,13 @@ def train_documents(
     with process_group(device) as place:
         model = build_model(recipe, data.classes)
         paths = data.paths + (valid.paths if valid else ())
-        files = render_all(paths, model.config.rendering, place, cache=cache, workers=workers)
+        files = render_all(
+            paths, model.config.rendering, place, cache=cache, workers=workers, skip_unreadable=skip_unreadable
+        )
+        if skip_unreadable:
+            data, valid = data.only(files), valid.only(files) if valid else None
+            check_labels(data)
+        check_copies(data, files, valid)
         batches = labelled_batches(data, files, model.config, recipe, place)
         held_out = None if valid is None else held_out_batches(valid, files, model.config, recipe)
         if place.rank == 0:
