@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
@@ -18,12 +19,13 @@ from docvit.documents.errors import DocumentError
 from docvit.documents.pages import PageStack
 from docvit.documents.patches import pack
 from docvit.documents.rendering import Rendering
+from docvit.documents.words import Words
 from docvit.documents.workers import read_documents
 from docvit.files import write_tensors
 
 logger = logging.getLogger(__name__)
 
-DRAWING = 2  # goes up when the same rendering gives other pixels
+FORMAT = 3  # of the files and of how pages are drawn; part of their names
 
 
 def default_cache() -> Path:
@@ -35,17 +37,25 @@ def default_cache() -> Path:
 class PageCache:
     """Rendered pages on disk, keyed by a document's content and by how it is rendered.
 
-    One safetensors file per document; a page is a uint8 tensor, read alone when it is wanted.
+    One safetensors file per document. A page is a uint8 tensor; its words are the UTF-8 of their texts, one per line,
+    and their boxes. A page is read alone when it is wanted.
+
+    Args:
+        words: read and keep the words of the pages, too.
+        ocr_pages: how many of a document's first pages are read by OCR where they have no text layer.
     """
 
     folder: Path
     rendering: Rendering
     max_pages: int = 64
+    words: bool = False
+    ocr_pages: int = 0
 
     def file(self, path: str) -> Path:
         """Where the pages of the document at `path` are, or will be."""
-        settings = {**asdict(self.rendering), "max_pages": self.max_pages, "drawing": DRAWING}
-        how = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+        read = {"max_pages": self.max_pages, "words": self.words, "ocr_pages": self.ocr_pages, "format": FORMAT}
+        settings = json.dumps({**asdict(self.rendering), **read}, sort_keys=True)
+        how = hashlib.sha256(settings.encode()).hexdigest()[:12]
         content = _content_hash(Path(path))
         return self.folder / content[:2] / f"{content}-{how}.safetensors"
 
@@ -55,7 +65,14 @@ class PageCache:
         owners = {file or path: path for path, file in files.items()}  # copies of one document are rendered once
         absent = [path for path in owners.values() if not _intact(files[path])]
         failed: dict[Path | str, DocumentError] = {}
-        results = read_documents(absent, self.rendering, max_pages=self.max_pages, workers=workers)
+        results = read_documents(
+            absent,
+            self.rendering,
+            max_pages=self.max_pages,
+            words=self.words,
+            ocr_pages=self.ocr_pages,
+            workers=workers,
+        )
         for result in tqdm(results, total=len(absent), desc="rendering", unit="doc", disable=None if absent else True):
             file = files[result.path]
             if isinstance(result, DocumentError):
@@ -80,8 +97,12 @@ class PageCache:
             "num_pages": stack.num_pages,
             "indices": stack.indices,
             "kept": sequence.page_bounds.diff().tolist(),
+            "words_from": [page.source for page in stack.words] if self.words else None,
         }
         tensors = {str(i): torch.from_numpy(page) for i, page in zip(stack.indices, stack.pages, strict=True)}
+        for index, words in zip(stack.indices, stack.words, strict=False):
+            if words:
+                tensors |= _word_tensors(index, words)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(file, tensors, {"docvit": json.dumps(metadata)})
 
@@ -89,6 +110,11 @@ class PageCache:
 def _warn_of_failed(stack: PageStack) -> None:
     reason = next(iter(stack.failed.values()))
     logger.warning("%s: %d of %d pages are left out: %s", stack.path, len(stack.failed), stack.num_pages, reason)
+
+
+def _word_tensors(index: int, words: Words) -> dict[str, torch.Tensor]:
+    text = np.frombuffer("\n".join(words.texts).encode(), np.uint8).copy()
+    return {f"{index}.text": torch.from_numpy(text), f"{index}.boxes": torch.from_numpy(words.boxes)}
 
 
 def _content_hash(path: Path) -> str:
@@ -116,20 +142,39 @@ def _intact(file: Path | None) -> bool:
 
 @dataclass(frozen=True)
 class CachedDocument:
-    """One cached document: which pages it has and how many patches of each say something."""
+    """One cached document: which pages it has and how many patches of each say something.
+
+    `words_from` says where the words of each page come from; None where the cache keeps no words.
+    """
 
     file: Path
     num_pages: int
     indices: tuple[int, ...]
     kept: tuple[int, ...]
+    words_from: tuple[str | None, ...] | None = None
 
     @classmethod
     def open(cls, file: Path) -> CachedDocument:
         with safe_open(file, "pt") as pages:
             values = json.loads(pages.metadata()["docvit"])
-        return cls(file, values["num_pages"], tuple(values["indices"]), tuple(values["kept"]))
+        sources = values["words_from"]
+        return cls(
+            file,
+            values["num_pages"],
+            tuple(values["indices"]),
+            tuple(values["kept"]),
+            None if sources is None else tuple(sources),
+        )
 
     def load(self, indices: Sequence[int]) -> PageStack:
         with safe_open(self.file, "pt") as pages:
             loaded = [pages.get_tensor(str(i)).numpy() for i in indices]
-        return PageStack(str(self.file), loaded, list(indices), self.num_pages)
+            words = [] if self.words_from is None else [self._words(pages, i) for i in indices]
+        return PageStack(str(self.file), loaded, list(indices), self.num_pages, words)
+
+    def _words(self, pages: safe_open, index: int) -> Words:
+        source = dict(zip(self.indices, self.words_from or (), strict=True))[index]
+        if source is None:
+            return Words()
+        text = bytes(pages.get_tensor(f"{index}.text").numpy()).decode()
+        return Words(tuple(text.split("\n")), pages.get_tensor(f"{index}.boxes").numpy(), source)

@@ -14,6 +14,7 @@ from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError
 from docvit.documents.errors import DocumentError, TooLarge, Unreadable
 from docvit.documents.rendering import WHOLE, Box, Rendering, check_page
 from docvit.documents.sources import opened
+from docvit.documents.words import Words
 
 # not EPS and the like, which start programs
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "JPEG2000", "AVIF", "PPM")
@@ -126,6 +127,9 @@ class ImagePages:
         pixels[np.flatnonzero(there)[-1] + 1 :] = 255
         self.note = f"the image is cut off ({error}): what is there was read"
         return fit_image(Image.fromarray(pixels), rendering, box)
+
+    def words(self, index: int) -> Words:
+        return Words()
 
     def close(self) -> None:
         if not isinstance(self._content, Image.Image):

@@ -12,6 +12,7 @@ import re
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, overload
 
 import numpy as np
@@ -21,9 +22,11 @@ from PIL import Image
 from docvit.documents.errors import DocumentError, Empty, NotFound, Unreadable, Unsupported
 from docvit.documents.formats import SUFFIXES, looks_like, suffix_of
 from docvit.documents.images import ImagePages
+from docvit.documents.ocr import OCR_SIZE, ocr_words
 from docvit.documents.renderers import INSTALL_POPPLER, PdfiumPages, PopplerPages
 from docvit.documents.rendering import WHOLE, Box, Renderer, Rendering, parts_of
 from docvit.documents.sources import PAGE_SUFFIXES, Data, Source, as_source
+from docvit.documents.words import Word, Words
 
 if TYPE_CHECKING:  # worker processes need no torch
     from torch import Tensor
@@ -41,6 +44,7 @@ class PageStack(NamedTuple):
         pages: uint8 arrays (H, W) or (H, W, 3); in training, normalised float tensors (C, H, W).
         indices: the 0-based page index of each. Parts of a page that was cut count as pages.
         num_pages: pages of the document.
+        words: the words of each page in `pages`; none at all where they were not asked for.
         failed: page index -> why that page could not be read.
         note: what a reader should know of the document; empty if nothing.
     """
@@ -49,8 +53,29 @@ class PageStack(NamedTuple):
     pages: Sequence[NDArray[np.uint8] | Tensor]
     indices: list[int]
     num_pages: int
+    words: Sequence[Words] = ()
     failed: Mapping[int, str] = {}
     note: str = ""
+
+    @property
+    def words_read(self) -> int:
+        """Number of words on all pages read."""
+        return sum(map(len, self.words))
+
+    @property
+    def words_from(self) -> str | None:
+        """ "text" where a page read has a text layer, else "ocr" where one was read by OCR, else None."""
+        sources = {page.source for page in self.words}
+        return next((source for source in ("text", "ocr") if source in sources), None)
+
+    def take(self, positions: Iterable[int]) -> PageStack:
+        """The pages at these positions of the stack, with their words."""
+        positions = list(positions)
+        return self._replace(
+            pages=[self.pages[i] for i in positions],
+            indices=[self.indices[i] for i in positions],
+            words=[self.words[i] for i in positions if self.words],
+        )
 
 
 class Document(Sequence[Image.Image]):
@@ -99,6 +124,29 @@ class Document(Sequence[Image.Image]):
         """Page `index` (0-based), or the part of it in `box`, drawn as this document's rendering, or another, says."""
         return self._renderer.render(range(self.num_pages)[index], rendering or self.rendering, box)
 
+    def words(self, index: int) -> list[Word]:
+        """The words of page `index` (0-based) with their boxes, in the file's reading order; a scan has none."""
+        return list(self.read_words(index))
+
+    def read_words(self, index: int, *, ocr: bool = False) -> Words:
+        """The words of page `index` (0-based) as arrays. A text layer or a scan that cannot be read has none.
+
+        Args:
+            ocr: read a page without words by OCR (ModuleNotFoundError without `docvit[ocr]`).
+        """
+        index = range(self.num_pages)[index]
+        try:
+            words = self._renderer.words(index)
+            if words or not ocr:
+                return words
+            sharp = replace(self.rendering, size=OCR_SIZE, multiple=1, supersample=1, mode="RGB")
+            return ocr_words(self._renderer.render(index, sharp))
+        except ModuleNotFoundError:
+            raise
+        except Exception as error:
+            logger.debug("%s: the words of page %d cannot be read (%s)", self.path, index + 1, error)
+            return Words()
+
     def close(self) -> None:
         self._renderer.close()
 
@@ -143,16 +191,23 @@ def read_document(
     rendering: Rendering = Rendering(),
     *,
     max_pages: int | None = 64,
+    words: bool = False,
+    ocr_pages: int = 0,
     password: str | None = None,
 ) -> PageStack:
     """Read a document's pages into arrays, at most `max_pages` of them, spread evenly.
 
     A page that is damaged is left out and stands in `failed`. A page far longer than wide, or wider than high, is read
     in parts, and each counts as a page. Raises like `open_document`, and where no page can be read.
+
+    Args:
+        words: read their words, too.
+        ocr_pages: of the document's first so many pages, those without a text layer are read by OCR for their words.
     """
     with open_document(data, rendering, password=password) as document:
         pages: list[NDArray[np.uint8]] = []
         indices: list[int] = []
+        found: list[Words] = []
         failed: dict[int, DocumentError] = {}
         chosen, num_pages, note = _parts(document, max_pages)
         for index, page, box in chosen:
@@ -161,10 +216,15 @@ def read_document(
                 indices.append(index)
             except DocumentError as error:
                 failed[index] = error
+                continue
+            if words:
+                of_page = document.read_words(page, ocr=page < ocr_pages)
+                found.append(of_page if box == WHOLE else of_page.within(box))
         if not pages:
             raise next(iter(failed.values()))
         notes = "; ".join(n for n in (document.note, note) if n)
-        return PageStack(document.path, pages, indices, num_pages, {i: e.message for i, e in failed.items()}, notes)
+        reasons = {i: error.message for i, error in failed.items()}
+        return PageStack(document.path, pages, indices, num_pages, found, reasons, notes)
 
 
 def _parts(document: Document, max_pages: int | None) -> tuple[list[tuple[int, int, Box]], int, str]:
@@ -356,6 +416,9 @@ class _PageFiles:
                 return image
         except DocumentError as error:
             raise type(error)(self.path, f"{os.path.basename(error.path)}: {error.message}") from None
+
+    def words(self, index: int) -> Words:
+        return Words()
 
     def _opened(self, index: int, rendering: Rendering) -> Document:
         return open_document(self._pages[index], rendering)

@@ -26,6 +26,7 @@ from PIL import Image
 
 from docvit.documents.errors import DocumentError, Empty, Encrypted, Timeout, Unreadable, Unsupported
 from docvit.documents.rendering import WHOLE, Box, Rendering, check_page, part_size
+from docvit.documents.words import Words, pdfium_words, poppler_words
 
 INSTALL_POPPLER = (
     "install poppler (apt install poppler-utils, brew install poppler), which reads some that PDFium cannot"
@@ -42,6 +43,8 @@ if hasattr(os, "register_at_fork"):
 MAX_SIDE = 500_000.0  # points; beyond the 14,400 of PDF 1.7, since long web pages are printed as one page
 
 POPPLER_TIMEOUT = 60  # seconds per call
+
+WORDS_TIMEOUT = 10  # seconds; words that take longer are not worth the document
 
 _DAMAGED = "the PDF is damaged or cut off: fetch it again"
 
@@ -68,6 +71,7 @@ class PdfiumPages:
 
     def __init__(self, path: str, content: str | bytes, password: str | None = None) -> None:
         self.path, self.note = path, ""
+        self._page: tuple[int, pypdfium2.PdfPage] | None = None
         self._content = content  # PDFium reads from these bytes as long as the document is open
         with PDFIUM_LOCK:
             self._open(password)
@@ -158,17 +162,29 @@ class PdfiumPages:
         size = self.size(index)
         check_page(self.path, index, *size, limit=MAX_SIDE)
         with PDFIUM_LOCK:
+            image = self._draw(self._load(index), rendering.fit(*part_size(*size, box)), rendering, box)
+        return image.reduce(rendering.supersample).convert("RGB").convert(rendering.mode)
+
+    def words(self, index: int) -> Words:
+        with PDFIUM_LOCK:
+            return pdfium_words(self._load(index))
+
+    def _load(self, index: int) -> pypdfium2.PdfPage:
+        """A page, which stays open until another is wanted: to be drawn and read, it is parsed once."""
+        if self._page is None or self._page[0] != index:
+            self._unload()
             try:
-                page = self._pdf[index]
+                self._page = index, self._pdf[index]
             except pypdfium2.PdfiumError:
                 raise _missing_page(self.path, index, self.num_pages) from None
-            self._form.loaded(page)
-            try:
-                image = self._draw(page, rendering.fit(*part_size(*size, box)), rendering, box)
-            finally:
-                self._form.unloaded(page)
-                page.close()
-        return image.reduce(rendering.supersample).convert("RGB").convert(rendering.mode)
+            self._form.loaded(self._page[1])
+        return self._page[1]
+
+    def _unload(self) -> None:
+        if self._page is not None:
+            self._form.unloaded(self._page[1])
+            self._page[1].close()
+            self._page = None
 
     def _draw(self, page: pypdfium2.PdfPage, size: tuple[int, int], rendering: Rendering, box: Box) -> Image.Image:
         """Gray pages are drawn in colour too: on a gray bitmap PDFium places letters less finely and is no faster."""
@@ -188,6 +204,7 @@ class PdfiumPages:
 
     def close(self) -> None:
         with PDFIUM_LOCK:
+            self._unload()
             self._form.close()
             self._pdf.close()
 
@@ -314,6 +331,9 @@ class PopplerPages:
                 (round(box[0] * width), round(box[1] * height), round(box[2] * width), round(box[3] * height))
             )
         return image.resize(fitted, Image.Resampling.BOX).convert(rendering.mode)
+
+    def words(self, index: int) -> Words:
+        return poppler_words(self._file, index, self.size(index), timeout=WORDS_TIMEOUT)
 
     def close(self) -> None:
         if self._folder is not None:

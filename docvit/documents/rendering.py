@@ -10,6 +10,7 @@ from typing import Protocol
 from PIL import Image
 
 from docvit.documents.errors import TooLarge
+from docvit.documents.words import Words
 
 MAX_ASPECT = 1000.0
 
@@ -57,7 +58,7 @@ class Rendering:
 
 
 class Renderer(Protocol):
-    """An open file that can draw its pages.
+    """An open file that can draw its pages and say their words.
 
     Attributes:
         num_pages: pages of the file.
@@ -72,6 +73,9 @@ class Renderer(Protocol):
 
     def render(self, index: int, rendering: Rendering, box: Box = WHOLE) -> Image.Image:
         """A page, or a part of it, in RGB or L."""
+
+    def words(self, index: int) -> Words:
+        """The words of a page; after it was drawn, it is not parsed again."""
 
     def close(self) -> None: ...
 

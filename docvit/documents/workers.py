@@ -12,12 +12,14 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, TimeoutError
+from functools import partial
 from typing import Any
 
 import pebble
 
 from docvit.documents.errors import DocumentError, TooLarge, Unreadable
 from docvit.documents.errors import Timeout as DocumentTimeout
+from docvit.documents.ocr import require_ocr
 from docvit.documents.pages import PageStack, read_document
 from docvit.documents.rendering import Rendering
 from docvit.documents.sources import Data, Source, as_source
@@ -36,6 +38,8 @@ def read_documents(
     rendering: Rendering = Rendering(),
     *,
     max_pages: int | None = 64,
+    words: bool = False,
+    ocr_pages: int = 0,
     workers: int = 2,
     timeout: float | None = 60.0,
     memory_limit: int | None = MEMORY_LIMIT,
@@ -52,19 +56,21 @@ def read_documents(
     workers of another pool are.
 
     Raises:
+        ModuleNotFoundError: `ocr_pages` is not 0 and `docvit[ocr]` is not installed; before any document is read.
         ValueError: an item is no document (`docvit.documents.sources.as_source`).
     """
+    if ocr_pages:
+        require_ocr()
     sources = map(as_source, documents)
-    how = (rendering, max_pages, password)
+    read = partial(_read, rendering=rendering, max_pages=max_pages, words=words, ocr_pages=ocr_pages, password=password)
     if workers == 0 or not _may_have_children():
-        for source in sources:
-            yield _read(source, *how)
+        yield from map(read, sources)
         return
     pool = _new_pool(workers, memory_limit, _start_method())
     waiting: deque[tuple[str, Future[PageStack | DocumentError]]] = deque()
     try:
         for source in sources:
-            waiting.append((source.name, pool.schedule(_read, args=(source, *how), timeout=timeout)))
+            waiting.append((source.name, pool.schedule(read, args=(source,), timeout=timeout)))
             if len(waiting) >= workers + ahead:
                 yield _outcome(*waiting.popleft(), timeout)
         while waiting:
@@ -79,6 +85,8 @@ def read_alone(
     rendering: Rendering = Rendering(),
     *,
     max_pages: int | None = 64,
+    words: bool = False,
+    ocr_pages: int = 0,
     timeout: float | None = 60.0,
     password: str | None = None,
 ) -> PageStack:
@@ -90,16 +98,19 @@ def read_alone(
         DocumentError: the document cannot be read.
         ValueError: `document` is none.
     """
+    if ocr_pages:
+        require_ocr()
     source = as_source(document)
+    read = partial(_read, rendering=rendering, max_pages=max_pages, words=words, ocr_pages=ocr_pages, password=password)
     if _may_have_children():
         pool = _standing_pool(os.getpid(), _start_method())
         if not pool.active:
             _standing_pool.cache_clear()
             pool = _standing_pool(os.getpid(), _start_method())
-        future = pool.schedule(_read, args=(source, rendering, max_pages, password), timeout=timeout)
+        future = pool.schedule(read, args=(source,), timeout=timeout)
         result = _outcome(source.name, future, timeout)
     else:
-        result = _read(source, rendering, max_pages, password)
+        result = read(source)
     if isinstance(result, DocumentError):
         raise result
     return result
@@ -129,11 +140,9 @@ def _standing_pool(process: int, method: str) -> Any:
     return _new_pool(2, MEMORY_LIMIT, method)
 
 
-def _read(
-    source: Source, rendering: Rendering, max_pages: int | None, password: str | None
-) -> PageStack | DocumentError:
+def _read(source: Source, rendering: Rendering, **options: Any) -> PageStack | DocumentError:
     try:
-        return read_document(source, rendering, max_pages=max_pages, password=password)
+        return read_document(source, rendering, **options)
     except DocumentError as error:
         return error
     except MemoryError:

@@ -339,3 +339,17 @@ def test_what_is_passed_over_is_listed_and_outputs_are_no_data(tmp_path):
         (tmp_path / name).write_bytes(classed_pdf("text", 1) if name.endswith("pdf") else b"x")
     assert find_documents([tmp_path]) == [str(tmp_path / "a" / "one.pdf")]
     assert find_passed_over([tmp_path]) == [str(tmp_path / n) for n in ("a/notes.docx", "deep/er/x", "run")]
+
+
+def test_words_of_a_page_read_in_parts_lie_in_their_part():
+    def line(y, text):
+        return b"BT /F 18 Tf 20 %d Td (%s) Tj ET" % (y, text)
+
+    drawn = b" ".join([line(2990, b"first"), line(1510, b"middle"), line(10, b"last")])
+    font = "/Resources<</Font<</F<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>>>>>"
+    stack = read_document(pdf_bytes([(500, 3000)], extra=font, contents=[drawn]), GRAY, words=True)
+    assert [[word.text for word in words] for words in stack.words] == [["first"], ["middle"], [], ["last"]]
+    first, last = stack.words[0][0].box, stack.words[-1][0].box
+    assert first[1] < 0.05
+    assert last[3] > 0.95
+    assert last[3] - last[1] == pytest.approx(4 * 14 / 3000, abs=0.01)  # four times as high as on the whole page
