@@ -14,7 +14,7 @@ from docvit.cli.app import app
 from docvit.cli.options import Device, MaxPages, Model, RendererName, Timeout, Workers
 from docvit.cli.output import RowFormat, row_writer
 from docvit.documents.errors import DocumentError
-from docvit.documents.pages import find_documents
+from docvit.documents.finding import find_documents
 from docvit.inference.classify import DocumentClassifier, Prediction
 from docvit.inference.explain import explain
 

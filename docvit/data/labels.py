@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from docvit.data.tables import as_label, read_table, resolve
+from docvit.documents.finding import find_documents, find_passed_over, is_output
 from docvit.documents.formats import SUFFIXES
-from docvit.documents.pages import find_documents, find_passed_over, is_output
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from docvit.data.augment import Augmentation
 from docvit.data.dataset import DocumentBatch, view_of
 from docvit.data.labels import DataError
 from docvit.data.tables import read_table, resolve
-from docvit.documents.pages import find_documents
+from docvit.documents.finding import find_documents
 from docvit.documents.patches import PatchSequence
 from docvit.documents.sources import PAGE_SUFFIXES
 from docvit.hardware import has_fast_bf16

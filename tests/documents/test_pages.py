@@ -15,8 +15,9 @@ from PIL import Image
 
 from docvit.documents import pages
 from docvit.documents.errors import DocumentError, Empty, Encrypted, NotFound, TooLarge, Unreadable, Unsupported
+from docvit.documents.finding import find_documents
 from docvit.documents.images import fit_image
-from docvit.documents.pages import find_documents, open_document, read_document, spread
+from docvit.documents.pages import open_document, read_document, spread
 from docvit.documents.rendering import Rendering
 
 

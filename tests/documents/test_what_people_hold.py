@@ -14,8 +14,9 @@ from conftest import ENCRYPTED, assemble, classed_pdf, pdf_bytes
 from PIL import Image
 
 from docvit.documents.errors import Empty, Encrypted, TooLarge, Unreadable, Unsupported
+from docvit.documents.finding import find_documents, find_passed_over
 from docvit.documents.images import fit_image
-from docvit.documents.pages import find_documents, find_passed_over, open_document, read_document
+from docvit.documents.pages import open_document, read_document
 from docvit.documents.rendering import Rendering, parts_of
 from docvit.documents.sources import as_source, is_one_document
 
