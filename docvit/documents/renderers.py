@@ -127,8 +127,8 @@ class PdfiumPages:
         attached = pdfium.FPDFDoc_GetAttachmentCount(self._pdf)
         if attached > 0 and self._is_portfolio():
             if self.num_pages == 1:
-                told = "a PDF portfolio, whose only page is a cover: save"
-                raise Unsupported(self.path, f"this is {told} the {attached} files attached to it and read those")
+                cover = "a PDF portfolio, whose only page is a cover: save"
+                raise Unsupported(self.path, f"this is {cover} the {attached} files attached to it and read those")
             return f"this is a PDF portfolio: the {attached} files attached to it were not read"
         return ""
 
