@@ -221,9 +221,8 @@ class _Form:
         if pdfium.FPDF_GetFormType(pdf) == pdfium.FORMTYPE_NONE:
             return
         self._config = pdfium.FPDF_FORMFILLINFO(version=2)  # to be kept alive
+        # fields are not highlighted, as on a screen, unless PDFium is asked for it
         self._handle = pdfium.FPDFDOC_InitFormFillEnvironment(pdf, ctypes.byref(self._config)) or None
-        if self._handle is not None:
-            pdfium.FPDF_RemoveFormFieldHighlight(self._handle)  # meant for the screen
 
     def loaded(self, page: pypdfium2.PdfPage) -> None:
         if self._handle is not None:

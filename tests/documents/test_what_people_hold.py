@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +14,7 @@ import pytest
 from conftest import ENCRYPTED, assemble, classed_pdf, pdf_bytes
 from PIL import Image
 
+from docvit.documents import renderers
 from docvit.documents.errors import Empty, Encrypted, TooLarge, Unreadable, Unsupported
 from docvit.documents.finding import find_documents, find_passed_over
 from docvit.documents.images import fit_image
@@ -322,13 +324,24 @@ def test_reduced_copies_and_masks_in_a_tiff_are_no_pages(tmp_path, page_image):
 # --- threads
 
 
-def test_several_threads_draw_what_one_does(make_pdf):
+def test_several_threads_draw_what_one_does_and_never_within_pdfium_at_once(make_pdf, monkeypatch):
+    inside, most, draw = [], [], renderers.pdfium.FPDF_RenderPageBitmap
+
+    def watched(*arguments):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.001)
+        draw(*arguments)
+        inside.pop()
+
+    monkeypatch.setattr(renderers.pdfium, "FPDF_RenderPageBitmap", watched)
     paths = [str(make_pdf(f"{i}.pdf", [(612, 792)] * 3)) for i in range(4)]
     expected = {path: read_document(path, GRAY).pages for path in paths}
     with ThreadPoolExecutor(8) as threads:
         for path, stack in zip(paths * 6, threads.map(lambda p: read_document(p, GRAY), paths * 6), strict=True):
             for ours, theirs in zip(stack.pages, expected[path], strict=True):
                 np.testing.assert_array_equal(ours, theirs)
+    assert max(most) == 1
 
 
 # --- folders
