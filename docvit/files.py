@@ -18,6 +18,10 @@ def replaced(file: Path) -> Iterator[Path]:
     try:
         yield partial
         os.replace(partial, file)
+    except OSError as error:  # a full disk does not say which file it was
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(file)) from error
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

@@ -11,5 +11,6 @@ for prediction in classifier.predict(paths):  # streams; a file that cannot be r
     if prediction.error:
         print(f"{prediction.path}: {prediction.error.kind}: {prediction.error.message}")
         continue
-    share, page = max(zip(prediction.page_relevance, prediction.pages, strict=True))
-    print(f"{prediction.path}: {prediction.label} ({prediction.score:.0%}), {share:.0%} of the evidence on page {page}")
+    page = max(prediction.pages, key=lambda page: page.relevance)
+    evidence = f"{page.relevance:.0%} of the evidence on page {page.number}"
+    print(f"{prediction.path}: {prediction.label} ({prediction.score:.0%}), {evidence}")

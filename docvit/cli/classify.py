@@ -49,7 +49,7 @@ def classify(
         explain_to.mkdir(parents=True, exist_ok=True)  # an error here must come before the first row
     from tqdm import tqdm
 
-    from docvit.documents.pages import find_documents
+    from docvit.documents.finding import find_documents
     from docvit.inference.classify import DocumentClassifier
 
     classifier = DocumentClassifier.from_pretrained(model, device=device, renderer=renderer.value if renderer else None)
@@ -62,7 +62,7 @@ def classify(
     bar = tqdm(predictions, total=len(found), unit="doc", disable=True if sys.stdout.isatty() else None)
     for prediction in bar:
         write(prediction)
-        failed += prediction.error is not None
+        failed += prediction.error is not None and not prediction.blank
         if explain_to is not None and prediction.error is None:
             name = _picture(prediction.path, drawn)
             _explain(classifier, prediction, explain_to / name, max_pages)

@@ -133,10 +133,10 @@ class DocumentDataset(Dataset[tuple[int, int, PageStack]]):
         if self.draw:
             random = np.random.default_rng((self.seed, epoch, index, 2 * self.draw))
         if view.augmentation is not None:
-            changed = augment(stack.pages, view.augmentation, random)
+            changed = augment([np.asarray(page) for page in stack.pages], view.augmentation, random)
             mean, std = (torch.tensor(v)[:, None, None] for v in (view.mean, view.std))
             normalised = [(page - mean) / std for page in changed]  # `pack` takes float tensors as they are
-            stack = stack._replace(pages=normalised)  # type: ignore[arg-type]
+            stack = stack._replace(pages=normalised)
         return stack
 
     def _choose(self, document: CachedDocument, random: np.random.Generator) -> list[int]:

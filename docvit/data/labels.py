@@ -1,17 +1,22 @@
-"""Labelled documents: folders with a class each, and CSVs."""
+"""Labelled documents: a folder per class, or a CSV."""
 
 from __future__ import annotations
 
 import csv
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from docvit.documents.pages import SUFFIXES, find_documents
+from docvit.data.tables import as_label, read_table, resolve
+from docvit.documents.finding import find_documents, find_passed_over, is_output
+from docvit.documents.formats import SUFFIXES
 from docvit.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 MAX_LISTED = 20
 
@@ -45,85 +50,142 @@ class LabelledDocuments:
         groups = tuple(self.groups[i] for i in indices) if self.groups is not None else None
         return LabelledDocuments(paths, labels, self.classes, groups)
 
+    def only(self, paths: Container[str]) -> LabelledDocuments:
+        """Those of these paths."""
+        return self.subset([i for i, path in enumerate(self.paths) if path in paths])
+
 
 def read_labelled(
     data: str | os.PathLike[str], *, classes: Sequence[str] | None = None, group_column: str | None = None
 ) -> LabelledDocuments:
-    """Reads a folder with one sub folder a class, or a CSV with the columns `path` and `label`.
+    """Reads a folder with one sub folder per class, or a CSV with the columns `path` and `label`.
 
-    Paths in a CSV are relative to the CSV. `group_column` names a further column, for leaving whole groups out.
+    Paths in a CSV are relative to the CSV. `group_column` names a further column, for leaving whole groups out. Labels
+    that look alike (outer blanks, Unicode normalisation) are one. Files in a folder that are no documents, and folders
+    that a training wrote, are passed over; the log counts and lists them.
 
     Raises:
         DataError: with every problem found: missing columns, missing files, files listed twice, classes without
-            documents, labels that are not among `classes`.
+            documents, labels that are not among `classes` or differ in case alone, folders for parts instead of
+            classes.
     """
     path = Path(data)
     if path.is_dir():
         if group_column:
             raise DataError(data, [f"groups ({group_column!r}) need a CSV, and this is a folder"])
         rows, problems = _read_folder(path)
+        _warn_of_passed_over(path)
     elif path.is_file():
         rows, problems = _read_csv(path, group_column)
     else:
         raise DataError(data, ["there is no such file or folder"])
+    rows = [(p, as_label(label), group) for p, label, group in rows]
     names = tuple(classes) if classes else tuple(sorted({label for _, label, _ in rows}))
-    unknown = sorted({label for _, label, _ in rows} - set(names))
+    known = {as_label(name): i for i, name in enumerate(names)}
+    unknown = sorted({label for _, label, _ in rows} - known.keys())
     if unknown:
         problems.append(f"labels that the model does not know: {', '.join(unknown)} (it knows {', '.join(names)})")
+    problems += _alike(names)
     if not rows and not problems:
-        problems.append("no documents: give a folder with one sub folder a class, or a CSV with path,label")
+        problems.append("no documents: give a folder with one sub folder per class, or a CSV with path,label")
     if problems:
         raise DataError(data, problems, found=[p for p, _, _ in rows])
     groups = tuple(group for _, _, group in rows) if group_column else None
-    return LabelledDocuments(
-        tuple(p for p, _, _ in rows), tuple(names.index(label) for _, label, _ in rows), names, groups
-    )
+    return LabelledDocuments(tuple(p for p, _, _ in rows), tuple(known[label] for _, label, _ in rows), names, groups)
 
 
 Row = tuple[str, str, str]  # path, label, group
+
+_PARTS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 
 
 def _read_folder(path: Path) -> tuple[list[Row], list[str]]:
     rows: list[Row] = []
     problems = []
-    for folder in sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")):
+    folders = [p for p in sorted(path.iterdir()) if p.is_dir() and not p.name.startswith(".") and not is_output(p)]
+    if folders and all(folder.name.lower() in _PARTS for folder in folders):
+        parts = ", ".join(folder.name for folder in folders)
+        return [], [f"its folders are parts of a data set ({parts}), not classes: give one of them, another as --valid"]
+    for folder in folders:
         # a class folder full of scans is many one-page documents, never one
         found = sorted(p for p in find_documents([folder]) if p != str(folder)) or sorted(
             str(p) for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")
         )
         rows += [(p, folder.name, "") for p in found]
-        if not found:
+        if not found and not any(is_output(p) for p in folder.iterdir() if p.is_dir()):
             problems.append(f"class folder without documents: {folder.name}")
     return rows, problems
 
 
+def _warn_of_passed_over(path: Path) -> None:
+    beside = [str(p) for p in sorted(path.iterdir()) if p.is_file() and not p.name.startswith(".")]
+    passed_over = sorted({*beside, *find_passed_over([path])})
+    if passed_over:
+        shown = [os.path.relpath(p, path) for p in passed_over[:MAX_LISTED]]
+        more = f", and {len(passed_over) - MAX_LISTED} more" if len(passed_over) > MAX_LISTED else ""
+        why = "no documents by their suffix, not in the folder of a class, or written by a training"
+        count = f"{len(passed_over)} file{'' if len(passed_over) == 1 else 's'}"
+        logger.warning("%s: %s passed over (%s): %s%s", path, count, why, ", ".join(shown), more)
+
+
+def _alike(names: Sequence[str]) -> list[str]:
+    by_fold: dict[str, list[str]] = {}
+    for name in names:
+        by_fold.setdefault(name.casefold(), []).append(name)
+    return [f"labels that differ in case alone: {', '.join(group)}" for group in by_fold.values() if len(group) > 1]
+
+
 def _read_csv(path: Path, group_column: str | None) -> tuple[list[Row], list[str]]:
-    rows: list[Row] = []
-    lines: dict[str, int] = {}  # where each path stands first
+    columns = ("path", "label", *([group_column] if group_column else []))
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            wanted = ["path", "label"] + ([group_column] if group_column else [])
-            missing = [name for name in wanted if name not in (reader.fieldnames or [])]
-            if missing:
-                return [], [f"missing column: {name} (found: {', '.join(reader.fieldnames or [])})" for name in missing]
-            problems = []
-            for row in reader:
-                line, location, label = reader.line_num, row["path"] or "", row["label"] or ""
-                resolved = os.path.normpath(path.parent / location)
-                if not location or not label:
-                    problems.append(f"line {line}: empty path or label")
-                elif not os.path.exists(resolved):
-                    problems.append(f"line {line}: no such file: {location} (paths are relative to the CSV)")
-                elif lines.setdefault(resolved, line) != line:
-                    problems.append(f"line {line}: {location} stands on line {lines[resolved]} already")
-                elif group_column and not row[group_column]:
-                    problems.append(f"line {line}: empty {group_column}")  # one large group of strangers otherwise
-                else:
-                    rows.append((resolved, label, row[group_column] if group_column else ""))
-            return rows, problems
-    except (UnicodeDecodeError, csv.Error) as error:
+        table = read_table(path, columns)
+    except KeyError as error:
+        return [], list(error.args)
+    except (UnicodeError, csv.Error) as error:
         return [], [f"not a CSV: {error}"]
+    rows: list[Row] = []
+    problems = []
+    lines: dict[str, int] = {}  # where each path stands first
+    for line, row in table:
+        location, label = row["path"], row["label"]
+        resolved = resolve(path.parent, location)
+        if not location or not label:
+            problems.append(f"line {line}: empty path or label")
+        elif not os.path.exists(resolved):
+            problems.append(f"line {line}: no such file: {location} (paths are relative to the CSV)")
+        elif lines.setdefault(resolved, line) != line:
+            problems.append(f"line {line}: {location} stands on line {lines[resolved]} already")
+        elif group_column and not row[group_column]:
+            problems.append(f"line {line}: empty {group_column}")  # one large group of strangers otherwise
+        else:
+            rows.append((resolved, label, row[group_column] if group_column else ""))
+    return rows, problems
+
+
+def check_copies(
+    data: LabelledDocuments, contents: Mapping[str, object], held_out: LabelledDocuments | None = None
+) -> None:
+    """Looks for one document under two labels, and for documents to train on among those to evaluate on.
+
+    Args:
+        contents: path -> something that is the same for copies of one document alone.
+
+    Raises:
+        DataError: with every document that stands under two labels. Those to evaluate on are logged.
+    """
+    first: dict[object, tuple[str, int]] = {}
+    problems = []
+    for path, label in zip(data.paths, data.labels, strict=True):
+        other, its = first.setdefault(contents[path], (path, label))
+        if its != label:
+            names = data.classes[its], data.classes[label]
+            problems.append(f"one document under two labels: {other} ({names[0]}) and {path} ({names[1]})")
+    if problems:
+        raise DataError("the data", problems)
+    both = [path for path in (held_out.paths if held_out else ()) if contents[path] in first]
+    if both:
+        shown = ", ".join(both[:MAX_LISTED])
+        logger.warning("%d documents to evaluate on are among those to train on, too: %s", len(both), shown)
 
 
 def split_groups(data: LabelledDocuments, fold: int, folds: int) -> tuple[LabelledDocuments, LabelledDocuments]:

@@ -7,11 +7,13 @@ import os
 from pathlib import Path
 
 from docvit.data.labels import DataError
-from docvit.documents.pages import PAGE_SUFFIXES, find_documents
+from docvit.data.tables import read_table, resolve
+from docvit.documents.finding import find_documents
+from docvit.documents.sources import PAGE_SUFFIXES
 
 
 def find_unlabelled(data: str | os.PathLike[str]) -> list[str]:
-    """The documents in a folder, at any depth (`docvit.documents.pages.find_documents`), or those listed in a CSV.
+    """The documents in a folder, at any depth (`docvit.documents.finding.find_documents`), or those listed in a CSV.
 
     As in training, page images directly in the folder, or in a folder directly below it, are documents of one page
     each; a deeper folder of page images is one document. Paths in a CSV are relative to the CSV.
@@ -24,12 +26,10 @@ def find_unlabelled(data: str | os.PathLike[str]) -> list[str]:
         holders = {path, *path.iterdir()}
         return [p for found in find_documents([path]) for p in (_scans(found) if Path(found) in holders else [found])]
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            if "path" not in (rows.fieldnames or []):
-                raise DataError(data, [f"missing column: path (found: {', '.join(rows.fieldnames or [])})"])
-            return [os.path.normpath(path.parent / row["path"]) for row in rows if row["path"]]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        return [resolve(path.parent, row["path"]) for _, row in read_table(path, ("path",)) if row["path"]]
+    except KeyError as error:
+        raise DataError(data, error.args) from None
+    except (OSError, UnicodeError, csv.Error) as error:
         raise DataError(data, [f"neither a folder nor a CSV that can be read: {error}"]) from error
 
 

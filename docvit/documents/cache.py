@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +24,9 @@ from docvit.documents.workers import read_documents
 from docvit.errors import SettingError
 from docvit.files import write_tensors
 
-FORMAT = 2  # of the files; part of their names
+logger = logging.getLogger(__name__)
+
+FORMAT = 3  # of the files and of how pages are drawn; part of their names
 
 
 def default_cache() -> Path:
@@ -83,6 +86,8 @@ class PageCache:
             if isinstance(result, DocumentError):
                 failed[file or result.path] = result
             elif file is not None:
+                if result.failed:
+                    _warn_of_failed(result)
                 self._write(file, result)
         keys = {path: file or path for path, file in files.items()}
         errors = [type(failed[key])(path, failed[key].message) for path, key in keys.items() if key in failed]
@@ -108,6 +113,11 @@ class PageCache:
                 tensors |= _word_tensors(index, words)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(file, tensors, {"docvit": json.dumps(metadata)})
+
+
+def _warn_of_failed(stack: PageStack) -> None:
+    reason = next(iter(stack.failed.values()))
+    logger.warning("%s: %d of %d pages are left out: %s", stack.path, len(stack.failed), stack.num_pages, reason)
 
 
 def _word_tensors(index: int, words: Words) -> dict[str, torch.Tensor]:

@@ -8,58 +8,52 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import shutil
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple, overload
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from docvit.documents.errors import DocumentError, Empty, NotFound, Unreadable, Unsupported
+from docvit.documents.finding import entries_of
+from docvit.documents.formats import SUFFIXES, looks_like, suffix_of
 from docvit.documents.images import ImagePages
 from docvit.documents.ocr import OCR_SIZE, ocr_words
 from docvit.documents.renderers import INSTALL_POPPLER, PdfiumPages, PopplerPages
-from docvit.documents.rendering import Renderer, Rendering
+from docvit.documents.rendering import WHOLE, Box, Renderer, Rendering, parts_of
+from docvit.documents.sources import PAGE_SUFFIXES, Data, Source, as_source
 from docvit.documents.words import Word, Words
+
+if TYPE_CHECKING:  # worker processes need no torch
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-PAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
-
-SUFFIXES = (*PAGE_SUFFIXES, ".pdf", ".tif", ".tiff")
-
-_SIGNATURES = (
-    (b"\x89PNG\r\n\x1a\n", "a PNG image"),
-    (b"\xff\xd8\xff", "a JPEG image"),
-    (b"GIF8", "a GIF image"),
-    (b"BM", "a BMP image"),
-    (b"II*\0", "a TIFF image"),
-    (b"MM\0*", "a TIFF image"),
-    (b"II+\0", "a TIFF image"),
-    (b"MM\0+", "a TIFF image"),
-    (b"PK\x03\x04", "a ZIP archive or an office document (docx, xlsx, pptx, odt)"),
-    (b"\xd0\xcf\x11\xe0", "an old office document (doc, xls, ppt)"),
-    (b"%!PS", "a PostScript file"),
-    (b"{\\rtf", "an RTF document"),
-    (b"\x1f\x8b", "a gzip archive"),
-)
-
 
 class PageStack(NamedTuple):
-    """The pages read of one document: arrays (H, W) or (H, W, 3) of uint8, and their 0-based indices in it.
+    """The pages read of one document.
 
-    `words` are the words of each page in `pages`; there are none at all where they were not asked for.
+    Attributes:
+        path: the document's path, or what stands for it.
+        pages: uint8 arrays (H, W) or (H, W, 3); in training, normalised float tensors (C, H, W).
+        indices: the 0-based page index of each. Parts of a page that was cut count as pages.
+        num_pages: pages of the document.
+        words: the words of each page in `pages`; none at all where they were not asked for.
+        failed: page index -> why that page could not be read.
+        note: what a reader should know of the document; empty if nothing.
     """
 
     path: str
-    pages: list[NDArray[np.uint8]]
+    pages: Sequence[NDArray[np.uint8] | Tensor]
     indices: list[int]
     num_pages: int
     words: Sequence[Words] = ()
+    failed: Mapping[int, str] = {}
+    note: str = ""
 
     @property
     def words_read(self) -> int:
@@ -103,8 +97,8 @@ class Document(Sequence[Image.Image]):
     @overload
     def __getitem__(self, index: slice) -> list[Image.Image]: ...
     def __getitem__(self, index: int | slice) -> Image.Image | list[Image.Image]:
-        places = range(self.num_pages)[index]
-        return self.render(places) if isinstance(places, int) else [self.render(place) for place in places]
+        chosen = range(self.num_pages)[index]
+        return self.render(chosen) if isinstance(chosen, int) else [self.render(i) for i in chosen]
 
     def __iter__(self) -> Iterator[Image.Image]:
         return map(self.render, range(self.num_pages))
@@ -115,9 +109,18 @@ class Document(Sequence[Image.Image]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def render(self, index: int, rendering: Rendering | None = None) -> Image.Image:
-        """Page `index` (0-based), drawn as this document's rendering, or another one, says."""
-        return self._renderer.render(range(self.num_pages)[index], rendering or self.rendering)
+    @property
+    def note(self) -> str:
+        """What a reader should know of the document: a portfolio, an image that is cut off; empty if nothing."""
+        return self._renderer.note
+
+    def size(self, index: int) -> tuple[float, float]:
+        """Width and height of page `index` as it is shown, in points or pixels."""
+        return self._renderer.size(range(self.num_pages)[index])
+
+    def render(self, index: int, rendering: Rendering | None = None, box: Box = WHOLE) -> Image.Image:
+        """Page `index` (0-based), or the part of it in `box`, drawn as this document's rendering, or another, says."""
+        return self._renderer.render(range(self.num_pages)[index], rendering or self.rendering, box)
 
     def words(self, index: int) -> list[Word]:
         """The words of page `index` (0-based) with their boxes, in the file's reading order; a scan has none."""
@@ -146,48 +149,106 @@ class Document(Sequence[Image.Image]):
         self._renderer.close()
 
 
-def open_document(path: str | os.PathLike[str], rendering: Rendering = Rendering()) -> Document:
+def open_document(data: Data | Source, rendering: Rendering = Rendering(), *, password: str | None = None) -> Document:
     """Open a PDF, an image, a multi-page TIFF or a folder of page images. What a file is, its content says.
 
-    Raises a `DocumentError`: NotFound, Unreadable, Encrypted, Empty, TooLarge, Timeout or Unsupported.
+    Args:
+        data: a path, the bytes of a file, a binary file object, a PIL image, or a list of page images or their files.
+        password: opens a PDF that has one.
+
+    Raises:
+        DocumentError: NotFound, Unreadable, Encrypted, Empty, TooLarge, Timeout or Unsupported.
+        ValueError: `data` is nothing of this.
     """
-    path = os.fspath(path)
-    status = _stat(path)
-    if stat.S_ISDIR(status.st_mode):
-        return Document(path, _FolderPages(path), rendering)
-    if not stat.S_ISREG(status.st_mode):
-        raise Unsupported(path, "this is not a regular file but a device, pipe or socket: save its content to a file")
-    if status.st_size == 0:
-        raise Empty(path, "the file has no content: it was probably cut off on its way here, fetch it again")
-    return Document(path, _open_file(path, rendering), rendering)
+    source = as_source(data)
+    return Document(source.name, _renderer_of(source, rendering, password), rendering)
+
+
+def _renderer_of(source: Source, rendering: Rendering, password: str | None) -> Renderer:
+    name, content = source.name, source.content
+    if isinstance(content, tuple):
+        return _PageFiles(name, content)
+    if isinstance(content, Image.Image):
+        return ImagePages(name, content)
+    if isinstance(content, str):
+        status = _stat(content)
+        if stat.S_ISDIR(status.st_mode):
+            return _PageFiles(name, _pages_in(content))
+        if not stat.S_ISREG(status.st_mode):
+            raise Unsupported(name, "this is not a regular file but a device, pipe or socket: save its content")
+        length = status.st_size
+    else:
+        length = len(content)
+    if length == 0:
+        raise Empty(name, "the file has no content: it was probably cut off on its way here, fetch it again")
+    return _open_file(name, content, rendering, password)
 
 
 def read_document(
-    path: str | os.PathLike[str],
+    data: Data | Source,
     rendering: Rendering = Rendering(),
     *,
     max_pages: int | None = 64,
     words: bool = False,
     ocr_pages: int = 0,
+    password: str | None = None,
 ) -> PageStack:
-    """Read a document's pages into arrays, at most `max_pages` of them, spread evenly. Raises like `open_document`.
+    """Read a document's pages into arrays, at most `max_pages` of them, spread evenly.
+
+    A page that is damaged is left out and stands in `failed`. A page far longer than wide, or wider than high, is read
+    in parts, and each counts as a page. Raises like `open_document`, and where no page can be read.
 
     Args:
         words: read their words, too.
         ocr_pages: of the document's first so many pages, those without a text layer are read by OCR for their words.
     """
-    with open_document(path, rendering) as document:
-        stack = PageStack(document.path, [], spread(document.num_pages, max_pages), document.num_pages)
-        found = []
-        for index in stack.indices:
-            stack.pages.append(np.array(document[index]))
+    with open_document(data, rendering, password=password) as document:
+        pages: list[NDArray[np.uint8]] = []
+        indices: list[int] = []
+        found: list[Words] = []
+        failed: dict[int, DocumentError] = {}
+        chosen, num_pages, note = _parts(document, max_pages)
+        for index, page, box in chosen:
+            try:
+                pages.append(np.array(document.render(page, box=box)))
+                indices.append(index)
+            except DocumentError as error:
+                failed[index] = error
+                continue
             if words:
-                found.append(document.read_words(index, ocr=index < ocr_pages))
-        return stack._replace(words=found)
+                of_page = document.read_words(page, ocr=page < ocr_pages)
+                found.append(of_page if box == WHOLE else of_page.within(box))
+        if not pages:
+            raise next(iter(failed.values()))
+        notes = "; ".join(n for n in (document.note, note) if n)
+        reasons = {i: error.message for i, error in failed.items()}
+        return PageStack(document.path, pages, indices, num_pages, found, reasons, notes)
+
+
+def _parts(document: Document, max_pages: int | None) -> tuple[list[tuple[int, int, Box]], int, str]:
+    """What is read: (index, page, part of it), how many pages the document has with parts for pages, and a note."""
+    parts: list[tuple[int, int, Box]] = []
+    more, cut = 0, []
+    for page in spread(document.num_pages, max_pages):
+        boxes = _boxes(document, page)
+        parts += [(page + more + i, page, box) for i, box in enumerate(boxes)]
+        more += len(boxes) - 1
+        cut += [str(page + 1)] if len(boxes) > 1 else []
+    note = f"far from the proportions of a page, read in parts: page {', '.join(cut)}" if cut else ""
+    chosen = [parts[i] for i in spread(len(parts), max_pages)]
+    return chosen, document.num_pages + more, note
+
+
+def _boxes(document: Document, page: int) -> list[Box]:
+    try:
+        width, height = document.size(page)
+    except DocumentError:  # drawing it says so again
+        return [WHOLE]
+    return parts_of(width, height) if width > 0 and height > 0 else [WHOLE]
 
 
 def spread(num_pages: int, max_pages: int | None) -> list[int]:
-    """0-based places of at most `max_pages` pages spread evenly; the first and the last are in (the first if one)."""
+    """0-based indices of at most `max_pages` pages spread evenly; the first and the last are in (the first if one)."""
     if max_pages is not None and max_pages < 1:
         raise ValueError(f"max_pages must be at least 1, not {max_pages}")
     if max_pages is None or num_pages <= max_pages:
@@ -195,55 +256,6 @@ def spread(num_pages: int, max_pages: int | None) -> list[int]:
     if max_pages == 1:
         return [0]
     return [(2 * i * (num_pages - 1) + max_pages - 1) // (2 * (max_pages - 1)) for i in range(max_pages)]
-
-
-def find_documents(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
-    """The documents that these paths stand for, in order.
-
-    - A file stands for itself, whatever its suffix; so does a path that does not exist: reading it says NotFound.
-    - A folder whose own name ends like a document's (`x.pdf`) stands for itself; reading it says Unsupported.
-    - A folder with page images (png, jpg, jpeg, webp, bmp, gif) and neither PDFs, TIFFs nor folders is one document.
-    - Any other folder gives what lies in it, and so on downwards: PDFs, TIFFs, images (each a document of one page) and
-      folders that are one document, in natural order (p2 before p10). Other files are passed over.
-    - Whatever is hidden (its name begins with a dot) is passed over inside folders, and so are links to folders.
-    - A folder that gives nothing stands for itself when it was named: reading it says Empty.
-    """
-    return [found for path in paths for found in _below(os.fspath(path)) or [os.fspath(path)]]
-
-
-def _below(path: str) -> list[str]:
-    if not os.path.isdir(path) or _suffix(path) in SUFFIXES:
-        return [path]
-    try:
-        entries = _entries(path)
-    except OSError:
-        return [path]
-    folders = [entry.path for entry in entries if os.path.isdir(entry)]
-    files = [entry.path for entry in entries if _suffix(entry.name) in SUFFIXES and not os.path.isdir(entry)]
-    if files and not folders and all(_suffix(file) in PAGE_SUFFIXES for file in files):
-        return [path]
-    found: list[str] = []
-    for entry in entries:
-        if os.path.isdir(entry):
-            found += [] if entry.is_symlink() else _below(entry.path)
-        elif _suffix(entry.name) in SUFFIXES:
-            found.append(entry.path)
-    return found
-
-
-def _entries(folder: str) -> list[os.DirEntry[str]]:
-    """What is not hidden. Ask os.path what an entry is: its own methods raise for a link that leads in a circle."""
-    with os.scandir(folder) as entries:
-        return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: _natural(e.name))
-
-
-def _natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
-    parts = re.findall(r"\d+|\D+", name.lower())
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts], name
-
-
-def _suffix(path: str) -> str:
-    return os.path.splitext(path.rstrip("/"))[1].lower()
 
 
 def _stat(path: str) -> os.stat_result:
@@ -255,75 +267,87 @@ def _stat(path: str) -> os.stat_result:
         raise Unreadable(path, f"the system does not give access to it ({error.strerror})") from None
 
 
-def _open_file(path: str, rendering: Rendering) -> Renderer:
-    try:
-        with open(path, "rb") as file:
-            head = file.read(1024)
-    except OSError as error:
-        raise Unreadable(path, f"the file cannot be opened ({error.strerror}): check its permissions") from None
+def _open_file(name: str, content: str | bytes, rendering: Rendering, password: str | None) -> Renderer:
+    head = _head(content)
     if b"%PDF-" in head:
-        return _open_pdf(path, rendering)
-    looks = _looks_like(head)
-    if looks.endswith("image") and _suffix(path) != ".pdf":
-        return ImagePages(path)
-    if _suffix(path) not in SUFFIXES:
-        raise Unsupported(path, f"this is {looks}; PDF, TIFF and page images are read: export it as PDF")
+        return _open_pdf(name, content, rendering, password)
+    looks = looks_like(head)
+    if looks.endswith("image") and suffix_of(name) != ".pdf":
+        return ImagePages(name, content)
+    if suffix_of(name) not in SUFFIXES:
+        raise Unsupported(name, f"this is {looks}; PDF, TIFF and page images are read: export it as PDF")
     todo = "give it the suffix of an image" if looks.endswith("image") else "export it as PDF or fetch it again"
-    raise Unreadable(path, f"its content is not what its name says but {looks}: {todo}")
+    raise Unreadable(name, f"its content is not what its name says but {looks}: {todo}")
 
 
-def _looks_like(head: bytes) -> str:
-    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-        return "a WebP image"
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
-        return "an HTML page (often a login or an error page)"
-    if not head.strip(b"\0"):
-        return "nothing but zero bytes"
-    known = (name for signature, name in _SIGNATURES if head.startswith(signature))
-    return next(known, "unknown binary data" if b"\0" in head else "plain text or unknown data")
-
-
-def _open_pdf(path: str, rendering: Rendering) -> Renderer:
-    if rendering.renderer == "poppler":
-        return PopplerPages(path)
+def _head(content: str | bytes) -> bytes:
+    if isinstance(content, bytes):
+        return content[:1024]
     try:
-        return PdfiumPages(path)
+        with open(content, "rb") as file:
+            return file.read(1024)
+    except OSError as error:
+        raise Unreadable(content, f"the file cannot be opened ({error.strerror}): check its permissions") from None
+
+
+def _open_pdf(name: str, content: str | bytes, rendering: Rendering, password: str | None) -> Renderer:
+    if rendering.renderer == "poppler":
+        return PopplerPages(name, content, password)
+    try:
+        return PdfiumPages(name, content, password)
     except Unreadable as error:
         if shutil.which("pdftoppm") is None:
-            raise Unreadable(path, f"{error.message}; or {INSTALL_POPPLER}") from None
+            raise Unreadable(name, f"{error.message}; or {INSTALL_POPPLER}") from None
         try:
-            pages = PopplerPages(path)
+            pages = PopplerPages(name, content, password)
         except (Unreadable, Empty):
             raise error from None
-        logger.warning("%s: PDFium cannot open it, poppler draws it instead", path)
+        logger.warning("%s: PDFium cannot open it, poppler draws it instead", name)
         return pages
 
 
-class _FolderPages:
-    """A folder of page images; each file is a page."""
+def _pages_in(path: str) -> tuple[Source, ...]:
+    """The page images in a folder."""
+    if suffix_of(path) in SUFFIXES:
+        raise Unsupported(path, "this is a folder with a file's name: name the files in it, or rename it")
+    try:
+        files = [e.path for e in entries_of(path) if suffix_of(e.name) in PAGE_SUFFIXES and os.path.isfile(e)]
+    except OSError as error:
+        raise Unreadable(path, f"the folder cannot be opened ({error.strerror}): check its permissions") from None
+    if not files:
+        raise Empty(path, f"the folder itself holds no page images ({', '.join(PAGE_SUFFIXES)})")
+    return tuple(as_source(file) for file in files)
 
-    def __init__(self, path: str) -> None:
-        self.path = path
-        if _suffix(path) in SUFFIXES:
-            raise Unsupported(path, "this is a folder with a file's name: name the files in it, or rename it")
-        try:
-            self._files = [e.path for e in _entries(path) if _suffix(e.name) in PAGE_SUFFIXES and os.path.isfile(e)]
-        except OSError as error:
-            raise Unreadable(path, f"the folder cannot be opened ({error.strerror}): check its permissions") from None
-        self.num_pages = len(self._files)
-        if not self._files:
-            raise Empty(path, f"the folder itself holds no page images ({', '.join(PAGE_SUFFIXES)})")
 
-    def render(self, index: int, rendering: Rendering) -> Image.Image:
-        file = self._files[index]
+class _PageFiles:
+    """Page images, in a folder or in a list; each is a page."""
+
+    def __init__(self, path: str, pages: Sequence[Source]) -> None:
+        self.path, self.note = path, ""
+        self._pages = pages
+        self.num_pages = len(pages)
+        if not pages:
+            raise Empty(path, "a list without pages")
+
+    def size(self, index: int) -> tuple[float, float]:
+        with self._opened(index, Rendering()) as page:
+            return page.size(0)
+
+    def render(self, index: int, rendering: Rendering, box: Box = WHOLE) -> Image.Image:
         try:
-            with open_document(file, rendering) as page:
-                return page[0]
+            with self._opened(index, rendering) as page:
+                if len(page) > 1:
+                    raise Unsupported(page.path, f"it has {len(page)} pages, and a list or folder holds single ones")
+                image = page.render(0, box=box)
+                self.note = self.note or page.note
+                return image
         except DocumentError as error:
-            raise type(error)(self.path, f"{os.path.basename(file)}: {error.message}") from None
+            raise type(error)(self.path, f"{os.path.basename(error.path)}: {error.message}") from None
 
     def words(self, index: int) -> Words:
         return Words()
+
+    def _opened(self, index: int, rendering: Rendering) -> Document:
+        return open_document(self._pages[index], rendering)
 
     def close(self) -> None: ...

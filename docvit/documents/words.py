@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import html
-import itertools
 import re
 import subprocess
 import threading
@@ -69,7 +68,17 @@ class Words(Sequence[Word]):
 
     def select(self, keep: NDArray[np.bool_]) -> Words:
         """The words where `keep` (n,) is true."""
-        return Words(tuple(itertools.compress(self.texts, keep)), self.boxes[keep], self.source)
+        return Words(tuple(compress(self.texts, keep)), self.boxes[keep], self.source)
+
+    def within(self, part: Box) -> Words:
+        """Those whose middle lies in a part of the page, their boxes as fractions of the part."""
+        left, top, right, bottom = part
+        x, y = (self.boxes[:, 0] + self.boxes[:, 2]) / 2, (self.boxes[:, 1] + self.boxes[:, 3]) / 2
+        inside = (x >= left) & (x < right) & (y >= top) & (y < bottom)
+        if not inside.any():
+            return Words()
+        boxes = (self.boxes[inside] - [left, top, left, top]) / [right - left, bottom - top, right - left, bottom - top]
+        return Words(tuple(compress(self.texts, inside)), boxes.clip(0, 1).astype(np.float32), self.source)
 
     def __iter__(self) -> Iterator[Word]:
         return (Word(text, tuple(box)) for text, box in zip(self.texts, self.boxes.tolist(), strict=True))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import faulthandler
+import functools
+import logging
 import multiprocessing
+import os
 import signal
 import sys
 from collections import deque
@@ -19,13 +22,19 @@ from docvit.documents.errors import Timeout as DocumentTimeout
 from docvit.documents.ocr import require_ocr
 from docvit.documents.pages import PageStack, read_document
 from docvit.documents.rendering import Rendering
+from docvit.documents.sources import Data, Source, as_source
+from docvit.documents.spawning import SpawnWithoutMain
+
+logger = logging.getLogger(__name__)
+
+MEMORY_LIMIT = 2 << 30
 
 # PDFium ends its process by one of these when it gets no more memory; the system's own last resort is SIGKILL.
 _OUT_OF_MEMORY = {-getattr(signal, name, 0) for name in ("SIGABRT", "SIGILL", "SIGTRAP", "SIGKILL")}
 
 
 def read_documents(
-    paths: Iterable[str],
+    documents: Iterable[Data | Source],
     rendering: Rendering = Rendering(),
     *,
     max_pages: int | None = 64,
@@ -33,34 +42,35 @@ def read_documents(
     ocr_pages: int = 0,
     workers: int = 2,
     timeout: float | None = 60.0,
-    memory_limit: int | None = 2 << 30,
+    memory_limit: int | None = MEMORY_LIMIT,
     ahead: int = 8,
+    password: str | None = None,
 ) -> Iterator[PageStack | DocumentError]:
-    """Read documents with `read_document`, one result a path, in the order of the paths.
+    """Read documents with `read_document`, one result per document, in their order.
 
     A document that cannot be read gives its error as a result. One that takes longer than `timeout` seconds, needs more
     than `memory_limit` bytes (enforced on Linux) or crashes its worker costs that worker alone: a new one takes its
-    place. At most `workers + ahead` documents are under way or waiting to be taken, and `paths` is consumed no faster.
-    Close the iterator to stop the workers early. With `workers=0` documents are read in this process, where neither
-    timeout nor memory limit applies. Where `ocr_pages` is not 0, `docvit[ocr]` must be installed, or
-    ModuleNotFoundError is raised before any document is read.
+    place. At most `workers + ahead` documents are under way or waiting to be taken, and `documents` is consumed no
+    faster. Close the iterator to stop the workers early. With `workers=0` documents are read in this process, where
+    neither timeout nor memory limit applies; so it is, with a warning, in a process that may have no children, as the
+    workers of another pool are.
+
+    Raises:
+        ModuleNotFoundError: `ocr_pages` is not 0 and `docvit[ocr]` is not installed; before any document is read.
+        ValueError: an item is no document (`docvit.documents.sources.as_source`).
     """
     if ocr_pages:
         require_ocr()
-    read = partial(_read, rendering=rendering, max_pages=max_pages, words=words, ocr_pages=ocr_pages)
-    if workers == 0:
-        yield from map(read, paths)
+    sources = map(as_source, documents)
+    read = partial(_read, rendering=rendering, max_pages=max_pages, words=words, ocr_pages=ocr_pages, password=password)
+    if workers == 0 or not _may_have_children():
+        yield from map(read, sources)
         return
-    pool = pebble.ProcessPool(
-        max_workers=workers,
-        context=multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn"),
-        initializer=_start_worker,
-        initargs=(memory_limit,),
-    )
+    pool = _new_pool(workers, memory_limit, _start_method())
     waiting: deque[tuple[str, Future[PageStack | DocumentError]]] = deque()
     try:
-        for path in paths:
-            waiting.append((path, pool.schedule(read, args=(path,), timeout=timeout)))
+        for source in sources:
+            waiting.append((source.name, pool.schedule(read, args=(source,), timeout=timeout)))
             if len(waiting) >= workers + ahead:
                 yield _outcome(*waiting.popleft(), timeout)
         while waiting:
@@ -70,26 +80,86 @@ def read_documents(
         pool.join()
 
 
-def _read(path: str, rendering: Rendering, **options: Any) -> PageStack | DocumentError:
+def read_alone(
+    document: Data | Source,
+    rendering: Rendering = Rendering(),
+    *,
+    max_pages: int | None = 64,
+    words: bool = False,
+    ocr_pages: int = 0,
+    timeout: float | None = 60.0,
+    password: str | None = None,
+) -> PageStack:
+    """Read one document with the limits of `read_documents`, in a worker process that stays for the next one.
+
+    Several threads may call this at once.
+
+    Raises:
+        DocumentError: the document cannot be read.
+        ValueError: `document` is none.
+    """
+    if ocr_pages:
+        require_ocr()
+    source = as_source(document)
+    read = partial(_read, rendering=rendering, max_pages=max_pages, words=words, ocr_pages=ocr_pages, password=password)
+    if _may_have_children():
+        pool = _standing_pool(os.getpid(), _start_method())
+        if not pool.active:
+            _standing_pool.cache_clear()
+            pool = _standing_pool(os.getpid(), _start_method())
+        future = pool.schedule(read, args=(source,), timeout=timeout)
+        result = _outcome(source.name, future, timeout)
+    else:
+        result = read(source)
+    if isinstance(result, DocumentError):
+        raise result
+    return result
+
+
+def _may_have_children() -> bool:
+    if not multiprocessing.current_process().daemon:
+        return True
+    logger.warning("this process may have no workers of its own: documents are read in it, without limits (workers=0)")
+    return False
+
+
+def _start_method() -> str:
+    """Fork on Linux, which is fast, unless the program has chosen to spawn."""
+    chosen = multiprocessing.get_start_method(allow_none=True)
+    return "fork" if sys.platform == "linux" and chosen != "spawn" else "spawn"
+
+
+def _new_pool(workers: int, memory_limit: int | None, method: str) -> Any:
+    context = multiprocessing.get_context("fork") if method == "fork" else SpawnWithoutMain()
+    return pebble.ProcessPool(workers, context=context, initializer=_start_worker, initargs=(memory_limit,))
+
+
+@functools.cache
+def _standing_pool(process: int, method: str) -> Any:
+    """The workers of `read_alone`; a forked process has its own."""
+    return _new_pool(2, MEMORY_LIMIT, method)
+
+
+def _read(source: Source, rendering: Rendering, **options: Any) -> PageStack | DocumentError:
     try:
-        return read_document(path, rendering, **options)
+        return read_document(source, rendering, **options)
     except DocumentError as error:
         return error
     except MemoryError:
-        return TooLarge(path, "reading it needs more memory than allowed: reduce it")
+        return TooLarge(source.name, "reading it needs more memory than allowed: reduce it")
     except Exception as error:  # whatever a renderer lets through must not cost the other documents
-        return Unreadable(path, f"the renderer failed on it ({error}): save it again from another program")
+        return Unreadable(source.name, f"the renderer failed on it ({error}): save it again from another program")
 
 
-def _outcome(path: str, future: Future[PageStack | DocumentError], timeout: float | None) -> PageStack | DocumentError:
+def _outcome(name: str, future: Future[PageStack | DocumentError], timeout: float | None) -> PageStack | DocumentError:
     try:
         return future.result()
     except TimeoutError:
-        return DocumentTimeout(path, f"reading it took longer than {timeout:g} seconds: save it again or simplify it")
+        return DocumentTimeout(name, f"reading it took longer than {timeout:g} seconds: save it again or simplify it")
     except pebble.ProcessExpired as error:
         if error.exitcode in _OUT_OF_MEMORY:
-            return TooLarge(path, "reading it needs more memory than allowed: save it again or simplify it")
-        return Unreadable(path, "the renderer crashed on it: the file is damaged, save it again from another program")
+            return TooLarge(name, "reading it needs more memory than allowed: save it again or simplify it")
+        return Unreadable(name, "the renderer crashed on it: the file is damaged, save it again from another program")
 
 
 def _start_worker(memory_limit: int | None) -> None:

@@ -1,4 +1,4 @@
-"""`DocumentClassifier`: paths in, predictions out."""
+"""`DocumentClassifier`: documents in, predictions out."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import copy
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor
 
-from docvit.documents.errors import DocumentError
-from docvit.documents.pages import PageStack, read_document
+from docvit.documents.errors import DocumentError, Empty, Unsupported
+from docvit.documents.pages import PageStack
 from docvit.documents.patches import PatchSequence
 from docvit.documents.rendering import Rendering
-from docvit.documents.workers import read_documents
+from docvit.documents.sources import Data, is_one_document
+from docvit.documents.workers import read_alone, read_documents
 from docvit.errors import SettingError
 from docvit.hardware import cast_linear, choose_device, cpu_streams, has_fast_bf16, in_streams
 from docvit.inference.strategies import get_strategy
@@ -34,10 +35,32 @@ BUDGET = 1280
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """What a model makes of one document; for a file that could not be read, only `path` and `error` are set.
+class Page:
+    """What a model makes of one page.
 
     Attributes:
+        number: 1-based; parts of a page that was cut count as pages.
+        label: the class that its class token alone gives; None where the page has none of its own.
+        score: the probability of `label`.
+        relevance: its share of the evidence for the document's label.
+        blank: nothing on it is darker or lighter than the rest.
+        failed: it could not be read; `Prediction.note` says why.
+    """
+
+    number: int
+    label: str | None = None
+    score: float | None = None
+    relevance: float | None = None
+    blank: bool = False
+    failed: bool = False
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model makes of one document; without a label, `error` says why.
+
+    Attributes:
+        path: of the file; for what has none, a name in angle brackets.
         label: the most probable class.
         score: its probability.
         scores: class -> probability, the most probable first.
@@ -46,8 +69,9 @@ class Prediction:
         page_relevance: for each page read, its share of the evidence for `label`: the probability that its class token
             alone gives the label, normalised over the pages. Sums to 1. Empty under the strategy `grid` for more
             than one page, since they have no class tokens of their own.
-        pages: the 1-based numbers of the pages read; under a strategy, of those that it uses.
-        error: why the file could not be read.
+        error: why there is no label: the file could not be read, all pages are blank, or the model gives no numbers.
+        pages: the pages read, and those that failed, in order; under a strategy, of those read the ones that it uses.
+        note: what a reader should know, such as why a page failed; empty if nothing.
     """
 
     path: str
@@ -58,12 +82,21 @@ class Prediction:
     pages_read: int | None = None
     page_relevance: list[float] = field(default_factory=list)
     error: DocumentError | None = None
-    pages: list[int] = field(default_factory=list)
+    pages: list[Page] = field(default_factory=list)
+    note: str = ""
+
+    @property
+    def blank(self) -> bool:
+        """Whether it could be read, and every page read is blank."""
+        read = [page for page in self.pages if not page.failed]
+        return bool(read) and all(page.blank for page in read)
 
     def as_dict(self) -> dict[str, Any]:
         """The fields of a JSON line; `error` is null or `{"type", "message"}`."""
-        names = ("path", "label", "score", "scores", "num_pages", "pages_read", "page_relevance")
-        return {name: getattr(self, name) for name in names} | {"error": self.error.as_dict() if self.error else None}
+        names = ("path", "label", "score", "scores", "num_pages", "pages_read", "page_relevance", "note")
+        values = {name: getattr(self, name) for name in names}
+        error = self.error.as_dict() if self.error else None
+        return values | {"pages": [asdict(page) for page in self.pages], "error": error}
 
 
 class DocumentClassifier:
@@ -82,6 +115,8 @@ class DocumentClassifier:
         if not model.num_classes:
             raise SettingError("the model has no classes: train it on labels first (docvit train --init DIR)")
         self.device = choose_device(device)
+        if self.device.type == "cpu" and any(weight.dtype == torch.float16 for weight in model.parameters()):
+            model = copy.deepcopy(model).float()  # CPUs have no products in half precision
         self.model = model.eval().to(self.device)
         self.classes = model.config.classes or tuple(str(i) for i in range(model.num_classes))
         self.rendering: Rendering = model.config.rendering
@@ -99,53 +134,92 @@ class DocumentClassifier:
     def from_pretrained(
         cls, model: PathLike | None = None, *, device: torch.device | str | None = None, renderer: str | None = None
     ) -> DocumentClassifier:
-        """The model in the box (None), or one from a folder or a hub id.
+        """The bundled model (None), or one from a folder or a hub id.
 
         Raises:
             ModelError: there is no such model, or it cannot be loaded.
         """
         return cls(load_pretrained(model), device=device, renderer=renderer)
 
-    def __call__(self, path: PathLike, *, max_pages: int | None = 64) -> Prediction:
-        """Classifies one document.
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, data: Data, *, max_pages: int | None = 64, timeout: float = 60.0, password: str | None = None
+    ) -> Prediction: ...
+    @overload
+    def __call__(
+        self, data: Iterable[Data], *, max_pages: int | None = 64, timeout: float = 60.0, password: str | None = None
+    ) -> list[Prediction]: ...
+    def __call__(
+        self,
+        data: Data | Iterable[Data],
+        *,
+        max_pages: int | None = 64,
+        timeout: float = 60.0,
+        password: str | None = None,
+    ) -> Prediction | list[Prediction]:
+        """Classifies one document, or a list of them; safe to call from several threads.
+
+        A document is a path, the bytes of a file, a binary file object, a PIL image, or a list of page images (PIL
+        images, or image files). Any other list, or a column of a data set, is a list of documents: then a list of
+        predictions comes back, as from `predict`. Limits of time and memory are those of `predict`.
 
         Raises:
-            DocumentError: the file cannot be read; the error's class says how.
+            DocumentError: the one document cannot be classified; the error's class says how.
+            ValueError: `data` is no document.
         """
-        return self.classify_pages([read_document(path, self.rendering, max_pages=max_pages)])[0]
+        if not is_one_document(data):
+            documents = cast(Iterable[Data], data)
+            return list(self.predict(documents, max_pages=max_pages, timeout=timeout, password=password))
+        one = cast(Data, data)
+        stack = read_alone(one, self.rendering, max_pages=max_pages, timeout=timeout, password=password)
+        (prediction,) = self.classify_pages([stack])
+        if prediction.error is not None:
+            raise prediction.error
+        return prediction
 
     def predict(
         self,
-        paths: Iterable[PathLike],
+        data: Data | Iterable[Data],
         *,
         strategy: str = "document",
         max_pages: int | None = 64,
         workers: int = 2,
         timeout: float = 60.0,
         budget: int = BUDGET,
+        password: str | None = None,
     ) -> Iterator[Prediction]:
-        """Classifies a stream of files, in order; a file that cannot be read yields its error and the rest goes on.
+        """Classifies a stream of documents, in order; one that cannot be read yields its error and the rest goes on.
 
         Pages are rendered in worker processes beside the model, a bounded number of documents ahead. On the CPU the
         model runs on several batches at once, on a few cores each: small matrices leave many cores waiting. Do not
         change the model while a stream is open.
 
         Args:
-            paths: read lazily, so it may be endless.
-            strategy: the model's own way, `document`, or one that classifies pages (`docvit.strategies`): `first`,
-                `second`, `last`, `grid`, `max-confidence`, `soft-vote`, `hard-vote`.
+            data: documents as for a call, read lazily, so it may be endless. Here an image in a list is a document;
+                a list in it is one of several pages. A path or another single document stands for itself.
+            strategy: the model's own way, `document`, or one that classifies pages (`docvit.inference.strategies`):
+                `first`, `second`, `last`, `grid`, `max-confidence`, `soft-vote`, `hard-vote`.
             max_pages: of a longer document only so many are read, spread evenly, first and last always in.
-            workers: rendering processes; 0 renders in this one, without `timeout`.
+            workers: rendering processes; 0 renders in this one, without `timeout` and without a limit of memory, as is
+                done, with a warning, where a process may have no children.
             timeout: seconds after which the rendering of a document is given up.
             budget: patches, blank ones too, after which a batch is complete. About half of them are kept; with many
                 more a processor's caches overflow.
+            password: opens PDFs that have one.
 
         Raises:
-            ValueError: there is no such strategy.
+            ValueError: there is no such strategy, or an item is no document.
         """
-        max_pages = get_strategy(strategy).max_pages or max_pages
-        names = (os.fspath(path) for path in paths)
-        read = read_documents(names, self.rendering, max_pages=max_pages, workers=workers, timeout=timeout)
+        way = get_strategy(strategy)
+        documents = data if isinstance(data, list | tuple) or not is_one_document(data) else [data]
+        read = read_documents(
+            cast(Iterable[Data], documents),
+            self.rendering,
+            max_pages=way.max_pages or max_pages,
+            workers=workers,
+            timeout=timeout,
+            password=password,
+        )
         streams = cpu_streams() if self.device.type == "cpu" else 1
         batches = in_batches(read, self.rendering, budget)
         for rows in in_streams(partial(self.for_stream()._settle, strategy=strategy), batches, streams):
@@ -172,10 +246,11 @@ class DocumentClassifier:
         views = [way.views(stack, self.rendering) for stack in used]
         batch = self.model.pack([view for group in views for view in group]).to(self.device)
         scores, by_page = (part.cpu() for part in self.run(batch))
-        counts = [len(group) for group in views]
-        combined = torch.stack([way.combine(rows) for rows in scores.split(counts)])
-        pages = by_page.split([sum(len(view.pages) for view in group) for group in views])
-        return [self._prediction(*row) for row in zip(used, combined, pages, strict=True)]
+        combined = torch.stack([way.combine(rows) for rows in scores.split([len(group) for group in views])])
+        counts = [sum(len(view.pages) for view in group) for group in views]
+        blank = (batch.page_bounds.diff() == 0).split(counts)
+        rows = zip(used, combined, by_page.split(counts), blank, strict=True)
+        return [self._prediction(*row) for row in rows]
 
     @torch.inference_mode()
     def run(self, batch: PatchSequence) -> tuple[Tensor, Tensor]:
@@ -185,20 +260,50 @@ class DocumentClassifier:
             logits, by_page = self.model.forward_head(features), self.model.forward_pages(features)
         return logits.float().softmax(1), by_page.float().softmax(1)
 
-    def _prediction(self, stack: PageStack, scores: Tensor, by_page: Tensor) -> Prediction:
+    def _prediction(self, stack: PageStack, scores: Tensor, by_page: Tensor, blank: Tensor) -> Prediction:
+        """One row from `scores` (C,), `by_page` (N, C) and `blank` (N,); N is 1 where pages are tiled."""
+        own_tokens = len(by_page) == len(stack.pages)
+        read = [Page(i + 1, blank=bool(blank[n] if own_tokens else blank.all())) for n, i in enumerate(stack.indices)]
+        row = Prediction(
+            path=stack.path,
+            num_pages=stack.num_pages,
+            pages_read=len(stack.indices),
+            pages=_with_failed(read, stack),
+            note=_note(stack),
+        )
+        if blank.all():
+            return replace(row, error=Empty(stack.path, "every page is blank: nothing is written or drawn on it"))
+        if not scores.isfinite().all():
+            problem = "the model gives no numbers (NaN): its weights are damaged, or overflowed in half precision"
+            return replace(row, error=Unsupported(stack.path, problem))
         best = int(scores.argmax())
         evidence = by_page[:, best] / by_page[:, best].sum().clamp(min=torch.finfo(torch.float32).tiny)
         ranked = scores.sort(descending=True, stable=True)
-        return Prediction(
-            path=stack.path,
+        if own_tokens:
+            top = by_page.max(1)
+            alone = zip(read, top.indices.tolist(), top.values.tolist(), evidence.tolist(), strict=True)
+            read = [replace(page, label=self.classes[i], score=s, relevance=r) for page, i, s, r in alone]
+        return replace(
+            row,
             label=self.classes[best],
             score=float(scores[best]),
             scores={self.classes[i]: float(s) for s, i in zip(ranked.values, ranked.indices.tolist(), strict=True)},
-            num_pages=stack.num_pages,
-            pages_read=len(stack.indices),
-            page_relevance=evidence.tolist() if len(evidence) == len(stack.pages) else [],
-            pages=[i + 1 for i in stack.indices],
+            page_relevance=evidence.tolist() if own_tokens else [],
+            pages=_with_failed(read, stack),
         )
+
+
+def _with_failed(read: list[Page], stack: PageStack) -> list[Page]:
+    return sorted([*read, *(Page(i + 1, failed=True) for i in stack.failed)], key=lambda page: page.number)
+
+
+def _note(stack: PageStack) -> str:
+    """The document's note, and why pages failed; pages that failed alike stand together."""
+    numbers: dict[str, list[str]] = {}
+    for index, message in stack.failed.items():
+        numbers.setdefault(message, []).append(str(index + 1))
+    failed = [f"page {', '.join(pages)} could not be read: {message}" for message, pages in numbers.items()]
+    return "; ".join(part for part in (stack.note, *failed) if part)
 
 
 def in_batches(read: Iterator[Read], rendering: Rendering, budget: int) -> Iterator[list[Read]]:

@@ -55,6 +55,7 @@ class Explanation:
         columns = min(len(shown), 6)
         rows = math.ceil(len(shown) / columns)
         p = self.prediction
+        read = [page for page in p.pages if not page.failed]
         tallest = max(self.pages[i].shape[0] / self.pages[i].shape[1] for i in shown)
         width = max(2.3 * columns, 4.6)
         height = (2.2 * min(tallest, 3.0) + 0.25) * rows
@@ -69,7 +70,7 @@ class Explanation:
         for axes, i in zip(grid, shown, strict=False):
             page = self.pages[i]
             axes.imshow(_overlay(page, self.relevance[i]))
-            axes.set_title(f"page {p.pages[i]} · {p.page_relevance[i]:.0%}", fontsize=8)
+            axes.set_title(f"page {read[i].number} · {p.page_relevance[i]:.0%}", fontsize=8)
             axes.add_patch(Rectangle((0, 0), page.shape[1] - 1, page.shape[0] - 1, fill=False, color="0.6", lw=0.8))
         return figure
 
@@ -85,7 +86,7 @@ def explain(
     patch of a page has the relevance of the page.
 
     Raises:
-        DocumentError: the file cannot be read.
+        DocumentError: the file cannot be read, or is blank.
     """
     model = classifier.model
     if not any(weight.requires_grad for weight in model.parameters()):  # frozen weights give no gradient
@@ -96,6 +97,8 @@ def explain(
         else read_document(document, classifier.rendering, max_pages=max_pages)
     )
     prediction = classifier.classify_pages([stack])[0]
+    if prediction.error is not None:
+        raise prediction.error
     batch = model.pack([stack]).to(classifier.device)
     if model.config.reads_patches:
         evidence = _evidence(model, batch, classifier.classes.index(prediction.label or ""))
@@ -108,7 +111,7 @@ def explain(
         relevance = np.full(grid, np.nan, np.float32)
         relevance[batch.row[patches].cpu(), batch.col[patches].cpu()] = evidence[patches].numpy()
         maps.append(relevance)
-    return Explanation(prediction, stack.pages, maps)
+    return Explanation(prediction, [np.asarray(page) for page in stack.pages], maps)
 
 
 def _evidence(model: DocViT, batch: PatchSequence, label: int) -> Tensor:

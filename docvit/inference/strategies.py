@@ -86,7 +86,7 @@ def tile(stack: PageStack, rendering: Rendering) -> np.ndarray:
     for i, page in enumerate(stack.pages):
         row, column = divmod(i, columns)
         size = (max(1, round(page.shape[1] * scale)), max(1, round(page.shape[0] * scale)))
-        small = Image.fromarray(page).resize(size, Image.Resampling.BOX)
+        small = Image.fromarray(np.asarray(page)).resize(size, Image.Resampling.BOX)
         canvas.paste(small, (round(column * width * scale), round(row * height * scale)))
     return np.array(fit_image(canvas, rendering))
 

@@ -41,13 +41,21 @@ def render(
 
 
 def render_all(
-    paths: Iterable[str], rendering: Rendering, process: Process, *, cache: Path | None = None, workers: int = 2
+    paths: Iterable[str],
+    rendering: Rendering,
+    process: Process,
+    *,
+    cache: Path | None = None,
+    workers: int = 2,
+    skip_unreadable: bool = False,
 ) -> dict[str, Path]:
-    """As `render`, for documents that must all be readable.
+    """As `render`, for documents that must all be readable; those that are not are left out with `skip_unreadable`.
 
     Raises:
         DataError: documents that cannot be read; it names all of them.
     """
+    if skip_unreadable:
+        return render_readable(paths, rendering, process, cache=cache, workers=workers)[0]
     files, errors = render(paths, rendering, process, cache=cache, workers=workers)
     if errors:
         raise DataError("the documents", [f"{type(e).__name__}: {e}" for e in errors])

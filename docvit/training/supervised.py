@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from docvit.data.dataset import DocumentBatch
-from docvit.data.labels import DataError, LabelledDocuments
+from docvit.data.labels import DataError, LabelledDocuments, check_copies
 from docvit.data.loader import DocumentLoader
 from docvit.data.metrics import report
 from docvit.documents.cache import CachedDocument
@@ -64,6 +64,7 @@ def train_documents(
     device: torch.device | str | None = None,
     cache: Path | None = None,
     workers: int = 2,
+    skip_unreadable: bool = False,
 ) -> tuple[DocViT, list[Record]]:
     """Trains on `data` and writes a model folder.
 
@@ -75,6 +76,7 @@ def train_documents(
         resume: continue the interrupted run in `output`, under its own recipe.
         cache: folder for rendered pages; None for `docvit.documents.cache.default_cache`.
         workers: rendering processes, before training.
+        skip_unreadable: leave out documents that cannot be read; the log lists them.
 
     Returns:
         The trained model, in eval mode, and one record per epoch.
@@ -91,7 +93,12 @@ def train_documents(
     with process_group(device) as process:
         model = build_model(recipe, data.classes)
         paths = data.paths + (valid.paths if valid else ())
-        files = render_all(paths, model.config.rendering, process, cache=cache, workers=workers)
+        rendering: dict[str, Any] = {"cache": cache, "workers": workers, "skip_unreadable": skip_unreadable}
+        files = render_all(paths, model.config.rendering, process, **rendering)
+        if skip_unreadable:
+            data, valid = data.only(files), valid.only(files) if valid else None
+            check_labels(data)
+        check_copies(data, files, valid)
         if model.words is not None and not model.words.counted:
             count_words(model, [files[path] for path in data.paths])
         batches = labelled_batches(data, files, model.config, recipe, process)

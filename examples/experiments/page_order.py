@@ -47,7 +47,8 @@ from docvit.data.augment import Augmentation, augment
 from docvit.data.dataset import DocumentBatch
 from docvit.data.labels import LabelledDocuments, read_labelled, split_groups
 from docvit.documents.cache import CachedDocument, PageCache, default_cache
-from docvit.documents.pages import PageStack, find_documents, spread
+from docvit.documents.finding import find_documents
+from docvit.documents.pages import PageStack, spread
 from docvit.files import replaced
 from docvit.model.stems import InkStem
 from docvit.training.ema import EMATeacher

@@ -15,7 +15,7 @@ from conftest import CLASSES, ENCRYPTED, assemble, classed_pdf, pdf_bytes, proce
 from PIL import Image
 
 COMMANDS = ("classify", "evaluate", "inspect", "train", "pretrain")
-KEYS = {"path", "label", "score", "scores", "num_pages", "pages_read", "page_relevance", "error"}
+KEYS = {"path", "label", "score", "scores", "num_pages", "pages_read", "page_relevance", "error", "pages", "note"}
 
 
 @pytest.fixture

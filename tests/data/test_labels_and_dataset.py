@@ -143,7 +143,7 @@ def test_a_long_list_of_problems_is_cut_in_the_message_only(tmp_path):
     ("text", "problems"),
     [
         ("file,class\na.pdf,x\n", ["missing column: path", "missing column: label"]),
-        ("path;label\na.pdf;x\n", ["missing column: path (found: path;label)", "missing column: label"]),
+        ("file;class\na.pdf;x\n", ["missing column: path (found: file, class)", "missing column: label"]),
         ("", ["missing column: path", "missing column: label"]),
         ("path,label\n", ["no documents"]),
         ("path,label\n" + "x" * 5000 + ",a\n", ["line 2: no such file"]),

@@ -19,8 +19,9 @@ from docvit.documents.workers import read_documents
 forked = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
 
 
-def misbehave(path, *args, **options):
+def misbehave(source, *args, **options):
     """In place of `read_document`: what the file's name says."""
+    path = source.name
     if "hang" in path:
         time.sleep(60)
     if "segfault" in path:
@@ -71,11 +72,11 @@ def test_a_bad_document_costs_only_itself(monkeypatch):
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=forked)])
-def test_an_error_that_nobody_foresaw_costs_one_document(monkeypatch, workers):
-    def surprise(path, *args, **options):
-        if path == "b":
+def test_an_error_of_any_kind_costs_one_document(monkeypatch, workers):
+    def surprise(source, *args, **options):
+        if source.name == "b":
             raise OSError("a truncated image")
-        return PageStack(path, [], [], 1)
+        return PageStack(source.name, [], [], 1)
 
     monkeypatch.setattr(pool, "read_document", surprise)
     results = list(read_documents(["a", "b", "c"], workers=workers))

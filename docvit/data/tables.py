@@ -1,0 +1,69 @@
+"""CSVs as spreadsheets write them: any usual encoding, delimiter and header."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import os
+import unicodedata
+from itertools import chain
+from pathlib import Path
+
+Table = list[tuple[int, dict[str, str]]]
+"""(line number, column -> cell) of every row that is not blank."""
+
+_DELIMITERS = ",;\t|"
+
+
+def read_table(path: Path, columns: tuple[str, ...]) -> Table:
+    """Rows with these columns, whose names may differ in case and outer blanks; missing cells are empty.
+
+    Raises:
+        OSError, UnicodeError, csv.Error: the file cannot be read as a CSV.
+        KeyError: columns are missing; its arguments are a line for each.
+    """
+    lines = io.StringIO(_decoded(path.read_bytes()), newline="")
+    first, before = lines.readline(), 0
+    if first.lower().startswith("sep="):  # written by Excel, for itself
+        first, before = lines.readline(), 1
+    reader = csv.reader(chain([first], lines), delimiter=_delimiter(first))
+    header = [name.strip() for name in next(reader, [])]
+    found = {name.lower(): i for i, name in reversed(list(enumerate(header)))}
+    missing = [f"missing column: {name} (found: {', '.join(header)})" for name in columns if name.lower() not in found]
+    if missing:
+        raise KeyError(*missing)
+    rows = ((reader.line_num + before, row) for row in reader)
+    return [
+        (line, {name: row[i].strip() if (i := found[name.lower()]) < len(row) else "" for name in columns})
+        for line, row in rows
+        if any(cell.strip() for cell in row)
+    ]
+
+
+def _decoded(content: bytes) -> str:
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("cp1252")
+
+
+def _delimiter(header: str) -> str:
+    """The one that divides the header into most cells; a comma where none does."""
+    return max(_DELIMITERS, key=lambda delimiter: len(next(csv.reader([header], delimiter=delimiter), [])))
+
+
+def resolve(folder: Path, location: str) -> str:
+    """A path of a table, relative to its folder; backslashes divide it where nothing is called so."""
+    path = os.path.normpath(folder / location)
+    if os.sep != "\\" and "\\" in location and not os.path.exists(path):
+        return os.path.normpath(folder / location.replace("\\", "/"))
+    return path
+
+
+def as_label(text: str) -> str:
+    """Text that looks alike becomes one label: composed (NFC), without invisible characters, blanks as one space."""
+    visible = "".join(c for c in unicodedata.normalize("NFC", text) if unicodedata.category(c) != "Cf")
+    return " ".join(visible.split())

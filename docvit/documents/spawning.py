@@ -1,0 +1,37 @@
+"""Processes spawned without running the main script again, so that it needs no guard (`__name__ == "__main__"`)."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.context import SpawnContext, SpawnProcess
+from typing import Any
+
+_LOCK = threading.Lock()
+
+
+class _SpawnedProcess(SpawnProcess):
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:
+        with _without_main():
+            return SpawnProcess._Popen(process_obj)
+
+
+class SpawnWithoutMain(SpawnContext):
+    """Spawns processes that need nothing of the main script."""
+
+    Process = _SpawnedProcess
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    with _LOCK:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
