@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from docvit.data.augment import Augmentation, augment
+from docvit.data.augment import Augmentation, _extreme, augment
 
 STILL = dict.fromkeys(Augmentation().__dict__, 0.0)
 
@@ -135,3 +135,11 @@ def test_pages_of_a_document_change_alike_but_not_quite():
 def test_the_same_random_numbers_give_the_same_pages():
     one, two = (augment([page()], Augmentation(), np.random.default_rng(5))[0] for _ in range(2))
     assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 20, 31), (1, 1, 2, 2), (1, 1, 3, 5)])
+def test_strokes_grow_to_the_maximum_of_their_neighbourhood(shape):
+    ink = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.max_pool2d(ink, 3, 1, 1)
+    assert torch.equal(_extreme(ink, torch.maximum), expected)
+    assert torch.equal(_extreme(-ink, torch.minimum), -expected)
