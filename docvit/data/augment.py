@@ -96,7 +96,7 @@ def _change_weight(ink: Tensor, weight: float) -> Tensor:
 
 
 def _extreme(ink: Tensor, choose: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """The maximum or minimum over 3 x 3 pixels, by rows and then by columns: six times as fast as `max_pool2d` on CPUs."""
+    """The maximum or minimum over 3 x 3 pixels, by rows and then by columns: six times `max_pool2d`'s speed on CPUs."""
     for dim in (2, 3):
         length = ink.shape[dim]
         near = choose(ink.narrow(dim, 0, length - 1), ink.narrow(dim, 1, length - 1))  # of two neighbours
