@@ -120,8 +120,8 @@ def test_documents_are_distilled_as_by_a_loop_written_by_hand(corpus, page_cache
     projection = nn.Linear(32, 48)  # drawn after the student, as there
     ours, average = nn.ModuleList([student, projection]), None
     average = copy.deepcopy(ours)
-    place = Process(torch.device("cpu"))
-    data, _ = paired_batches(data, files, student.config, [teacher.config], RECIPE, place, workers=0)
+    process = Process(torch.device("cpu"))
+    data, _ = paired_batches(data, files, student.config, [teacher.config], RECIPE, process, workers=0)
     cross_entropy = partial(F.cross_entropy, label_smoothing=RECIPE.label_smoothing)
 
     def states(model, batch):

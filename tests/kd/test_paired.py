@@ -26,7 +26,7 @@ from kd.teacher import TeacherCache
 CONFIG = DocViTConfig(**TINY, num_classes=3, classes=CLASSES)
 FINE = replace(CONFIG, patch_size=8, embed_dim=48)
 RECIPE = Recipe(budget=60, max_pages=2, patch_dropout=0.4, train=TrainSettings(seed=3))
-PLACE = Process(torch.device("cpu"))
+PROCESS = Process(torch.device("cpu"))
 
 
 def image(sequence, page, patch_size):
@@ -35,8 +35,8 @@ def image(sequence, page, patch_size):
     pixels, there = (torch.zeros(rows * patch_size, cols * patch_size) for _ in range(2))
     for i in range(*sequence.page_bounds[page : page + 2].tolist()):
         r, c = int(sequence.row[i]) * patch_size, int(sequence.col[i]) * patch_size
-        place = slice(r, r + patch_size), slice(c, c + patch_size)
-        pixels[place], there[place] = sequence.patches[i].view(patch_size, patch_size), 1
+        under = slice(r, r + patch_size), slice(c, c + patch_size)
+        pixels[under], there[under] = sequence.patches[i].view(patch_size, patch_size), 1
     return pixels, there.bool()
 
 
@@ -173,7 +173,7 @@ def prepared(corpus, page_cache, unlabelled=(), **options):
     data = read_labelled(corpus)
     files, _ = PageCache(page_cache, CONFIG.rendering, words=True).prepare(data.paths, workers=0)
     return paired_batches(
-        data, files, CONFIG, [CONFIG, FINE], RECIPE, PLACE, unlabelled=unlabelled, workers=0, **options
+        data, files, CONFIG, [CONFIG, FINE], RECIPE, PROCESS, unlabelled=unlabelled, workers=0, **options
     )
 
 
@@ -200,12 +200,12 @@ def test_what_is_evaluated_on_is_not_learnt_without_labels_under_any_name(corpus
     data, evaluated = read_labelled(corpus), next(path for path in further if path.endswith("0.pdf"))
     copy = next(path for path in further if path.endswith("copy.pdf"))
     files, _ = PageCache(page_cache, CONFIG.rendering, words=True).prepare([*data.paths, evaluated], workers=0)
-    batches, _ = paired_batches(data, files, CONFIG, [CONFIG], RECIPE, PLACE, unlabelled=further, workers=0)
+    batches, _ = paired_batches(data, files, CONFIG, [CONFIG], RECIPE, PROCESS, unlabelled=further, workers=0)
     assert len(batches.unlabelled.dataset) == 3
     assert files[evaluated] not in [document.file for document in batches.unlabelled.dataset.documents]
-    of_labelled, _ = paired_batches(data, files, CONFIG, [CONFIG], RECIPE, PLACE, unlabelled=data.paths, workers=0)
+    of_labelled, _ = paired_batches(data, files, CONFIG, [CONFIG], RECIPE, PROCESS, unlabelled=data.paths, workers=0)
     assert len(of_labelled.unlabelled.dataset) == len(data)  # these may be
-    none, _ = paired_batches(data, files, CONFIG, [CONFIG], RECIPE, PLACE, unlabelled=[copy], workers=0)
+    none, _ = paired_batches(data, files, CONFIG, [CONFIG], RECIPE, PROCESS, unlabelled=[copy], workers=0)
     assert none.unlabelled is None
 
 
