@@ -1,6 +1,6 @@
 """Distil any network into any other, here one CNN into a smaller one: `python examples/distil_cnn.py`.
 
-The images are made up: each class has a colour of its own, under noise. Put your data and your networks in their place.
+The images are made up: each class has a colour of its own, under noise. Replace them by your data and networks.
 """
 
 import torch

@@ -137,7 +137,7 @@ def distill(
     from dataclasses import replace
 
     from docvit.data.unlabelled import find_unlabelled
-    from docvit.model.pretrained import load_pretrained
+    from docvit.model.docvit import DocViT
     from docvit.training.loop import TrainSettings
     from docvit.training.run_folder import read_recipe
     from kd.config import DistillConfig
@@ -164,7 +164,7 @@ def distill(
     )
     if resume:
         check_resumed(context, _options(recipe, config), _options(read_recipe(output), read_config(output)))
-    teachers = [name if name == SELF else load_pretrained(name) for name in teacher]
+    teachers = [name if name == SELF else DocViT.from_pretrained(name) for name in teacher]
     classes = next((model.config.classes for model in teachers if not isinstance(model, str)), ())
     labelled, held_out = read_parts(data, valid, fold, group_by=group_by, workers=workers, classes=classes)
     done = distill_documents(

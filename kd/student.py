@@ -87,9 +87,8 @@ class StudentWithProjections(nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        spared: set[str] = getattr(
-            self.student, "no_weight_decay", set
-        )()  # timm's protocol, which a network need not have
+        # timm's protocol, which a network need not have
+        spared: set[str] = getattr(self.student, "no_weight_decay", set)()
         return {f"student.{name}" for name in spared}
 
 

@@ -55,15 +55,15 @@ def is_blank(patch):
 
 
 def table_at(table, row, col=0.0):
-    """A table (R, C, D) read at a fractional place, as a weighted sum over all its cells."""
+    """A table (R, C, D) read at a fractional index, as a weighted sum over all its cells."""
     down, across = (torch.arange(n) - float(at) for n, at in zip(table.shape[:2], (row, col), strict=True))
     weights = (1 - down.abs()).clamp(min=0)[:, None] * (1 - across.abs()).clamp(min=0)  # (R, C)
     return torch.einsum("rc,rcd->d", weights, table)
 
 
-def squeezed(place, length, table):
-    """Where entry `place` of `length` lies in a table that is too short for them."""
-    return place * (table - 1) / (length - 1) if length > table else place
+def squeezed(index, length, table):
+    """Where entry `index` of `length` lies in a table that is too short for them."""
+    return index * (table - 1) / (length - 1) if length > table else index
 
 
 def paper_sinusoid(position, dim):

@@ -107,9 +107,9 @@ def inspect(
     from docvit.documents.workers import read_documents
     from docvit.evaluation.cost import inspect_document
     from docvit.hardware import choose_device
-    from docvit.model.pretrained import load_pretrained
+    from docvit.model.docvit import DocViT
 
-    inspected = load_pretrained(model)
+    inspected = DocViT.from_pretrained(model)
     where = choose_device(device)
     (stack,) = read_documents([file], inspected.config.rendering, max_pages=max_pages, workers=1, timeout=timeout)
     if isinstance(stack, DocumentError):

@@ -49,8 +49,8 @@ def read_documents(
     """Read documents with `read_document`, one result per document, in their order.
 
     A document that cannot be read gives its error as a result. One that takes longer than `timeout` seconds, needs more
-    than `memory_limit` bytes (enforced on Linux) or crashes its worker costs that worker alone: a new one takes its
-    place. At most `workers + ahead` documents are under way or waiting to be taken, and `documents` is consumed no
+    than `memory_limit` bytes (enforced on Linux) or crashes its worker costs that worker alone, and a new one
+    follows. At most `workers + ahead` documents are under way or waiting to be taken, and `documents` is consumed no
     faster. Close the iterator to stop the workers early. With `workers=0` documents are read in this process, where
     neither timeout nor memory limit applies; so it is, with a warning, in a process that may have no children, as the
     workers of another pool are.

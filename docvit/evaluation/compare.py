@@ -28,7 +28,7 @@ from docvit.errors import SettingError
 from docvit.evaluation.cost import predict_cost
 from docvit.inference.classify import BUDGET, DocumentClassifier, in_batches
 from docvit.model.docvit import DocViT
-from docvit.model.pretrained import BUNDLED, WEIGHTS
+from docvit.model.folder import BUNDLED, WEIGHTS
 
 Model = DocumentClassifier | DocViT | str | os.PathLike[str] | None
 

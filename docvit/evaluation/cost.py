@@ -129,7 +129,7 @@ def predict_cost(config: DocViTConfig, batch: PatchSequence, layout: str = "pack
     products = (config.depth * tokens * 2 + attending * (2 + 2 * ratio)) * dim**2 + 2 * dim * entries
     heads = 2 * batch.num_documents * width * config.num_classes
     flops = 2 * products + patches * stem.flops + batch.num_pages * stem.page_flops + heads
-    floats = tokens * sum(_kept_a_token(config, scores[scope]) for scope in others)
+    floats = tokens * sum(_kept_per_token(config, scores[scope]) for scope in others)
     floats += sum(_kept_by_the_last(config, tokens, batch.num_pages, scores[scope]) for scope in last)
     # in and out of the norm of class tokens
     floats += 2 * dim * batch.num_pages + pooling.floats_kept(config.pooling, dim, batch.num_pages, batch.num_documents)
@@ -145,7 +145,7 @@ def predict_cost(config: DocViTConfig, batch: PatchSequence, layout: str = "pack
     )
 
 
-def _kept_a_token(config: DocViTConfig, lengths: Sequence[int]) -> float:
+def _kept_per_token(config: DocViTConfig, lengths: Sequence[int]) -> float:
     """Numbers that a block keeps of each token: 9 + 2 mlp_ratio widths and a little."""
     # in and out of both norms; query, key, value; attention's result, before and after segments are joined; in and out
     # of the MLP's activation

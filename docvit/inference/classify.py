@@ -23,7 +23,6 @@ from docvit.errors import SettingError
 from docvit.hardware import cast_linear, choose_device, cpu_streams, has_fast_bf16, in_streams
 from docvit.inference.strategies import get_strategy
 from docvit.model.docvit import DocViT
-from docvit.model.pretrained import load_pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +138,7 @@ class DocumentClassifier:
         Raises:
             ModelError: there is no such model, or it cannot be loaded.
         """
-        return cls(load_pretrained(model), device=device, renderer=renderer)
+        return cls(DocViT.from_pretrained(model), device=device, renderer=renderer)
 
     @overload
     def __call__(  # type: ignore[overload-overlap]

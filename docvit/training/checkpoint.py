@@ -10,12 +10,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from docvit.errors import UserError
 from docvit.files import write_tensors
 
 _TENSOR = "__tensor__"
 
 
-class CheckpointError(Exception):
+class CheckpointError(UserError):
     """The file is not a valid checkpoint."""
 
 

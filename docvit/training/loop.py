@@ -129,7 +129,7 @@ def fit(
         loss: see `Loss`; the part called `"loss"` is minimised, all are logged.
         output: folder for `checkpoint.safetensors`, `metrics.csv` and `curves.png`; None to write nothing.
         ema: a moving average of the model's weights, updated after every step; it is what `evaluate` and `save` get.
-        evaluate: called after every epoch, its figures are logged.
+        evaluate: called after every epoch, its numbers are logged.
         save: called after every epoch to write the model in a form that others load.
         resume: go on from the checkpoint in `output`; the result is the one that an uninterrupted run gives. (With
             several processes only if the model draws nothing at random: the first one's generator is all that is kept.)
@@ -137,7 +137,7 @@ def fit(
             epochs of seconds.
 
     Returns:
-        One record per epoch: epoch, lr, seconds, the mean of each part of the loss, the figures of `evaluate`.
+        One record per epoch: epoch, lr, seconds, the mean of each part of the loss, the numbers of `evaluate`.
 
     Raises:
         TrainingError: nothing to resume, a damaged checkpoint, other settings, batches or weights than the
@@ -177,13 +177,8 @@ class _Run:
         output: str | os.PathLike[str] | None,
         device: torch.device,
     ) -> None:
-        self.model, self.batches, self.settings, self.ema, self.device = (
-            model.to(device),
-            batches,
-            settings,
-            ema,
-            device,
-        )
+        self.model, self.batches, self.settings = model.to(device), batches, settings
+        self.ema, self.device = ema, device
         self.is_main = not dist.is_initialized() or dist.get_rank() == 0
         self.output = Path(output) if output is not None else None
         if self.output and self.is_main:
@@ -200,16 +195,15 @@ class _Run:
             momentum=settings.momentum,
         )
         self.total = max(1, settings.epochs * len(batches))
-        warmup = int(settings.warmup * self.total)
+        self.warmup = int(settings.warmup * self.total)
         self.schedule = CosineLRScheduler(
             self.optimizer,
             t_initial=self.total,
-            warmup_t=warmup,
+            warmup_t=self.warmup,
             warmup_lr_init=0.0,
             warmup_prefix=False,
             t_in_epochs=False,
         )
-        self.warmup = warmup
         self.epoch = self.batch = self.step = 0
         self.sums: dict[str, float] = {}
         self.seconds = 0.0
@@ -328,7 +322,7 @@ class _Run:
             named = ", ".join(f"{k} was {values['settings'].get(k)!r}" for k in differing) or "the use of an EMA"
             raise TrainingError(f"the run in {self.output} had other settings: {named}")
         if values["batches"] != len(self.batches):
-            counts = f"{values['batches']} batches an epoch, and here are {len(self.batches)}"
+            counts = f"{values['batches']} batches per epoch, and here are {len(self.batches)}"
             raise TrainingError(f"the run in {self.output} had other data: {counts}")
         if values.get("data", self._data()) != self._data():
             raise TrainingError(f"the run in {self.output} had other data: other documents, labels, groups or folds")

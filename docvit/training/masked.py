@@ -18,7 +18,6 @@ from docvit.data.augment import Augmentation
 from docvit.data.dataset import DocumentDataset, view_of
 from docvit.errors import SettingError
 from docvit.model.docvit import DocViT
-from docvit.model.pretrained import save_pretrained
 from docvit.training.batches import shuffled
 from docvit.training.distributed import process_group
 from docvit.training.loop import Record, TrainSettings, fit
@@ -116,7 +115,7 @@ def pretrain_documents(
             reconstruction_loss(recipe.mask),
             recipe.train,
             output=folder,
-            save=lambda m: save_pretrained(cast(MaskedDocViT, m).encoder, folder),
+            save=lambda m: cast(MaskedDocViT, m).encoder.save_pretrained(folder),
             resume=resume,
             device=process.device,
             description="pre-training",

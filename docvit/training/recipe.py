@@ -9,7 +9,6 @@ import torch
 
 from docvit.data.augment import Augmentation
 from docvit.model.docvit import DocViT
-from docvit.model.pretrained import adapt, load_pretrained
 from docvit.model.variants import create_model
 from docvit.training.loop import TrainSettings
 
@@ -68,4 +67,4 @@ def build_model(recipe: Recipe, classes: tuple[str, ...]) -> DocViT:
         return create_model(recipe.model, **settings)
     if recipe.init.startswith("timm:"):
         return DocViT.from_timm(recipe.init.removeprefix("timm:"), pretrained=True, **settings)
-    return adapt(load_pretrained(recipe.init), **settings)
+    return DocViT.from_pretrained(recipe.init).adapt(**settings)

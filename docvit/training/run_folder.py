@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from docvit.data.augment import Augmentation
 from docvit.files import replaced
-from docvit.model.pretrained import WEIGHTS
+from docvit.model.folder import WEIGHTS
 from docvit.training.loop import CHECKPOINT, TrainingError, TrainSettings
 from docvit.training.recipe import AnyRecipe, Recipe
 
@@ -60,7 +60,7 @@ def check_unused(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise TrainingError(f"{folder} is not a folder: choose another output")
     if (folder / CHECKPOINT).exists() or (folder / WEIGHTS).exists():
-        raise TrainingError(f"{folder} already holds a run: resume it, or choose another output")
+        raise TrainingError(f"{folder} already holds a run: resume it (--resume), or choose another output")
 
 
 def read_manifest(file: Path) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from docvit.documents.cache import CachedDocument
 from docvit.documents.hashing import hash_ngrams
 from docvit.hardware import has_fast_bf16
 from docvit.model.docvit import DocViT
-from docvit.model.pretrained import save_pretrained
 from docvit.training.batches import held_out_batches, labelled_batches
 from docvit.training.distributed import process_group
 from docvit.training.ema import EMATeacher
@@ -117,7 +116,7 @@ def train_documents(
             output=folder,
             ema=ema,
             evaluate=evaluate,
-            save=lambda m: save_pretrained(cast(DocViT, m), folder),
+            save=lambda m: cast(DocViT, m).save_pretrained(folder),
             resume=resume,
             device=process.device,
         )

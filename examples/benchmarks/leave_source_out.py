@@ -46,7 +46,8 @@ from docvit.files import replaced
 from docvit.hardware import choose_device
 from docvit.inference.classify import DocumentClassifier
 from docvit.model.config import DocViTConfig
-from docvit.model.pretrained import CONFIG, load_pretrained, save_pretrained
+from docvit.model.docvit import DocViT
+from docvit.model.folder import CONFIG
 from docvit.training.loop import TrainSettings
 from docvit.training.recipe import Recipe, build_model
 from docvit.training.run_folder import differences
@@ -101,10 +102,10 @@ def run_fold(
         training, held_out = split_groups(data, fold, plan.folds)
         recipe = replace(plan.recipe, train=replace(plan.recipe.train, seed=seed))
         measured = torch.load(views, mmap=True)["views"]
-        models = [load_pretrained(str(teacher)) for teacher in teachers]
+        models = [DocViT.from_pretrained(str(teacher)) for teacher in teachers]
         model, _ = train_measured(data, training, measured, recipe, models, plan.config, device=torch.device(device))
         result.parent.mkdir(parents=True, exist_ok=True)
-        save_pretrained(model, result.parent)
+        model.save_pretrained(result.parent)
         predicted = scores(DocumentClassifier(model, device=device), held_out)
         found = {"scores": predicted.tolist(), "labels": list(held_out.labels), "teachers": len(teachers)}
         result.write_text(json.dumps(found))
@@ -115,6 +116,8 @@ def see(data: LabelledDocuments, recipe: Recipe, config: DocViTConfig, epochs: i
     """Writes the features of all views into `file`, unless it exists; ends the program where it is of others."""
     if config.stem != "ink":
         raise SystemExit(f"only the ink stem's features can be kept, and this model has the {config.stem} stem")
+    if config.words:
+        raise SystemExit("the features of pages are kept without their words: set words=0")
     names = [Path(path).name for path in data.paths]
     about = [names, *pages_seen(config), recipe.max_pages, asdict(recipe.augmentation)]
     digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -41,7 +41,7 @@ class MeasuredSequence(PatchSequence):
         statistics: (N, statistics) page statistics, for the class tokens.
     """
 
-    statistics: Tensor
+    statistics: Tensor = field(kw_only=True)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PatchSequence:
         moved = super().to(device, non_blocking)

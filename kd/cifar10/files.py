@@ -97,7 +97,8 @@ def download(folder: str | os.PathLike[str], *, url: str = URL, sha256: str = SH
     """Fetch the official binary archive and unpack it as `folder/cifar-10-batches-bin`, which is returned.
 
     Nothing is fetched where those files are. Of the archive only the files by the known names are written, after the
-    checksum was found right. Raises `CIFAR10Error` if it cannot be fetched, is another file, or the place is taken.
+    checksum was found right. Raises `CIFAR10Error` if it cannot be fetched, is another file, or the folder exists and
+    is incomplete.
     """
     target = Path(folder) / "cifar-10-batches-bin"
     wanted = [*(f"{name}.bin" for name in BATCHES), "batches.meta.txt"]
@@ -115,13 +116,13 @@ def download(folder: str | os.PathLike[str], *, url: str = URL, sha256: str = SH
 
 
 def _spread(labels: Tensor, count: int | None) -> Tensor:
-    """Places of `count` samples, first the first of each class, then the second of each, in the data's order."""
+    """Indices of `count` samples, first the first of each class, then the second of each, in the data's order."""
     if count is None:
         return torch.arange(len(labels))
     if not 1 <= count <= len(labels):
         raise SettingError(f"cannot take {count} of {len(labels)} images")
     members = torch.nn.functional.one_hot(labels)  # [N, C]
-    rank = members.cumsum(0).gather(1, labels[:, None])[:, 0]  # [N], the how-manieth of its class
+    rank = members.cumsum(0).gather(1, labels[:, None])[:, 0]  # [N], the number within its class
     return rank.argsort(stable=True)[:count].sort().values
 
 

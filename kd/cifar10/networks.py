@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from typing import ClassVar, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 Init = Literal["default", "he"]
 
@@ -77,14 +74,3 @@ def he_init(model: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-
-
-def count_macs(model: nn.Module, image_shape: tuple[int, int, int] = (3, 32, 32)) -> int:
-    """Multiply-accumulates of one forward pass of one image (C, H, W): convolutions and matrix products, no biases.
-
-    Counted by torch's own counter on shapes alone; nothing is computed and the model stays as it is.
-    """
-    shapes = copy.deepcopy(model).to("meta")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        shapes(torch.empty(1, *image_shape, device="meta", dtype=next(shapes.parameters()).dtype))
-    return counter.get_total_flops() // 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -24,22 +23,17 @@ PANELS = (("loss", "cross-entropy"), ("accuracy", "accuracy (%)"))
 
 
 def draw_figures(results: Results, preset: Preset) -> dict[str, Path]:
-    """Draws every figure of which all lines were run; returns the files by name."""
+    """Draws every plot of which all lines were run; returns the files by name."""
     drawn = {}
     for name, lines in FIGURES[preset.name].items():
-        curves = [_curves(results, line) for line in lines]
+        curves = [list(line.curves(results).values()) for line in lines]
         if all(curves):
             drawn[name] = results.folder / f"curves-{name}.png"
             _draw(lines, curves, drawn[name])
     return drawn
 
 
-def _curves(results: Results, line: Line) -> list[list[dict[str, Any]]]:
-    """One list of epochs for each seed."""
-    return [run["networks"][line.network][line.kind] for run in results.of_stage(line.stage).values()]
-
-
-def _draw(lines: Sequence[Line], curves: Sequence[list[list[dict[str, Any]]]], file: Path) -> None:
+def _draw(lines: Sequence[Line], curves: Sequence[list[list[dict[str, float]]]], file: Path) -> None:
     figure = Figure(figsize=(9.2, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (part, unit) in zip(figure.subplots(1, 2), PANELS, strict=True):

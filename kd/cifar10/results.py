@@ -8,12 +8,13 @@ import os
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 
+import docvit
 from docvit.errors import SettingError
 from docvit.hardware import has_fast_bf16
 from docvit.training.run_folder import open_folder, write_manifest
@@ -77,10 +78,5 @@ def describe_device(device: torch.device) -> str:
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "torch": torch.__version__}
-    for package in ("docvit", "timm"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # run from a checkout
-            found[package] = "unknown"
-    return found
+    packages = {"torch": torch, "docvit": docvit, "timm": timm}
+    return {"python": platform.python_version(), **{name: str(p.__version__) for name, p in packages.items()}}

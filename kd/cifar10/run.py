@@ -60,12 +60,12 @@ def bench_cifar10(
         BenchmarkError: `output` holds something else, no table is called so, or the data have too few images.
         ValueError: this machine has no such device.
     """
-    place = choose_device(device)
+    chosen = choose_device(device)
     data = _limit(data, preset)
     tables = _choose(TABLES[preset.name], only)
-    results = Results(output, settings_of(preset, data, place))
+    results = Results(output, settings_of(preset, data, chosen))
     bench = _Bench(
-        preset, _to_device(data, place), results, place, place.type == "cuda" if compile is None else compile
+        preset, _to_device(data, chosen), results, chosen, chosen.type == "cuda" if compile is None else compile
     )
     runs = [(stage, seed) for seed in range(seeds or preset.seeds) for stage in _needed(preset, tables)]
     due = [(stage, seed) for stage, seed in runs if _name(stage, seed) not in results.runs]
@@ -234,17 +234,15 @@ def _needed(preset: Preset, tables: Sequence[Table]) -> list[Stage]:
 
 
 def _limit(data: CIFAR10, preset: Preset) -> CIFAR10:
-    for what, wanted, labels in (
-        ("training", preset.train_images, data.train_labels),
-        ("test", preset.test_images, data.test_labels),
-    ):
+    def available(what: str, wanted: int | None, labels: Tensor) -> int:
         if wanted is not None and wanted > len(labels):
             logger.warning("%d %s images were asked for, there are %d", wanted, what, len(labels))
-    train, test = (
-        min(wanted or len(labels), len(labels))
-        for wanted, labels in ((preset.train_images, data.train_labels), (preset.test_images, data.test_labels))
+        return min(wanted or len(labels), len(labels))
+
+    return data.limit(
+        train=available("training", preset.train_images, data.train_labels),
+        test=available("test", preset.test_images, data.test_labels),
     )
-    return data.limit(train=train, test=test)
 
 
 def _to_device(data: CIFAR10, device: torch.device) -> CIFAR10:

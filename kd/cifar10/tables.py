@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from kd.cifar10.results import Results
 
@@ -15,37 +15,48 @@ Sample = dict[int, float]
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A row of a table: one measurement of one network.
+class Line:
+    """A curve of a plot: one network over its epochs.
 
     Attributes:
         stage, network: see `kd.cifar10.presets.Stage`.
         kind: the network's own weights, or their moving average.
-        epoch: after how many; 0 is the last.
-        reported: the report's value, in percent for accuracies; None where it has none.
-        metric: accuracy, loss, or the gap by which the test loss is above the training loss.
     """
 
     label: str
     stage: str
     network: str = "alone"
     kind: Literal["weights", "average"] = "weights"
+
+    def curves(self, results: Results) -> dict[int, list[dict[str, float]]]:
+        """Of every finished run by seed: one record per epoch."""
+        runs = results.of_stage(self.stage).items()
+        return {seed: run["networks"][self.network][self.kind] for seed, run in runs}
+
+
+@dataclass(frozen=True)
+class Cell(Line):
+    """A row of a table: one measurement of one network.
+
+    Attributes:
+        epoch: after how many; 0 is the last.
+        reported: the report's value, in percent for accuracies; None where it has none.
+        metric: accuracy, loss, or the gap by which the test loss is above the training loss.
+    """
+
     epoch: int = 0
     reported: float | None = None
     metric: Metric = "test_accuracy"
 
     def sample(self, results: Results) -> Sample:
         """The value in every finished run; accuracies in percent."""
-        found = {}
-        for seed, run in results.of_stage(self.stage).items():
-            curve = run["networks"][self.network][self.kind]
-            found[seed] = self._read(curve[min(self.epoch or len(curve), len(curve)) - 1])
-        return found
+        curves = self.curves(results).items()
+        return {seed: self._read(curve[min(self.epoch or len(curve), len(curve)) - 1]) for seed, curve in curves}
 
-    def _read(self, record: Mapping[str, Any]) -> float:
+    def _read(self, record: Mapping[str, float]) -> float:
         if self.metric == "gap":
-            return float(record["test_loss"] - record["train_loss"])
-        return float(record[self.metric]) * (100 if self.metric == "test_accuracy" else 1)
+            return record["test_loss"] - record["train_loss"]
+        return record[self.metric] * (100 if self.metric == "test_accuracy" else 1)
 
 
 @dataclass(frozen=True)
@@ -68,16 +79,6 @@ class Table:
     @property
     def stages(self) -> set[str]:
         return {cell.stage for cell in self.cells}
-
-
-@dataclass(frozen=True)
-class Line:
-    """A curve of a plot: (label, stage, network, kind)."""
-
-    label: str
-    stage: str
-    network: str
-    kind: Literal["weights", "average"] = "weights"
 
 
 def _losses(metric: Metric, what: str) -> tuple[Cell, ...]:
@@ -191,16 +192,16 @@ TABLES: Mapping[str, tuple[Table, ...]] = {"report": _REPORT, "smoke": _REPORT, 
 
 _REPORT_FIGURES = {
     "ema": (
-        Line("without EMA", "teacher", "alone"),
+        Line("without EMA", "teacher"),
         Line("with EMA: student", "mean-teacher", "distilled"),
         Line("with EMA: teacher", "mean-teacher", "distilled", "average"),
     ),
     "students": (
-        Line("alone", "baseline", "alone"),
+        Line("alone", "baseline"),
         Line("distilled", "students", "alpha 0.8"),
         Line("distilled, average", "students", "alpha 0.8", "average"),
     ),
-    "failure": (Line("Adam", "baseline", "alone"), Line("SGD at 0.001", "failure", "alone")),
+    "failure": (Line("Adam", "baseline"), Line("SGD at 0.001", "failure")),
 }
 
 FIGURES: Mapping[str, Mapping[str, tuple[Line, ...]]] = {
@@ -208,8 +209,8 @@ FIGURES: Mapping[str, Mapping[str, tuple[Line, ...]]] = {
     "smoke": _REPORT_FIGURES,
     "modern": {
         "networks": (
-            Line("teacher", "teacher", "alone"),
-            Line("student alone", "patient", "alone"),
+            Line("teacher", "teacher"),
+            Line("student alone", "patient"),
             Line("student, distilled", "patient", "distilled"),
         ),
         "averages": (

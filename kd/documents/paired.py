@@ -125,13 +125,13 @@ class PairedDataset(DocumentDataset):
 
     def collate(self, samples: list[tuple[int, int, PageStack]]) -> PairedBatch:
         own = super().collate(samples)
-        keys = [(epoch, place) for place, epoch, _ in samples]
+        keys = [(epoch, index) for index, epoch, _ in samples]
         batch = PairedBatch(own.sequence, own.labels, own.index, key=self._name(keys))
         known = self.cache.read(batch.key) if self.cache is not None else None
         return replace(batch, teacher_outputs=known, of_teachers=() if known is not None else self._views(own, keys))
 
     def _name(self, keys: list[tuple[int, int]]) -> str:
-        return batch_key(keys[0][0], [(place, self.documents[place].file.stem) for _, place in keys])
+        return batch_key(keys[0][0], [(index, self.documents[index].file.stem) for _, index in keys])
 
     def _views(self, own: DocumentBatch, keys: list[tuple[int, int]]) -> tuple[PatchSequence | None, ...]:
         views: list[PatchSequence | None] = []

@@ -15,7 +15,6 @@ from torch import nn
 from docvit.data.labels import LabelledDocuments
 from docvit.evaluation.compare import Comparison, compare
 from docvit.model.docvit import DocViT
-from docvit.model.pretrained import load_pretrained, save_pretrained
 from docvit.training.batches import held_out_batches
 from docvit.training.distributed import process_group
 from docvit.training.ema import EMATeacher
@@ -172,7 +171,7 @@ def distill_documents(
             finish=plain,
             output=folder,
             facts=facts,
-            save=lambda network: save_pretrained(plain(network), folder),
+            save=lambda network: plain(network).save_pretrained(folder),
             resume=resume,
             device=process.device,
             probe=False,
@@ -196,7 +195,7 @@ def _load_teachers(teacher: TeacherLike | Sequence[TeacherLike], classes: tuple[
     if not given:
         raise DistillationError("there is no teacher")
     for number, one in enumerate(given, 1):
-        model = one if isinstance(one, DocViT) else load_pretrained(one)
+        model = one if isinstance(one, DocViT) else DocViT.from_pretrained(one)
         name = f"teacher {number}" if isinstance(one, DocViT) else f"the teacher {os.fspath(one)}"
         _check_classes(name, model.config.classes, classes)
         given[number - 1] = model

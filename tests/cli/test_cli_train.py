@@ -129,16 +129,16 @@ def test_a_finished_run_resumes_to_itself(docvit, corpus, trained):
 CTRL_C_IN_STEP_SIX = """
 import itertools, os, signal
 from docvit import cli
-from docvit.training import supervised as recipes
-original = recipes.classification_loss
+from docvit.training import supervised
+original = supervised.classification_loss
 def interrupted(recipe):
     inner, steps = original(recipe), itertools.count(1)
-    def loss(model, batch):
+    def loss(model, batch, progress):
         if next(steps) == 6:
             os.kill(os.getpid(), signal.SIGINT)
-        return inner(model, batch)
+        return inner(model, batch, progress)
     return loss
-recipes.classification_loss = interrupted
+supervised.classification_loss = interrupted
 cli.main()
 """
 

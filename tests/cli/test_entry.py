@@ -14,7 +14,7 @@ from docvit.cli.entry import run
 from docvit.data.labels import DataError
 from docvit.documents.errors import NotFound
 from docvit.errors import SettingError, UserError
-from docvit.model.pretrained import ModelError
+from docvit.model.errors import ModelError
 from docvit.training.checkpoint import CheckpointError
 from docvit.training.loop import TrainingError
 

@@ -45,7 +45,7 @@ def seen(monkeypatch):
     monkeypatch.setattr("docvit.inference.explain.explain", explain)
     monkeypatch.setattr("docvit.evaluation.compare.compare", compare)
 
-    def load_pretrained(model=None):
+    def from_pretrained(model=None):
         seen.update(model=model)
         return SimpleNamespace(config=SimpleNamespace(rendering="a rendering"))
 
@@ -57,7 +57,7 @@ def seen(monkeypatch):
         seen.update(device=str(device))
         return SimpleNamespace(as_dict=lambda: {"path": stack.path})
 
-    monkeypatch.setattr("docvit.model.pretrained.load_pretrained", load_pretrained)
+    monkeypatch.setattr("docvit.model.docvit.DocViT.from_pretrained", from_pretrained)
     monkeypatch.setattr("docvit.documents.workers.read_documents", read)
     monkeypatch.setattr("docvit.evaluation.cost.inspect_document", inspect)
     monkeypatch.setattr("docvit.cli.evaluate.print_inspection", lambda found: print("inspected"))

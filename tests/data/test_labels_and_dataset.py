@@ -184,7 +184,7 @@ def test_balance_evens_out_classes_and_damps_prolific_groups():
 @pytest.fixture(scope="module")
 def documents(corpus, page_cache):
     data = read_labelled(corpus)
-    files, errors = PageCache(page_cache, RENDERING).prepare(data.paths, workers=0)
+    files, errors = PageCache(page_cache, RENDERING, words=True).prepare(data.paths, workers=0)
     assert not errors
     return data, [files[path] for path in data.paths]
 

@@ -31,7 +31,7 @@ class Interrupted(DocumentDataset):
 @pytest.mark.skipif(sys.platform != "linux", reason="data sets of a test reach workers by fork only")
 def test_ctrl_c_is_the_training_loop_s_and_workers_go_on_loading(corpus, page_cache):
     data = read_labelled(corpus)
-    files, _ = PageCache(page_cache, RENDERING).prepare(data.paths, workers=0)
+    files, _ = PageCache(page_cache, RENDERING, words=True).prepare(data.paths, workers=0)
     dataset = Interrupted([files[path] for path in data.paths], data.labels, View(RENDERING))
     alone, beside = (list(DocumentLoader(dataset, budget=60, workers=workers)) for workers in (0, 2))
     assert len(beside) > 2

@@ -21,7 +21,7 @@ VIEW = View(
 @pytest.fixture(scope="module")
 def documents(corpus, page_cache):
     data = read_labelled(corpus)
-    files, _ = PageCache(page_cache, RENDERING).prepare(data.paths, workers=0)
+    files, _ = PageCache(page_cache, RENDERING, words=True).prepare(data.paths, workers=0)
     return [files[path] for path in data.paths], data.labels
 
 

@@ -136,7 +136,7 @@ def test_an_entirely_blank_page_stays_as_a_page_without_patches():
     assert pack([[blank]], 4, channels=1).patches.shape == (0, 16)
 
 
-def test_select_keeps_pages_and_documents_and_the_patches_it_is_told():
+def test_select_keeps_pages_and_documents_and_the_patches_it_is_given():
     pages = [spotted(3, 3, [(0, 1), (2, 2)]), spotted(2, 4, []), spotted(2, 2, [(0, 0)])]
     whole = pack([pages[:2], pages[2:]], 4, channels=1, drop_blank=False)
     keep = whole.patches.amin(1) < whole.patches.amax(1)

@@ -20,9 +20,9 @@ MIB = 1 << 20
 
 
 def test_ctrl_c_does_not_reach_the_workers(monkeypatch):
-    def interrupted(path, *args, **options):
+    def interrupted(source, *args, **options):
         os.kill(os.getpid(), signal.SIGINT)
-        return PageStack(path, [], [], 1)
+        return PageStack(source.name, [], [], 1)
 
     monkeypatch.setattr(workers, "read_document", interrupted)
     try:
@@ -33,9 +33,9 @@ def test_ctrl_c_does_not_reach_the_workers(monkeypatch):
 
 
 def test_the_memory_limit_is_what_a_worker_may_take_beyond_what_it_was_born_with(monkeypatch):
-    def greedy(path, *args, **options):
-        mmap.mmap(-1, int(path) * MIB).close()
-        return PageStack(path, [], [], 1)
+    def greedy(source, *args, **options):
+        mmap.mmap(-1, int(source.name) * MIB).close()
+        return PageStack(source.name, [], [], 1)
 
     limit = 200
     ballast = mmap.mmap(-1, 2 * limit * MIB)  # the workers inherit more than the limit

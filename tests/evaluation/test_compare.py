@@ -20,7 +20,7 @@ from docvit.evaluation.cost import measure_cost
 from docvit.inference.classify import DocumentClassifier
 from docvit.model.config import DocViTConfig
 from docvit.model.docvit import DocViT
-from docvit.model.pretrained import ModelError
+from docvit.model.errors import ModelError
 
 MEASURES = [
     "accuracy",

@@ -241,7 +241,7 @@ def test_an_inspection():
     assert values["num_pages"] == 7
 
 
-def test_the_scopes_of_the_model_are_not_told_twice():
+def test_the_scopes_of_the_model_are_listed_once():
     model = DocViT(DocViTConfig(**SMALL, scopes="page", page_size=64)).eval()
     stack = PageStack("a.pdf", [np.zeros((64, 48), np.uint8)], [0], 1)
     assert [cost.scopes for cost in inspect_document(model, stack).costs] == ["page", "document"]

@@ -13,7 +13,6 @@ from conftest import TINY, run_main
 
 from docvit import DocViT, DocViTConfig
 from docvit.data.labels import LabelledDocuments
-from docvit.model.pretrained import load_pretrained
 from docvit.training.loop import TrainSettings
 from docvit.training.recipe import Recipe
 from kd.config import DistillConfig
@@ -145,7 +144,7 @@ def test_a_student_learns_from_the_models_of_its_fold_on_features_computed_once(
     found = {name: json.loads((runs / name / "results.json").read_text()) for name in ("teachers", "student")}
     assert [found[name]["teachers per model"] for name in found] == [0, 1]
     assert found["student"]["summary"]["log_loss"]["mean"] == found["student"]["seeds averaged"]["log_loss"] > 0
-    trained = load_pretrained(runs / "student" / "seed-0" / "fold-1")
+    trained = DocViT.from_pretrained(runs / "student" / "seed-0" / "fold-1")
     assert (trained.config.stem, len(trained.blocks)) == ("ink", 3)
     with pytest.raises(SystemExit, match="views of other documents or settings"):
         run_main(module, monkeypatch, *arguments, "--set", "page_size=96", "--output", runs / "other")
@@ -154,6 +153,8 @@ def test_a_student_learns_from_the_models_of_its_fold_on_features_computed_once(
         run_main(module, monkeypatch, *arguments, "--output", runs / "other")
     run_main(module, monkeypatch, *arguments, "--epochs", 1, "--output", runs / "short")
     assert (runs / "views.pt").stat().st_mtime_ns == measured
+    with pytest.raises(SystemExit, match="without their words"):
+        run_main(module, monkeypatch, *arguments, "--set", "words=64", "--output", runs / "other")
     with pytest.raises(SystemExit, match="conv stem"):
         run_main(module, monkeypatch, *arguments, "--set", "stem=conv", "--output", runs / "other")
 

@@ -82,7 +82,7 @@ def test_page_independent_encoding_is_at_half_by_construction(page_order, scheme
     assert (alarms == 0) == blind
 
 
-def test_a_page_is_told_what_sets_it_apart(page_order):
+def test_a_page_is_compared_with_the_others_of_its_document(page_order):
     features, counts = torch.randn(7, 5), torch.tensor([3, 4])
     found = page_order.set_apart(features, counts)
     for here, there in ((0, 3), (3, 7)):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from docvit.documents.errors import Empty, NotFound
 from docvit.documents.pages import PageStack
-from docvit.inference.classify import DocumentClassifier, Prediction
+from docvit.inference.classify import DocumentClassifier, Page, Prediction
 from docvit.inference.explain import MAX_DRAWN, Explanation, explain
 from docvit.model.config import DocViTConfig
 from docvit.model.docvit import DocViT
@@ -99,13 +99,15 @@ def test_a_long_document_shows_its_most_relevant_pages_in_their_order(classifier
     monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **o: figures.append(figure) or original(figure, *a, **o))
     count = MAX_DRAWN + 5
     relevance = np.random.default_rng(0).permutation(np.arange(1.0, count + 1))
-    prediction = Prediction("long.pdf", "text", 0.9, pages=list(range(1, count + 1)), page_relevance=relevance.tolist())
+    pages = [Page(number, failed=number == 3) for number in range(1, count + 2)]
+    prediction = Prediction("long.pdf", "text", 0.9, pages=pages, page_relevance=relevance.tolist())
     Explanation(prediction, [np.full((32, 32), 255, np.uint8)] * count, [np.ones((2, 2), np.float32)] * count).save(
         tmp_path / "long.png"
     )
     titles = [axes.get_title() for axes in figures[0].axes if axes.get_title()]
     shown = [int(title.split()[1]) for title in titles]
-    assert shown == [page for page in range(1, count + 1) if relevance[page - 1] > 5]
+    read = [page.number for page in pages if not page.failed]
+    assert shown == [number for number, share in zip(read, relevance, strict=True) if share > 5]
 
 
 def test_no_more_pages_are_explained_than_are_read(classifier, tmp_path):

@@ -65,8 +65,8 @@ def test_augmented_views_equal_the_same_steps_one_image_at_a_time(cutout):
     batches = ImageLoader(images, labels, batch_size=40, augment=Augment(cutout=cutout), shuffle=True)
     batch = batches[0]
     plain = normalised(images)
-    for place, view in zip(batch.index, batch.images, strict=True):
-        expected = reference_view(plain[place], *batches._views[place].tolist(), cutout)
+    for index, view in zip(batch.index, batch.images, strict=True):
+        expected = reference_view(plain[index], *batches._views[index].tolist(), cutout)
         np.testing.assert_allclose(view, expected, atol=1e-5)
 
 
@@ -167,7 +167,7 @@ def test_mean_and_deviation_are_those_of_cifar10():
 
 
 def test_order_and_augmentation_are_drawn_from_two_streams():
-    """From one and the same, a sample's place in the epoch would say how it is shifted."""
+    """From one and the same, a sample's index in the epoch would say how it is shifted."""
     batches = ImageLoader(*random_images(), batch_size=8, shuffle=True, augment=Augment(), seed=3)
     of_order = batches._generator(0)
     assert torch.equal(batches._order, torch.randperm(40, generator=of_order))

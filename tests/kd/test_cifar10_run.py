@@ -265,7 +265,7 @@ def test_every_cell_and_line_names_a_network_that_is_trained():
         networks = {(stage.name, network) for stage in preset.stages for network in stage.networks}
         cells = [cell for table in TABLES[name] for cell in table.cells]
         lines = [line for lines in FIGURES[name].values() for line in lines]
-        assert {(place.stage, place.network) for place in cells + lines} <= networks
+        assert {(line.stage, line.network) for line in cells + lines} <= networks
         assert all(cell.epoch <= preset.stage(cell.stage).train.epochs for cell in cells) or name == "smoke"
         assert preset.teacher_epoch <= preset.stage("teacher").train.epochs
 

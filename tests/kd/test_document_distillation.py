@@ -17,7 +17,7 @@ from docvit.data.augment import Augmentation
 from docvit.data.labels import read_labelled
 from docvit.evaluation.compare import compare
 from docvit.model.docvit import DocViT
-from docvit.model.pretrained import ModelError
+from docvit.model.errors import ModelError
 from docvit.training import loop as train
 from docvit.training.loop import CHECKPOINT, TrainingError, TrainSettings
 from docvit.training.recipe import Recipe, build_model

@@ -115,13 +115,13 @@ def test_documents_are_distilled_as_by_a_loop_written_by_hand(corpus, page_cache
     config = DistillConfig(alpha=0.3, page_alpha=0.6, temperature=2.0, features={"pages": 0.5}, fine_tune=1)
     done = distill_documents(RECIPE, teacher, data, tmp_path, config, device="cpu", workers=0)
 
-    files, _ = PageCache(page_cache, teacher.config.rendering).prepare(data.paths, workers=0)
+    files, _ = PageCache(page_cache, teacher.config.rendering, words=True).prepare(data.paths, workers=0)
     student = build_model(RECIPE, CLASSES)
     projection = nn.Linear(32, 48)  # drawn after the student, as there
     ours, average = nn.ModuleList([student, projection]), None
     average = copy.deepcopy(ours)
-    place = Process(torch.device("cpu"))
-    data, _ = paired_batches(data, files, student.config, [teacher.config], RECIPE, place, workers=0)
+    process = Process(torch.device("cpu"))
+    data, _ = paired_batches(data, files, student.config, [teacher.config], RECIPE, process, workers=0)
     cross_entropy = partial(F.cross_entropy, label_smoothing=RECIPE.label_smoothing)
 
     def states(model, batch):

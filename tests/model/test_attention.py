@@ -161,7 +161,7 @@ def test_the_kernel_for_gpus_is_called_for_half_precision_alone(monkeypatch, dty
         assert longest == [5, 5]
 
 
-def test_the_kernel_for_gpus_is_told_which_tokens_attend(monkeypatch):
+def test_the_kernel_for_gpus_is_given_which_tokens_attend(monkeypatch):
     lengths, attending, calls = [5, 1, 3], torch.tensor([0, 4, 5, 8]), []
 
     def kernel(q, k, v, *bounds):

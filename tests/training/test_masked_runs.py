@@ -21,7 +21,6 @@ from docvit.data.labels import DataError, read_labelled
 from docvit.data.unlabelled import find_unlabelled
 from docvit.model.config import DocViTConfig
 from docvit.model.docvit import DocViT
-from docvit.model.pretrained import load_pretrained
 from docvit.training import masked as pretrain
 from docvit.training.loop import CHECKPOINT, TrainingError, TrainSettings
 from docvit.training.masked import PretrainRecipe, pretrain_documents
@@ -79,7 +78,7 @@ def test_it_writes_a_model_folder(paths, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         CHECKPOINT, "config.json", "curves.png", "metrics.csv", "model.safetensors", "recipe.json",
     ]  # fmt: skip
-    saved = load_pretrained(tmp_path)
+    saved = DocViT.from_pretrained(tmp_path)
     assert (saved.num_classes, saved.config.classes) == (0, ())
     assert_same_weights(saved.state_dict(), encoder.state_dict())
     assert not encoder.training

@@ -116,7 +116,7 @@ def test_other_settings_data_or_model_are_refused_by_name(tmp_path):
         resume(tmp_path, settings=other)
     with pytest.raises(TrainingError, match="use of an EMA"):
         resume(tmp_path, ema=EMATeacher(net(), decay=0.9))
-    with pytest.raises(TrainingError, match="7 batches an epoch, and here are 8"):
+    with pytest.raises(TrainingError, match="7 batches per epoch, and here are 8"):
         resume(tmp_path, batches=Listed(8))
     with pytest.raises(TrainingError, match="another model"):
         resume(tmp_path, nn.Sequential(nn.Linear(6, 4), nn.LayerNorm(4), nn.Dropout(), nn.Linear(4, 3)))

@@ -21,7 +21,7 @@ from docvit.data.loader import DocumentLoader
 from docvit.documents.cache import PageCache
 from docvit.inference.classify import DocumentClassifier
 from docvit.model.docvit import DocViT
-from docvit.model.pretrained import ModelError
+from docvit.model.errors import ModelError
 from docvit.training import supervised
 from docvit.training.loop import CHECKPOINT, TrainingError, TrainSettings
 from docvit.training.recipe import Recipe, build_model
@@ -98,7 +98,7 @@ def test_held_out_documents_are_evaluated_every_epoch(data, tmp_path):
 @pytest.fixture(scope="module")
 def batch(data, page_cache):
     model = build_model(RECIPE, data.classes)
-    files, _ = PageCache(page_cache, model.config.rendering).prepare(data.paths, workers=0)
+    files, _ = PageCache(page_cache, model.config.rendering, words=True).prepare(data.paths, workers=0)
     dataset = DocumentDataset(list(files.values()), data.labels, View(model.config.rendering))
     return next(iter(DocumentLoader(dataset, budget=10**6)))
 
@@ -332,7 +332,7 @@ def test_two_processes_end_with_one_model(corpus, tmp_path, in_two_processes):
 
 def test_evaluation_is_over_all_batches(data, trained, page_cache):
     model = DocViT.from_pretrained(str(trained))
-    files, _ = PageCache(page_cache, model.config.rendering).prepare(data.paths, workers=0)
+    files, _ = PageCache(page_cache, model.config.rendering, words=True).prepare(data.paths, workers=0)
     dataset = DocumentDataset(list(files.values()), data.labels, View(model.config.rendering))
     small, large = (
         evaluate_batches(model, DocumentLoader(dataset, budget=budget), CLASSES, torch.device("cpu"))
