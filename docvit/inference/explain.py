@@ -154,7 +154,7 @@ def explain(
     for page, grid in enumerate(batch.grids.tolist()):
         patches = slice(int(batch.page_bounds[page]), int(batch.page_bounds[page + 1]))
         relevance = np.full(grid, np.nan, np.float32)
-        relevance[batch.row[patches].cpu(), batch.col[patches].cpu()] = evidence[patches].numpy()
+        relevance[batch.row[patches].cpu().numpy(), batch.col[patches].cpu().numpy()] = evidence[patches].numpy()
         maps.append(relevance)
     pages = [np.asarray(page) for page in stack.pages]
     return Explanation(prediction, pages, maps, _words(model, batch, stack, label))
