@@ -277,3 +277,14 @@ def test_a_resumed_run_is_compared_with_the_options_given(docvit, seen, corpus, 
         code, _, err = docvit(name, corpus, "--output", "run", "--resume", *words)
         assert code == 2, option
         assert f"{words[0]} was " in err
+
+
+def test_pre_training_says_at_the_end_what_was_passed_over(docvit, seen, corpus, tmp_path):
+    (tmp_path / "a.pdf").symlink_to(corpus / "bars" / "bars0.pdf")
+    (tmp_path / "notes.docx").touch()
+    code, _, err = docvit("pretrain", tmp_path, "--output", tmp_path / "run")
+    assert code == 0
+    assert err.splitlines() == [
+        "1 file passed over, no documents by their suffix: 1 .docx",
+        f"  {tmp_path}/notes.docx",
+    ]
