@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from docvit.documents.rendering import Rendering
     from docvit.documents.words import Word
     from docvit.evaluation.compare import compare
-    from docvit.inference.classify import DocumentClassifier, Prediction
+    from docvit.inference.classify import DocumentClassifier
     from docvit.inference.explain import explain
+    from docvit.inference.prediction import Prediction
     from docvit.model.attention import attend
     from docvit.model.config import DocViTConfig
     from docvit.model.docvit import DocViT
@@ -58,7 +59,7 @@ _MODULES = {
     "DocumentError": "documents.errors",
     "ModelError": "model.errors",
     "PatchSequence": "documents.patches",
-    "Prediction": "inference.classify",
+    "Prediction": "inference.prediction",
     "Recipe": "training.recipe",
     "Rendering": "documents.rendering",
     "TrainSettings": "training.loop",

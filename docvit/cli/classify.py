@@ -5,20 +5,34 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from docvit.cli import defaults
 from docvit.cli.app import app
-from docvit.cli.options import Device, MaxPages, Model, RendererName, Timeout, Workers
-from docvit.cli.output import RowFormat, row_writer
+from docvit.cli.options import (
+    OCR,
+    Device,
+    MaxPages,
+    Model,
+    NoWords,
+    OCRPages,
+    RendererName,
+    Timeout,
+    Workers,
+    words_options,
+)
+from docvit.cli.output import RowFormat, print_passed_over, row_writer
 
 if TYPE_CHECKING:
-    from docvit.inference.classify import DocumentClassifier, Prediction
+    from docvit.inference.classify import DocumentClassifier
+    from docvit.inference.prediction import Prediction
 
 
 @app.command()
 def classify(
+    context: typer.Context,
     paths: Annotated[
         list[str], typer.Argument(metavar="PATH...", help="Files, or folders of files.", show_default=False)
     ],
@@ -28,6 +42,10 @@ def classify(
         Path | None, typer.Option("--explain", metavar="DIR", help="Draw what the model looked at: a PNG per document.")
     ] = None,
     max_pages: MaxPages = 64,
+    no_words: NoWords = False,
+    ocr: OCR = False,
+    ocr_pages: OCRPages = defaults.OCR_PAGES,
+    password: Annotated[str | None, typer.Option(help="Opens PDFs that have this password.")] = None,
     renderer: Annotated[
         RendererName | None, typer.Option(help="Render pages with this (default: the model's renderer).")
     ] = None,
@@ -39,22 +57,25 @@ def classify(
 
     Prints one row per file, also for a file that cannot be read.
 
-    A folder stands for the documents in it. A folder of page images alone is one document.
+    A folder stands for the documents in it. A folder of page images alone is one document. What was passed over is said
+    at the end.
 
     Put -- before names that begin with a dash.
 
     Exit status: 0 all files were read, 1 some were not, 2 wrong usage.
     """
+    reading: dict[str, Any] = {"max_pages": max_pages, "password": password}
+    reading |= words_options(context, no_words=no_words, ocr=ocr, ocr_pages=ocr_pages)
     if explain_to is not None:
         explain_to.mkdir(parents=True, exist_ok=True)  # an error here must come before the first row
     from tqdm import tqdm
 
-    from docvit.documents.finding import find_documents
+    from docvit.documents.finding import find_documents, find_passed_over
     from docvit.inference.classify import DocumentClassifier
 
     classifier = DocumentClassifier.from_pretrained(model, device=device, renderer=renderer.value if renderer else None)
     found = find_documents(paths)
-    predictions = classifier.predict(found, max_pages=max_pages, workers=workers, timeout=timeout)
+    predictions = classifier.predict(found, workers=workers, timeout=timeout, **reading)
     failed = 0
     write = row_writer(format, found)
     drawn: set[str] = set()
@@ -65,7 +86,8 @@ def classify(
         failed += prediction.error is not None and not prediction.blank
         if explain_to is not None and prediction.error is None:
             name = _picture(prediction.path, drawn)
-            _explain(classifier, prediction, explain_to / name, max_pages)
+            _explain(classifier, prediction, explain_to / name, reading)
+    print_passed_over(find_passed_over(paths))
     if failed:
         raise typer.Exit(1)
 
@@ -79,11 +101,11 @@ def _picture(path: str, taken: set[str]) -> str:
     return name
 
 
-def _explain(classifier: DocumentClassifier, prediction: Prediction, file: Path, max_pages: int) -> None:
+def _explain(classifier: DocumentClassifier, prediction: Prediction, file: Path, reading: dict[str, Any]) -> None:
     from docvit.documents.errors import DocumentError
     from docvit.inference.explain import explain
 
     try:
-        explain(classifier, prediction.path, max_pages=max_pages).save(file)
+        explain(classifier, prediction.path, **reading).save(file)
     except DocumentError as error:  # read a moment ago, gone now
         logging.getLogger(__name__).warning("no explanation: %s", error)

@@ -9,6 +9,10 @@ STRATEGIES = ("document", "first", "second", "last", "grid", "max-confidence", "
 
 TARGETS = ("pixels", "ink")
 
+# of `docvit.documents.ocr` and `docvit.inference.classify`
+OCR_PAGES = 1
+OCR_SECONDS = 15.0
+
 # of `Recipe` and `PretrainRecipe`
 MODEL = "docvit_compact_patch32"
 MAX_PAGES = 4
@@ -18,6 +22,8 @@ LEARNING_RATE = 1e-3
 EPOCHS = 16
 BUDGET = 1500
 MIX_PAGES = 0.5
+LOSE_WORDS = 0.3
+WORD_DROPOUT = 0.5
 LABEL_SMOOTHING = 0.05
 EMA_DECAY = 0.998
 

@@ -8,10 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from docvit.cli import defaults
 from docvit.cli.app import app
-from docvit.cli.defaults import STRATEGIES
 from docvit.cli.entry import fail
-from docvit.cli.options import Device, LabelledData, MaxPages, Model, ReportFormat, Timeout, Workers
+from docvit.cli.options import (
+    OCR,
+    Device,
+    LabelledData,
+    MaxPages,
+    Model,
+    NoWords,
+    OCRPages,
+    ReportFormat,
+    Timeout,
+    Workers,
+    words_options,
+)
 from docvit.cli.output import print_inspection, print_report
 
 if TYPE_CHECKING:
@@ -20,16 +32,21 @@ if TYPE_CHECKING:
 
 @app.command()
 def evaluate(
+    context: typer.Context,
     data: LabelledData,
     model: Model = None,
     against: Annotated[
         str | None, typer.Option(metavar="M", help="Compare with this second model, cost included.")
     ] = None,
     strategy: Annotated[
-        str, typer.Option(metavar="NAME", help=f"How page results become a document's: {', '.join(STRATEGIES)}.")
+        str,
+        typer.Option(metavar="NAME", help=f"How page results become a document's: {', '.join(defaults.STRATEGIES)}."),
     ] = "document",
     format: Annotated[ReportFormat, typer.Option(help="How the report is written.")] = ReportFormat.table,
     max_pages: MaxPages = 64,
+    no_words: NoWords = False,
+    ocr: OCR = False,
+    ocr_pages: OCRPages = defaults.OCR_PAGES,
     workers: Workers = 2,
     device: Device = None,
 ) -> None:
@@ -43,6 +60,8 @@ def evaluate(
 
     Exit status: 0 all files were read, 1 some were not, 2 wrong usage.
     """
+    reading: dict[str, Any] = {"max_pages": max_pages, "workers": workers}
+    reading |= words_options(context, no_words=no_words, ocr=ocr, ocr_pages=ocr_pages)
     import numpy as np
     from tqdm import tqdm
 
@@ -58,8 +77,8 @@ def evaluate(
     labelled = read_labelled(data, classes=classifier.classes)
     if against is not None:
         names = {model or "bundled": model, against: against}
-        raise typer.Exit(_compare(labelled, names, format, max_pages=max_pages, workers=workers, device=device))
-    predictions = classifier.predict(labelled.paths, strategy=strategy, max_pages=max_pages, workers=workers)
+        raise typer.Exit(_compare(labelled, names, format, device=device, **reading))
+    predictions = classifier.predict(labelled.paths, strategy=strategy, **reading)
     rows = list(tqdm(predictions, total=len(labelled), desc="evaluating", unit="doc", disable=None))
     read = [(p, label) for p, label in zip(rows, labelled.labels, strict=True) if p.error is None]
     errors = [p.error for p in rows if p.error is not None]
@@ -99,7 +118,8 @@ def inspect(
 ) -> None:
     """Show a document's tokens and their cost.
 
-    The cost of attention over the tokens is predicted and measured.
+    The cost of attention over the tokens is predicted and measured. Of a model that reads words, their number per page
+    and their share of the cost are shown.
 
     Exit status: 0 the file was read, 1 it was not, 2 wrong usage.
     """
@@ -111,7 +131,9 @@ def inspect(
 
     inspected = DocViT.from_pretrained(model)
     where = choose_device(device)
-    (stack,) = read_documents([file], inspected.config.rendering, max_pages=max_pages, workers=1, timeout=timeout)
+    config = inspected.config
+    options: dict[str, Any] = {"max_pages": max_pages, "words": config.words > 0, "timeout": timeout}
+    (stack,) = read_documents([file], config.rendering, workers=1, **options)
     if isinstance(stack, DocumentError):
         print(f"{stack.kind}: {stack}", file=sys.stderr)
         raise typer.Exit(1)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import docvit
+from docvit.cli import defaults
 from docvit.cli.entry import fail
 from docvit.model.config import POSITIONS
 from docvit.model.variants import list_variants
@@ -103,7 +104,53 @@ MaxPages = Annotated[
     typer.Option(min=1, help="Read at most this many pages of a document, evenly spread, the first and last included."),
 ]
 
-Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds after which a document is given up.")]
+Timeout = Annotated[
+    float,
+    typer.Option(
+        min=0.1,
+        help=f"Seconds after which a document is given up; --ocr adds {defaults.OCR_SECONDS:g} for each of its pages.",
+    ),
+]
+
+NoWords = Annotated[bool, typer.Option("--no-words", help="Pixels alone, also for a model that reads words.")]
+
+OCR = Annotated[bool, typer.Option("--ocr", help='Read pages without a text layer by OCR: pip install "docvit[ocr]".')]
+
+OCRPages = Annotated[
+    int, typer.Option("--ocr-pages", min=1, help="Number of pages that --ocr may read, from the first.")
+]
+
+WordBuckets = Annotated[
+    int | None,
+    typer.Option(
+        "--words",
+        metavar="BUCKETS",
+        min=0,
+        help="Read the words of PDFs, hashed to so many buckets, such as 16384; 0 for pixels alone "
+        "(default: the model's).",
+    ),
+]
+
+
+def words_options(context: typer.Context, *, no_words: bool, ocr: bool, ocr_pages: int) -> dict[str, Any]:
+    """--no-words, --ocr and --ocr-pages as options of `DocumentClassifier.predict`.
+
+    Raises:
+        UserError: they contradict each other, or the extra for OCR is not installed.
+    """
+    if ocr and no_words:
+        fail("--ocr reads words and --no-words leaves them out: give one of them")
+    if not ocr:
+        if _given(context, "ocr_pages"):
+            fail("--ocr-pages says of how many pages --ocr reads the words: give --ocr, too")
+        return {"words": not no_words, "ocr_pages": 0}
+    from docvit.documents.ocr import require_ocr
+
+    try:
+        require_ocr()
+    except ModuleNotFoundError as error:
+        fail(str(error))
+    return {"words": True, "ocr_pages": ocr_pages}
 
 
 def _given(context: typer.Context, name: str) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
@@ -14,9 +16,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from docvit.data.metrics import Report
     from docvit.evaluation.cost import Cost, Inspection, MeasuredCost
-    from docvit.inference.classify import Prediction
+    from docvit.inference.prediction import Prediction
 
 COLUMNS = ("path", "label", "score", "num_pages", "pages_read", "error", "message")
+MAX_LISTED = 20
 
 
 class RowFormat(str, Enum):
@@ -65,8 +68,29 @@ def _table_writer(paths: Sequence[str]) -> Callable[[Prediction], None]:
 
 
 def _print_line(row: str) -> None:
-    """A row is one line, whatever a file's name contains."""
-    print("".join("?" if unicodedata.category(c) == "Cc" else c for c in row), flush=True)
+    print(_in_one_line(row), flush=True)
+
+
+def _in_one_line(text: str) -> str:
+    """Whatever a file's name contains."""
+    return "".join("?" if unicodedata.category(c) == "Cc" else c for c in text)
+
+
+def print_passed_over(paths: Sequence[str]) -> None:
+    """Says what a search for documents passed over, and why: the number of each kind, and the first paths."""
+    if not paths:
+        return
+    kinds = Counter("written by a training" if os.path.isdir(path) else _suffix(path) for path in paths)
+    count = f"{len(paths)} file{'' if len(paths) == 1 else 's'}"
+    counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    shown = [f"  {_in_one_line(path)}" for path in paths[:MAX_LISTED]]
+    if len(paths) > MAX_LISTED:
+        shown.append(f"  ... and {len(paths) - MAX_LISTED} more")
+    print(f"{count} passed over, no documents by their suffix: {counted}", *shown, sep="\n", file=sys.stderr)
+
+
+def _suffix(path: str) -> str:
+    return os.path.splitext(path)[1].lower() or "without one"
 
 
 def print_report(r: Report, unreadable: int) -> None:
@@ -86,14 +110,18 @@ def print_report(r: Report, unreadable: int) -> None:
 def print_inspection(found: Inspection) -> None:
     read = f"{len(found.pages)} of " if len(found.pages) != found.num_pages else ""
     print(f"{found.path}: {read}{found.num_pages} pages\n")
-    pages = [(str(p.page), f"{p.grid[0]} x {p.grid[1]}", str(p.kept), str(p.blank)) for p in found.pages]
+    pages = [(str(p.page), f"{p.grid[0]} x {p.grid[1]}", *map(str, (p.kept, p.blank))) for p in found.pages]
     kept, blank = sum(p.kept for p in found.pages), sum(p.blank for p in found.pages)
-    _print_aligned([("page", "grid", "kept", "blank"), *pages, ("all", "", str(kept), str(blank))])
+    rows: list[tuple[str, ...]] = [("page", "grid", "kept", "blank"), *pages, ("all", "", str(kept), str(blank))]
+    words = [p.words for p in found.pages if p.words is not None]
+    if words:  # the model reads them
+        rows = [(*row, cell) for row, cell in zip(rows, map(str, ("words", *words, sum(words))), strict=True)]
+    _print_aligned(rows)
     a = found.attention
     block = f"A block: {a.heads} heads with query, key and value layers {_by(a.query)}; {_by(a.output)} after them."
     print(f"\n{block if any(cost.predicted.blocks for cost in found.costs) else 'No blocks.'}\n")
     head = ("scopes", "patches", "tokens", "score matrices", "in all", "FLOPs", "measured", "activations", "measured")
-    rows: list[tuple[str, ...]] = [head]
+    rows = [head]
     for cost in found.costs:
         rows.append((cost.scopes, *_cost("kept", cost.predicted, cost.measured)))
         rows += [("", *_cost("blank too", cost.undropped)), ("", *_cost("padded", cost.padded))]
@@ -102,6 +130,14 @@ def print_inspection(found: Inspection) -> None:
         "\nscore matrices: one per head of a block that sees the page, or the document; never all in memory."
         "\nactivations: memory kept for a backward pass. padded: all patches, every page as large as the largest."
     )
+    if words:
+        shares = [100 * cost.predicted.word_flops / cost.predicted.flops for cost in found.costs]
+        source = f" from {found.words_from}" if found.words_from else ""
+        share = " to ".join(dict.fromkeys(f"{value:.2g}" for value in (min(shares), max(shares))))
+        print(
+            f"words: {sum(words)}{source}; mapping them to tokens is {share} % of the FLOPs."
+            "\nNot counted: looking up and adding the vectors of their n-grams."
+        )
 
 
 def _cost(patches: str, cost: Cost, measured: MeasuredCost | None = None) -> tuple[str, ...]:

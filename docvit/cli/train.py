@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -32,11 +32,12 @@ from docvit.cli.options import (
     Seed,
     Valid,
     Variant,
+    WordBuckets,
     Workers,
     check_resumed,
     options_of,
 )
-from docvit.cli.output import print_last
+from docvit.cli.output import print_last, print_passed_over
 from docvit.model.variants import BASELINES
 
 if TYPE_CHECKING:
@@ -56,11 +57,18 @@ def train(
         str | None, typer.Option(metavar="NAME", help=f"A page-independent baseline: {', '.join(BASELINES)}.")
     ] = None,
     page_size: PageSize = None,
+    words: WordBuckets = None,
     epochs: Epochs = defaults.EPOCHS,
     lr: LearningRate = defaults.LEARNING_RATE,
     budget: Budget = defaults.BUDGET,
     max_pages: PagesSeen = defaults.MAX_PAGES,
     mix_pages: MixPages = defaults.MIX_PAGES,
+    lose_words: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of documents that lose all their words, as if they were scans.")
+    ] = defaults.LOSE_WORDS,
+    word_dropout: Annotated[
+        float, typer.Option(min=0, max=1, help="Largest share of the words that are dropped one by one.")
+    ] = defaults.WORD_DROPOUT,
     label_smoothing: Annotated[
         float, typer.Option(min=0, max=0.99, help="Share of the target spread over all classes.")
     ] = defaults.LABEL_SMOOTHING,
@@ -69,6 +77,9 @@ def train(
     valid: Valid = None,
     group_by: GroupBy = None,
     fold: Fold = None,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave out documents that cannot be read, and list them.")
+    ] = False,
     resume: Resume = False,
     workers: Workers = 2,
     device: Device = None,
@@ -83,7 +94,7 @@ def train(
     from docvit.training.run_folder import read_recipe
     from docvit.training.supervised import train_documents
 
-    given = {"positions": positions, "scopes": scopes, "page_size": page_size}
+    given = {"positions": positions, "scopes": scopes, "page_size": page_size, "words": words}
     settings = {k: v for k, v in given.items() if v is not None}
     recipe = Recipe(
         model=model,
@@ -91,6 +102,8 @@ def train(
         settings=settings if baseline is None else with_baseline(baseline, settings),
         max_pages=max_pages,
         mix_pages=mix_pages,
+        lose_words=lose_words,
+        word_dropout=word_dropout,
         label_smoothing=label_smoothing,
         budget=budget,
         ema=ema,
@@ -99,9 +112,8 @@ def train(
     if resume:
         check_resumed(context, options_of(recipe), options_of(read_recipe(output)))
     labelled, held_out = read_parts(data, valid, fold, group_by=group_by, workers=workers)
-    _, history = train_documents(
-        labelled, output, recipe, valid=held_out, resume=resume, device=device, workers=workers
-    )
+    options: dict[str, Any] = {"resume": resume, "device": device, "workers": workers}
+    _, history = train_documents(labelled, output, recipe, valid=held_out, skip_unreadable=skip_unreadable, **options)
     print_last(output, history)
 
 
@@ -115,6 +127,7 @@ def pretrain(
     positions: PositionsOption = None,
     scopes: Scopes = None,
     page_size: PageSize = None,
+    words: WordBuckets = None,
     epochs: Epochs = defaults.PRETRAIN_EPOCHS,
     lr: LearningRate = defaults.LEARNING_RATE,
     budget: Budget = defaults.PRETRAIN_BUDGET,
@@ -138,10 +151,11 @@ def pretrain(
     Files that cannot be read are left out and listed. Ctrl-C leaves a checkpoint that --resume continues exactly.
     """
     from docvit.data.unlabelled import find_unlabelled
+    from docvit.documents.finding import find_passed_over
     from docvit.training.masked import PretrainRecipe, pretrain_documents
     from docvit.training.run_folder import read_recipe
 
-    given = {"positions": positions, "scopes": scopes, "page_size": page_size}
+    given = {"positions": positions, "scopes": scopes, "page_size": page_size, "words": words}
     recipe = PretrainRecipe(
         model=model,
         init=init,
@@ -158,6 +172,7 @@ def pretrain(
         find_unlabelled(data), output, recipe, resume=resume, device=device, workers=workers
     )
     print_last(output, history)
+    print_passed_over(find_passed_over([data]))
 
 
 def read_parts(

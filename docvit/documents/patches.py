@@ -265,7 +265,7 @@ def _cut(
         raise ValueError(f"page sides {height} x {width} are not multiples of the patch size {size}")
     patches = rearrange(pixels, "c (h p1) (w p2) -> (h w) c (p1 p2)", p1=size, p2=size)
     grid = height // size, width // size
-    hashes, cells_of_hashes = _hash_words(words, grid)
+    hashes, cells_of_hashes, _ = hash_words(words, grid)
     cells = torch.arange(len(patches))
     if drop_blank:
         spans = patches.amax(2).float() - patches.amin(2).float()  # (h w, C)
@@ -277,15 +277,18 @@ def _cut(
     return _Cut(patches.flatten(1), cells, grid, hashes, hashes_per_cell[cells])
 
 
-def _hash_words(words: Words, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Hashed n-grams (g,) of a page, cell by cell, and the cell under the middle of each one's word (g,)."""
+def hash_words(words: Words, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Hashed n-grams (g,) of a page, cell by cell, and for each the cell under the middle of its word, and that word.
+
+    Cells (g,) are numbered row by row; words (g,) are indices into `words`.
+    """
     hashes, owners = hash_ngrams(words.texts)
     left, top, right, bottom = words.boxes.T
     row, col = (top + bottom) / 2 * grid[0], (left + right) / 2 * grid[1]
     row, col = (x.astype(np.int64).clip(0, n - 1) for x, n in zip((row, col), grid, strict=True))
     cells = (row * grid[1] + col)[owners]
     order = np.argsort(cells, kind="stable")
-    return torch.from_numpy(hashes[order]), torch.from_numpy(cells[order])
+    return torch.from_numpy(hashes[order]), torch.from_numpy(cells[order]), torch.from_numpy(owners[order])
 
 
 def _image(page: str | os.PathLike[str] | Image.Image, rendering: Rendering) -> np.ndarray:

@@ -163,6 +163,8 @@ def compare(
     workers: int = 2,
     timeout: float = 60.0,
     device: torch.device | str | None = None,
+    words: bool = True,
+    ocr_pages: int = 0,
 ) -> Comparison:
     """Measures models on the same documents; each document is read once per distinct rendering.
 
@@ -170,7 +172,7 @@ def compare(
         models: by the name under which each is shown: a classifier, a model (it is put into eval mode and moved to the
             device), or what `DocumentClassifier.from_pretrained` takes: a folder, a hub id, or None for the bundled
             model.
-        max_pages, budget, workers, timeout: as for `DocumentClassifier.predict`.
+        max_pages, budget, workers, timeout, words, ocr_pages: as for `DocumentClassifier.predict`.
         device: of the models that are not classifiers yet.
 
     Raises:
@@ -183,7 +185,10 @@ def compare(
     _check_classes({**{n: t.classifier.classes for n, t in trials.items()}, "the data": data.classes})
     for rendering in dict.fromkeys(t.classifier.rendering for t in trials.values()):
         alike = [t for t in trials.values() if t.classifier.rendering == rendering]
-        documents = read_documents(data.paths, rendering, max_pages=max_pages, workers=workers, timeout=timeout)
+        # those without words among them leave out what is read
+        reader = max((t.classifier for t in alike), key=lambda classifier: classifier.model.config.words)
+        options = reader.reading(max_pages=max_pages, timeout=timeout, words=words, ocr_pages=ocr_pages)
+        documents = read_documents(data.paths, rendering, workers=workers, **options)
         with tqdm(total=len(data), desc="comparing", unit="doc", disable=None) as bar:
             for results in in_batches(documents, rendering, budget):
                 for trial in alike:

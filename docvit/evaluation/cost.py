@@ -18,8 +18,10 @@ from docvit.documents.patches import PatchSequence
 from docvit.model import ink, pooling
 from docvit.model.config import DocViTConfig
 from docvit.model.docvit import DocViT
+from docvit.model.words import count_ngrams, page_ngrams
 
 FLOAT = 4  # bytes: activations are counted in float32
+INDEX = 8
 
 Size = tuple[int, int]
 
@@ -86,7 +88,10 @@ class Cost:
             last block only class tokens attend, and it has only their rows.
         score_memory: bytes of all score matrices of the model, if they were kept; the fused kernels never write them.
         flops: of matrix products and convolutions, two per multiply-add.
-        memory: bytes of activations that are kept for a backward pass, in float32, without parameters and indices.
+        memory: bytes of activations that are kept for a backward pass, in float32, without parameters and indices, but
+            with those of n-grams.
+        word_flops: share of `flops` for words: the maps of their vectors to tokens. Summing the vectors of n-grams is
+            additions, and looking them up is copying: neither is a product of matrices.
     """
 
     tokens: int
@@ -95,6 +100,7 @@ class Cost:
     score_memory: int
     flops: int
     memory: int
+    word_flops: int = 0
 
 
 def patch_counts(batch: PatchSequence, layout: str = "packed") -> list[int]:
@@ -128,7 +134,8 @@ def predict_cost(config: DocViTConfig, batch: PatchSequence, layout: str = "pack
     attending = len(others) * tokens + len(last) * batch.num_pages
     products = (config.depth * tokens * 2 + attending * (2 + 2 * ratio)) * dim**2 + 2 * dim * entries
     heads = 2 * batch.num_documents * width * config.num_classes
-    flops = 2 * products + patches * stem.flops + batch.num_pages * stem.page_flops + heads
+    words = _words(config, batch, patches)
+    flops = 2 * products + patches * stem.flops + batch.num_pages * stem.page_flops + heads + words.flops
     floats = tokens * sum(_kept_per_token(config, scores[scope]) for scope in others)
     floats += sum(_kept_by_the_last(config, tokens, batch.num_pages, scores[scope]) for scope in last)
     # in and out of the norm of class tokens
@@ -141,7 +148,9 @@ def predict_cost(config: DocViTConfig, batch: PatchSequence, layout: str = "pack
         flops=round(flops),
         memory=round(
             FLOAT * (floats + patches * stem.floats * config.reads_patches + batch.num_pages * stem.page_floats)
+            + words.memory
         ),
+        word_flops=words.flops,
     )
 
 
@@ -206,6 +215,20 @@ def _ink(config: DocViTConfig) -> StemCost:
 STEM_COSTS: dict[str, Callable[[DocViTConfig], StemCost]] = {"linear": _linear, "conv": _conv, "ink": _ink}
 
 
+def _words(config: DocViTConfig, batch: PatchSequence, patches: int) -> MeasuredCost:
+    """The cost of words: their vectors are mapped from `word_dim` to D for each page, and for each patch."""
+    if not config.words:
+        return MeasuredCost(0, 0)
+    bags = [(batch.num_pages, page_ngrams(batch))]
+    bags += [(patches, batch.word_bounds)] if config.reads_patches else []
+    ids = batch.words.cpu() % config.words
+    ngrams = sum(len(count_ngrams(ids, bounds, config.words).ids) for _, bounds in bags)
+    rows = sum(count for count, _ in bags)
+    # of an n-gram its weight and its bucket; of a bag its vector, where it begins, and its size, twice
+    memory = ngrams * (FLOAT + INDEX) + rows * (FLOAT * config.word_dim + 3 * INDEX)
+    return MeasuredCost(2 * rows * config.word_dim * config.embed_dim, memory)
+
+
 def measure_cost(model: DocViT, batch: PatchSequence) -> MeasuredCost:
     """Runs the model once, in float32, and counts.
 
@@ -234,12 +257,16 @@ def _attention_flops(query: Sequence[int], key: Sequence[int], *_: Any, **__: An
 
 @dataclass(frozen=True)
 class PageTokens:
-    """One page: its number in the document, its grid, and how many of its patches become tokens."""
+    """One page: its number in the document, its grid, how many of its patches become tokens, and its words.
+
+    `words` is None where the model reads none.
+    """
 
     page: int
     grid: Size
     kept: int
     blank: int
+    words: int | None = None
 
 
 @dataclass(frozen=True)
@@ -255,13 +282,17 @@ class ScopeCost:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A document's tokens and their cost: where all blocks see the page, where all see the document, and as it is."""
+    """A document's tokens and their cost: where all blocks see the page, where all see the document, and as it is.
+
+    `words_from` says where its words come from, as in a `Prediction`.
+    """
 
     path: str
     num_pages: int
     pages: tuple[PageTokens, ...]
     attention: AttentionShapes
     costs: tuple[ScopeCost, ...]
+    words_from: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         values = asdict(self)
@@ -274,14 +305,15 @@ def inspect_document(model: DocViT, stack: PageStack, *, device: torch.device | 
     """Inspects one document; `attention` is for one layer over the whole document. Runs the model once per scope."""
     batch = model.pack([stack])
     kept, cells = patch_counts(batch), patch_counts(batch, "undropped")
-    rows = zip(stack.indices, batch.grids.tolist(), kept, cells, strict=True)
-    pages = tuple(PageTokens(i + 1, (grid[0], grid[1]), k, c - k) for i, grid, k, c in rows)
     c = model.config
+    words = [len(page) for page in stack.words] if c.words and stack.words else [None] * len(stack.pages)
+    rows = zip(stack.indices, batch.grids.tolist(), kept, cells, words, strict=True)
+    pages = tuple(PageTokens(i + 1, (grid[0], grid[1]), k, c - k, w) for i, grid, k, c, w in rows)
     tokens = sum(kept) + model.num_prefix_tokens * len(pages)
     shapes = attention_shapes(tokens, c.embed_dim, c.num_heads)
     every = dict.fromkeys(("page", "document", c.scopes))
     costs = tuple(_scope_cost(model, batch, scopes, device) for scopes in every)
-    return Inspection(stack.path, stack.num_pages, pages, shapes, costs)
+    return Inspection(stack.path, stack.num_pages, pages, shapes, costs, stack.words_from if c.words else None)
 
 
 def _scope_cost(model: DocViT, batch: PatchSequence, scopes: str, device: torch.device | str) -> ScopeCost:

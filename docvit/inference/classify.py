@@ -6,7 +6,7 @@ import copy
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast, overload
 
@@ -21,6 +21,7 @@ from docvit.documents.sources import Data, is_one_document
 from docvit.documents.workers import read_alone, read_documents
 from docvit.errors import SettingError
 from docvit.hardware import cast_linear, choose_device, cpu_streams, has_fast_bf16, in_streams
+from docvit.inference.prediction import Page, Prediction
 from docvit.inference.strategies import get_strategy
 from docvit.model.docvit import DocViT
 
@@ -31,71 +32,7 @@ PathLike = str | os.PathLike[str]
 Read = PageStack | DocumentError
 
 BUDGET = 1280
-
-
-@dataclass(frozen=True)
-class Page:
-    """What a model makes of one page.
-
-    Attributes:
-        number: 1-based; parts of a page that was cut count as pages.
-        label: the class that its class token alone gives; None where the page has none of its own.
-        score: the probability of `label`.
-        relevance: its share of the evidence for the document's label.
-        blank: nothing on it is darker or lighter than the rest.
-        failed: it could not be read; `Prediction.note` says why.
-    """
-
-    number: int
-    label: str | None = None
-    score: float | None = None
-    relevance: float | None = None
-    blank: bool = False
-    failed: bool = False
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a model makes of one document; without a label, `error` says why.
-
-    Attributes:
-        path: of the file; for what has none, a name in angle brackets.
-        label: the most probable class.
-        score: its probability.
-        scores: class -> probability, the most probable first.
-        num_pages: pages of the document.
-        pages_read: pages that were read (see `max_pages`).
-        page_relevance: for each page read, its share of the evidence for `label`: the probability that its class token
-            alone gives the label, normalised over the pages. Sums to 1. Empty under the strategy `grid` for more
-            than one page, since they have no class tokens of their own.
-        error: why there is no label: the file could not be read, all pages are blank, or the model gives no numbers.
-        pages: the pages read, and those that failed, in order; under a strategy, of those read the ones that it uses.
-        note: what a reader should know, such as why a page failed; empty if nothing.
-    """
-
-    path: str
-    label: str | None = None
-    score: float | None = None
-    scores: dict[str, float] = field(default_factory=dict)
-    num_pages: int | None = None
-    pages_read: int | None = None
-    page_relevance: list[float] = field(default_factory=list)
-    error: DocumentError | None = None
-    pages: list[Page] = field(default_factory=list)
-    note: str = ""
-
-    @property
-    def blank(self) -> bool:
-        """Whether it could be read, and every page read is blank."""
-        read = [page for page in self.pages if not page.failed]
-        return bool(read) and all(page.blank for page in read)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The fields of a JSON line; `error` is null or `{"type", "message"}`."""
-        names = ("path", "label", "score", "scores", "num_pages", "pages_read", "page_relevance", "note")
-        values = {name: getattr(self, name) for name in names}
-        error = self.error.as_dict() if self.error else None
-        return values | {"pages": [asdict(page) for page in self.pages], "error": error}
+OCR_SECONDS = 15.0  # added to the limit of a document's time for each page that may be read by OCR
 
 
 class DocumentClassifier:
@@ -142,11 +79,27 @@ class DocumentClassifier:
 
     @overload
     def __call__(  # type: ignore[overload-overlap]
-        self, data: Data, *, max_pages: int | None = 64, timeout: float = 60.0, password: str | None = None
+        self,
+        data: Data,
+        *,
+        max_pages: int | None = 64,
+        timeout: float = 60.0,
+        password: str | None = None,
+        words: bool = True,
+        ocr_pages: int = 0,
+        top_k: int | None = None,
     ) -> Prediction: ...
     @overload
     def __call__(
-        self, data: Iterable[Data], *, max_pages: int | None = 64, timeout: float = 60.0, password: str | None = None
+        self,
+        data: Iterable[Data],
+        *,
+        max_pages: int | None = 64,
+        timeout: float = 60.0,
+        password: str | None = None,
+        words: bool = True,
+        ocr_pages: int = 0,
+        top_k: int | None = None,
     ) -> list[Prediction]: ...
     def __call__(
         self,
@@ -155,26 +108,31 @@ class DocumentClassifier:
         max_pages: int | None = 64,
         timeout: float = 60.0,
         password: str | None = None,
+        words: bool = True,
+        ocr_pages: int = 0,
+        top_k: int | None = None,
     ) -> Prediction | list[Prediction]:
         """Classifies one document, or a list of them; safe to call from several threads.
 
         A document is a path, the bytes of a file, a binary file object, a PIL image, or a list of page images (PIL
         images, or image files). Any other list, or a column of a data set, is a list of documents: then a list of
-        predictions comes back, as from `predict`. Limits of time and memory are those of `predict`.
+        predictions comes back, as from `predict`. Limits of time and memory, and the options, are those of `predict`.
 
         Raises:
             DocumentError: the one document cannot be classified; the error's class says how.
-            ValueError: `data` is no document.
+            ModuleNotFoundError: OCR is asked for and `docvit[ocr]` is not installed.
+            ValueError: `data` is no document, or `top_k` is below 1.
         """
         if not is_one_document(data):
             documents = cast(Iterable[Data], data)
-            return list(self.predict(documents, max_pages=max_pages, timeout=timeout, password=password))
-        one = cast(Data, data)
-        stack = read_alone(one, self.rendering, max_pages=max_pages, timeout=timeout, password=password)
+            limits: dict[str, Any] = {"max_pages": max_pages, "timeout": timeout, "password": password}
+            return list(self.predict(documents, words=words, ocr_pages=ocr_pages, top_k=top_k, **limits))
+        options = self.reading(max_pages=max_pages, timeout=timeout, words=words, ocr_pages=ocr_pages)
+        stack = read_alone(cast(Data, data), self.rendering, password=password, **options)
         (prediction,) = self.classify_pages([stack])
         if prediction.error is not None:
             raise prediction.error
-        return prediction
+        return prediction if top_k is None else prediction.top(top_k)
 
     def predict(
         self,
@@ -186,6 +144,9 @@ class DocumentClassifier:
         timeout: float = 60.0,
         budget: int = BUDGET,
         password: str | None = None,
+        words: bool = True,
+        ocr_pages: int = 0,
+        top_k: int | None = None,
     ) -> Iterator[Prediction]:
         """Classifies a stream of documents, in order; one that cannot be read yields its error and the rest goes on.
 
@@ -205,24 +166,34 @@ class DocumentClassifier:
             budget: patches, blank ones too, after which a batch is complete. About half of them are kept; with many
                 more a processor's caches overflow.
             password: opens PDFs that have one.
+            words: give the words of the pages to a model that reads words; False for pixels alone.
+            ocr_pages: of a document's first so many pages, those without a text layer are read by OCR for their words.
+                Each adds `OCR_SECONDS` to `timeout`.
+            top_k: only the so many most probable classes are in `scores`; None for all.
 
         Raises:
-            ValueError: there is no such strategy, or an item is no document.
+            ModuleNotFoundError: OCR is asked for and `docvit[ocr]` is not installed.
+            ValueError: there is no such strategy, an item is no document, or `top_k` is below 1.
         """
         way = get_strategy(strategy)
         documents = data if isinstance(data, list | tuple) or not is_one_document(data) else [data]
+        limit = way.max_pages or max_pages
+        options = self.reading(max_pages=limit, timeout=timeout, words=words, ocr_pages=ocr_pages)
         read = read_documents(
-            cast(Iterable[Data], documents),
-            self.rendering,
-            max_pages=way.max_pages or max_pages,
-            workers=workers,
-            timeout=timeout,
-            password=password,
+            cast(Iterable[Data], documents), self.rendering, workers=workers, password=password, **options
         )
         streams = cpu_streams() if self.device.type == "cpu" else 1
         batches = in_batches(read, self.rendering, budget)
         for rows in in_streams(partial(self.for_stream()._settle, strategy=strategy), batches, streams):
-            yield from rows
+            yield from rows if top_k is None else (row.top(top_k) for row in rows)
+
+    def reading(self, *, max_pages: int | None, timeout: float, words: bool, ocr_pages: int) -> dict[str, Any]:
+        """How documents are read for this model (options of `read_documents`): words only if it reads any."""
+        words = words and self.model.config.words > 0
+        if ocr_pages and not words:
+            logger.warning("the model is given no words: nothing is read by OCR")
+        pages = min(ocr_pages, max_pages or ocr_pages) if words else 0
+        return {"max_pages": max_pages, "timeout": timeout + OCR_SECONDS * pages, "words": words, "ocr_pages": pages}
 
     def for_stream(self) -> DocumentClassifier:
         """The same for many batches: what each of them would do again is done once."""
@@ -249,7 +220,10 @@ class DocumentClassifier:
         counts = [sum(len(view.pages) for view in group) for group in views]
         blank = (batch.page_bounds.diff() == 0).split(counts)
         rows = zip(used, combined, by_page.split(counts), blank, strict=True)
-        return [self._prediction(*row) for row in rows]
+        predictions = [self._prediction(*row) for row in rows]
+        if not self.model.config.words:
+            return predictions
+        return [_with_words(row, group) for row, group in zip(predictions, views, strict=True)]
 
     @torch.inference_mode()
     def run(self, batch: PatchSequence) -> tuple[Tensor, Tensor]:
@@ -290,6 +264,16 @@ class DocumentClassifier:
             page_relevance=evidence.tolist() if own_tokens else [],
             pages=_with_failed(read, stack),
         )
+
+
+def _with_words(row: Prediction, seen: list[PageStack]) -> Prediction:
+    """The row with the number and the source of the words that the model has seen."""
+    with_words = [view for view in seen if view.words]  # a page without any has an entry, too
+    if not with_words:
+        return row
+    sources = {view.words_from for view in with_words}
+    source = next((s for s in ("text", "ocr") if s in sources), None)
+    return replace(row, words_read=sum(view.words_read for view in with_words), words_from=source)
 
 
 def _with_failed(read: list[Page], stack: PageStack) -> list[Page]:

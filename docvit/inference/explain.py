@@ -1,13 +1,16 @@
-"""Relevance of patches for the predicted class, drawn on the pages."""
+"""Relevance of patches and words for the predicted class, drawn on the pages."""
 
 from __future__ import annotations
 
 import copy
 import math
 import os
+import textwrap
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,28 +22,50 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from docvit.documents.pages import PageStack, read_document
-from docvit.documents.patches import PatchSequence
-from docvit.inference.classify import DocumentClassifier, Prediction
+from docvit.documents.patches import PatchSequence, hash_words
+from docvit.documents.words import Box
+from docvit.inference.classify import DocumentClassifier
+from docvit.inference.prediction import Prediction
 from docvit.model.docvit import DocViT
 from docvit.model.tokens import token_indices
+from docvit.model.words import page_ngrams
 
 MAX_DRAWN = 24
+MAX_WORDS = 12  # in the picture
+
+
+class WordEvidence(NamedTuple):
+    """Evidence of one word for the predicted class.
+
+    Attributes:
+        text: the word.
+        page: 1-based, as in `Prediction.pages`.
+        box: left, top, right, bottom as fractions of the page.
+        relevance: in 0..1, 1 for the strongest word of the document.
+    """
+
+    text: str
+    page: int
+    box: Box
+    relevance: float
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Evidence of each patch for the predicted class.
+    """Evidence of each patch and of each word for the predicted class.
 
     Attributes:
         prediction: the prediction that is explained.
         pages: the pages as the model saw them, (H, W) or (H, W, 3) uint8.
         relevance: for each page (rows, cols) in 0..1, 1 for the strongest patch of the document; NaN for blank patches,
             which were left out.
+        words: those with evidence for the label, the strongest first; none where the model saw no words.
     """
 
     prediction: Prediction
     pages: list[NDArray[np.uint8]]
     relevance: list[NDArray[np.float32]]
+    words: list[WordEvidence] = field(default_factory=list)
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Draws the pages with their evidence as one PNG; of a long document the `MAX_DRAWN` most relevant pages."""
@@ -61,9 +86,15 @@ class Explanation:
         height = (2.2 * min(tallest, 3.0) + 0.25) * rows
         figure = Figure(figsize=(width, height + 0.7), layout="constrained")
         FigureCanvasAgg(figure)
-        figure.suptitle(f"{_name(p.path, int(10 * width))}: {p.label} ({p.score:.0%})", fontsize=10, parse_math=False)
-        legend = "red: evidence for the label, strongest patch darkest; per cent: the page's share of it"
-        figure.supxlabel(legend, fontsize=6, color="0.4")
+        figure.suptitle(
+            f"{_printable(Path(p.path).name, int(10 * width))}: {p.label} ({p.score:.0%})",
+            fontsize=10,
+            parse_math=False,
+        )
+        numbers = {read[i].number for i in shown}
+        strongest = [word for word in self.words if word.page in numbers][:MAX_WORDS]
+        legend = _legend(strongest, int(22 * width))
+        figure.supxlabel(legend, fontsize=6, color="0.4", parse_math=False)
         grid = figure.subplots(rows, columns, squeeze=False).flatten()
         for axes in grid:
             axes.axis("off")
@@ -72,18 +103,30 @@ class Explanation:
             axes.imshow(_overlay(page, self.relevance[i]))
             axes.set_title(f"page {read[i].number} · {p.page_relevance[i]:.0%}", fontsize=8)
             axes.add_patch(Rectangle((0, 0), page.shape[1] - 1, page.shape[0] - 1, fill=False, color="0.6", lw=0.8))
+            for word in strongest:
+                if word.page == read[i].number:
+                    axes.add_patch(_box_of(word, page))
         return figure
 
 
 def explain(
-    classifier: DocumentClassifier, document: str | os.PathLike[str] | PageStack, *, max_pages: int | None = 64
+    classifier: DocumentClassifier,
+    document: str | os.PathLike[str] | PageStack,
+    *,
+    max_pages: int | None = 64,
+    password: str | None = None,
+    words: bool = True,
+    ocr_pages: int = 0,
 ) -> Explanation:
     """Explains the predicted label of one document.
+
+    The options are those of `DocumentClassifier.predict`; a `PageStack` is taken as it was read.
 
     Evidence is gradient times activation of the patch tokens that enter the last block, where it is positive
     (Grad-CAM, arXiv 1610.02391, on tokens). The gradient is that of the label's logit; the gradient of its probability
     vanishes in rounding noise where the model is certain. In a model without blocks patches have no tokens: there every
-    patch of a page has the relevance of the page.
+    patch of a page has the relevance of the page. Evidence of a word is likewise gradient times activation of its
+    n-grams' vectors, on its patch and in its page's class token, where the sum is positive.
 
     Raises:
         DocumentError: the file cannot be read, or is blank.
@@ -91,17 +134,19 @@ def explain(
     model = classifier.model
     if not any(weight.requires_grad for weight in model.parameters()):  # frozen weights give no gradient
         model = copy.deepcopy(model).requires_grad_(True)
-    stack = (
-        document
-        if isinstance(document, PageStack)
-        else read_document(document, classifier.rendering, max_pages=max_pages)
-    )
+    if isinstance(document, PageStack):
+        stack = document
+    else:
+        options = classifier.reading(max_pages=max_pages, timeout=0, words=words, ocr_pages=ocr_pages)
+        del options["timeout"]  # it is read in this process
+        stack = read_document(document, classifier.rendering, password=password, **options)
     prediction = classifier.classify_pages([stack])[0]
     if prediction.error is not None:
         raise prediction.error
     batch = model.pack([stack]).to(classifier.device)
+    label = classifier.classes.index(prediction.label or "")
     if model.config.reads_patches:
-        evidence = _evidence(model, batch, classifier.classes.index(prediction.label or ""))
+        evidence = _evidence(model, batch, label)
     else:
         evidence = torch.tensor(prediction.page_relevance)[batch.page_of_patch]
     evidence = evidence / evidence.max().clamp(min=1e-12) if len(evidence) else evidence
@@ -109,9 +154,10 @@ def explain(
     for page, grid in enumerate(batch.grids.tolist()):
         patches = slice(int(batch.page_bounds[page]), int(batch.page_bounds[page + 1]))
         relevance = np.full(grid, np.nan, np.float32)
-        relevance[batch.row[patches].cpu(), batch.col[patches].cpu()] = evidence[patches].numpy()
+        relevance[batch.row[patches].cpu().numpy(), batch.col[patches].cpu().numpy()] = evidence[patches].numpy()
         maps.append(relevance)
-    return Explanation(prediction, [np.asarray(page) for page in stack.pages], maps)
+    pages = [np.asarray(page) for page in stack.pages]
+    return Explanation(prediction, pages, maps, _words(model, batch, stack, label))
 
 
 def _evidence(model: DocViT, batch: PatchSequence, label: int) -> Tensor:
@@ -123,10 +169,77 @@ def _evidence(model: DocViT, batch: PatchSequence, label: int) -> Tensor:
     return (gradient * tokens).sum(1).detach().cpu()[token_indices(batch, model.num_prefix_tokens)].clamp(min=0)
 
 
-def _name(path: str, limit: int) -> str:
-    """The file's name in at most `limit` printable characters."""
-    name = "".join(c if c.isprintable() else "?" for c in Path(path).name)
-    return name if len(name) <= limit else f"{name[: limit // 2]}…{name[-(limit // 2) :]}"
+def _words(model: DocViT, batch: PatchSequence, stack: PageStack, label: int) -> list[WordEvidence]:
+    """The words with evidence for the class, the strongest first."""
+    if model.words is None or not len(batch.words):
+        return []
+    evidence = _evidence_of_ngrams(model, batch, label)
+    found: list[WordEvidence] = []
+    bounds = page_ngrams(batch).tolist()
+    for page, (of_page, index) in enumerate(zip(stack.words, stack.indices, strict=True)):
+        rows, cols = batch.grids[page].tolist()
+        owners = hash_words(of_page, (rows, cols))[2]  # in the order of the batch: no patch with words is left out
+        sums = torch.bincount(owners, evidence[bounds[page] : bounds[page + 1]], minlength=len(of_page)).tolist()
+        found += [
+            WordEvidence(word.text, index + 1, word.box, relevance)
+            for word, relevance in zip(of_page, sums, strict=True)
+            if relevance > 0
+        ]
+    found.sort(key=lambda word: -word.relevance)
+    return [word._replace(relevance=word.relevance / found[0].relevance) for word in found]
+
+
+def _evidence_of_ngrams(model: DocViT, batch: PatchSequence, label: int) -> Tensor:
+    """(G,) gradient times activation of each n-gram of the batch; those of one kind in a bag share theirs evenly."""
+    words = model.words
+    assert words is not None
+    maps = {words.to_pages: page_ngrams(batch)} | ({words.to_patches: batch.word_bounds} if words.to_patches else {})
+    bags: dict[torch.nn.Module, Tensor] = {}
+
+    def start_here(layer: torch.nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        bags[layer] = inputs[0].detach().requires_grad_()
+        return (bags[layer],)
+
+    hooks = [layer.register_forward_pre_hook(start_here) for layer in maps]
+    try:
+        with torch.enable_grad():
+            logit = model(batch)[0, label]
+            gradients = torch.autograd.grad(logit, [bags[layer] for layer in maps])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    total = torch.zeros(len(batch.words))
+    for bounds, gradient in zip(maps.values(), gradients, strict=True):
+        found = words.weigh(batch, bounds)
+        assert found.weights is not None
+        with torch.no_grad():
+            vectors = words.embedding.weight[found.ids] * found.weights[:, None]
+            shares = (vectors * gradient[found.bags]).sum(1) / found.repeats
+        keys = found.bags * words.buckets + found.ids
+        bag = torch.searchsorted(bounds[1:], torch.arange(len(batch.words)), right=True).to(keys.device)
+        total += shares[torch.searchsorted(keys, bag * words.buckets + batch.words % words.buckets)].cpu()
+    return total
+
+
+def _legend(words: Sequence[WordEvidence], width: int) -> str:
+    legend = "red: evidence for the label, strongest patch darkest; per cent: the page's share of it"
+    if not words:
+        return legend
+    listed = ", ".join(f"{_printable(word.text, 24)} ({word.page})" for word in words)
+    return f"{legend}; boxes: strongest words\n" + textwrap.fill(f"strongest words (page): {listed}", width)
+
+
+def _printable(text: str, limit: int) -> str:
+    """The text in at most `limit` printable characters."""
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    return text if len(text) <= limit else f"{text[: limit // 2]}…{text[-(limit // 2) :]}"
+
+
+def _box_of(word: WordEvidence, page: NDArray[np.uint8]) -> Rectangle:
+    """The word's box in pixels, a little larger than the word."""
+    (left, top, right, bottom), (height, width) = word.box, page.shape[:2]
+    size = ((right - left) * width + 2, (bottom - top) * height + 2)
+    return Rectangle((left * width - 1.5, top * height - 1.5), *size, fill=False, color="tab:blue", lw=0.7)
 
 
 def _overlay(page: NDArray[np.uint8], relevance: NDArray[np.float32]) -> NDArray[np.float64]:

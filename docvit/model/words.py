@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -50,20 +52,43 @@ class WordEmbedding(nn.Module):
 
     def forward(self, batch: PatchSequence) -> tuple[Tensor | None, Tensor]:
         """What is added to patch tokens (T, D), or None, and to class tokens (N, D)."""
-        ids, bounds = batch.words % self.buckets, batch.word_bounds.to(batch.words.device)
-        of_pages = self.to_pages(self._bags(ids, bounds[batch.page_bounds.to(bounds.device)]))
-        return None if self.to_patches is None else self.to_patches(self._bags(ids, bounds)), of_pages
+        of_pages = self.to_pages(self._bags(batch, page_ngrams(batch)))
+        return None if self.to_patches is None else self.to_patches(self._bags(batch, batch.word_bounds)), of_pages
 
-    def _bags(self, ids: Tensor, bounds: Tensor) -> Tensor:
-        """Vectors (S, width) of the S bags that `bounds` (S + 1,) cut out of `ids` (G,)."""
-        count = bounds.shape[0] - 1
-        bag = torch.searchsorted(bounds[1:], torch.arange(len(ids), device=ids.device), right=True)
-        keys, repeats = torch.unique(bag * self.buckets + ids, return_counts=True)  # sorted, so bag by bag
-        bag, ids = keys // self.buckets, keys % self.buckets
-        weights = (1 + repeats.to(self.idf).log()) * self.idf[ids]
-        norms = weights.new_zeros(count).index_add(0, bag, weights.square()).sqrt().clamp(min=1e-12)
-        offsets = torch.searchsorted(bag, torch.arange(count, device=ids.device))
-        return self.embedding(ids, offsets, per_sample_weights=weights / norms[bag])
+    def weigh(self, batch: PatchSequence, bounds: Tensor) -> Occurrences:
+        """The weights (K,) of the n-grams in the bags that `bounds` (S + 1,) cut out of a batch's n-grams."""
+        bounds = bounds.to(batch.words.device)
+        found = count_ngrams(batch.words % self.buckets, bounds, self.buckets)
+        weights = (1 + found.repeats.to(self.idf).log()) * self.idf[found.ids]
+        norms = weights.new_zeros(bounds.shape[0] - 1).index_add(0, found.bags, weights.square()).sqrt()
+        return found._replace(weights=weights / norms.clamp(min=1e-12)[found.bags])
+
+    def _bags(self, batch: PatchSequence, bounds: Tensor) -> Tensor:
+        """Vectors (S, width) of the S bags that `bounds` (S + 1,) cut out of a batch's n-grams."""
+        found = self.weigh(batch, bounds)
+        offsets = torch.searchsorted(found.bags, torch.arange(bounds.shape[0] - 1, device=found.bags.device))
+        return self.embedding(found.ids, offsets, per_sample_weights=found.weights)
+
+
+class Occurrences(NamedTuple):
+    """Each n-gram once per bag, bag by bag: which bag (K,), its bucket (K,), how often (K,), and its weight (K,)."""
+
+    bags: Tensor
+    ids: Tensor
+    repeats: Tensor
+    weights: Tensor | None = None
+
+
+def page_ngrams(batch: PatchSequence) -> Tensor:
+    """(N + 1,) n-grams before each page, cumulative."""
+    return batch.word_bounds[batch.page_bounds.to(batch.word_bounds.device)]
+
+
+def count_ngrams(ids: Tensor, bounds: Tensor, buckets: int) -> Occurrences:
+    """Counts the buckets `ids` (G,) in each of the bags that `bounds` (S + 1,) cut out of them."""
+    bags = torch.searchsorted(bounds[1:], torch.arange(len(ids), device=ids.device), right=True)
+    keys, repeats = torch.unique(bags * buckets + ids, return_counts=True)  # sorted, so bag by bag
+    return Occurrences(keys // buckets, keys % buckets, repeats)
 
 
 def _zero_map(width: int, dim: int) -> nn.Linear:

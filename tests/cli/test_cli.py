@@ -16,6 +16,7 @@ from PIL import Image
 
 COMMANDS = ("classify", "evaluate", "inspect", "train", "pretrain")
 KEYS = {"path", "label", "score", "scores", "num_pages", "pages_read", "page_relevance", "error", "pages", "note"}
+KEYS |= {"words_read", "words_from"}
 
 
 @pytest.fixture
@@ -217,6 +218,34 @@ def test_a_folder_without_documents(classify, tmp_path):
     code, out, _ = classify(tmp_path, "--format", "jsonl")
     assert code == 1
     assert json.loads(out)["error"]["type"] == "Empty"
+
+
+def test_what_is_passed_over_is_said_at_the_end(classify, tmp_path):
+    (tmp_path / "a.pdf").write_bytes(classed_pdf("text"))
+    assert classify(tmp_path)[2] == ""
+    for name in ("letter.docx", "old\nletter.DOCX", "README"):
+        (tmp_path / name).touch()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.json").touch()
+    code, out, err = classify(tmp_path)
+    assert (code, len(out.splitlines())) == (0, 2)
+    head, *listed = err.splitlines()
+    assert head.startswith("4 files passed over, no documents by their suffix: ")
+    assert set(head.split(": ")[1].split(", ")) == {"2 .docx", "1 without one", "1 written by a training"}
+    names = ("letter.docx", "old?letter.DOCX", "README", "run")
+    assert {line.strip() for line in listed} == {f"{tmp_path}/{name}" for name in names}
+    for i in range(30):
+        (tmp_path / f"{i}.txt").touch()
+    lines = classify(tmp_path)[2].splitlines()
+    assert (len(lines), lines[-1]) == (1 + 20 + 1, "  ... and 14 more")
+
+
+def test_a_password_opens_a_document_and_its_explanation(classify, tmp_path):
+    (tmp_path / "a.pdf").write_bytes(ENCRYPTED)
+    assert "Encrypted: " in classify(tmp_path / "a.pdf")[1]
+    code, _, err = classify(tmp_path / "a.pdf", "--password", "secret", "--explain", tmp_path / "seen")
+    assert (code, err) == (0, "")
+    assert (tmp_path / "seen" / "a.png").exists()
 
 
 def test_a_long_document_says_how_many_pages_were_read(classify, tmp_path):

@@ -154,6 +154,24 @@ def test_pages_and_costs(inspect, tmp_path):
     assert ["document", "kept", str(tokens), "1", "document", f"{tokens}²"] in [line[:6] for line in lines]
 
 
+def test_words_per_page_and_their_share_of_the_cost(docvit, tmp_path):
+    model = DocViT(DocViTConfig(**TINY, num_classes=2, words=64))
+    model.save_pretrained(str(tmp_path / "model"))
+    font = "/Resources<</Font<</F1<</Type/Font/Subtype/Type1/BaseFont/Courier>>>>>>"
+    contents = [b"BT /F1 30 Tf 60 600 Td (%s) Tj ET" % text for text in (b"one two three", b"four")]
+    (tmp_path / "a.pdf").write_bytes(pdf_bytes([(612, 792)] * 2, extra=font, contents=contents))
+    options = ("inspect", tmp_path / "a.pdf", "--model", tmp_path / "model", "--device", "cpu")
+    values = json.loads(docvit(*options, "--format", "json")[1])
+    assert [page["words"] for page in values["pages"]] == [3, 1]
+    assert values["words_from"] == "text"
+    shares = [100 * cost["predicted"]["word_flops"] / cost["measured"]["flops"] for cost in values["costs"]]
+    code, out, _ = docvit(*options)
+    lines = out.splitlines()
+    assert code == 0
+    assert [line.split()[-1] for line in lines[2:6]] == ["words", "3", "1", "4"]
+    assert any(line.startswith(f"words: 4 from text; mapping them to tokens is {min(shares):.2g}") for line in lines)
+
+
 def test_a_long_document_is_inspected_where_it_is_read(inspect, tmp_path):
     (tmp_path / "ten.pdf").write_bytes(classed_pdf("text", 10))
     code, out, _ = inspect(tmp_path / "ten.pdf", "--max-pages", 4)

@@ -6,6 +6,8 @@ import typer
 
 from docvit import cli
 from docvit.cli import defaults
+from docvit.documents.ocr import OCR_PAGES
+from docvit.inference.classify import OCR_SECONDS
 from docvit.inference.strategies import STRATEGIES
 from docvit.training.masked import PretrainRecipe
 from docvit.training.masked_model import TARGETS
@@ -15,6 +17,10 @@ from docvit.training.recipe import Recipe
 def test_names_are_those_of_the_registries():
     assert tuple(STRATEGIES) == defaults.STRATEGIES
     assert tuple(TARGETS) == defaults.TARGETS
+
+
+def test_numbers_are_those_of_the_library():
+    assert (defaults.OCR_PAGES, defaults.OCR_SECONDS) == (OCR_PAGES, OCR_SECONDS)
 
 
 def check_defaults(command, recipe):
@@ -29,5 +35,5 @@ def check_defaults(command, recipe):
 
 
 def test_defaults_of_options_are_those_of_the_recipes():
-    assert check_defaults("train", Recipe()) >= 9
+    assert check_defaults("train", Recipe()) >= 11
     assert check_defaults("pretrain", PretrainRecipe()) >= 8

@@ -34,7 +34,7 @@ def seen(monkeypatch):
         return [inference.Prediction(path, "bars", 0.5, SCORES, 1, 1) for path in seen["paths"]]
 
     def explain(_, path, **options):
-        seen.update(explained=path, explained_pages=options["max_pages"])
+        seen.update(explained=path, explaining=options)
         return SimpleNamespace(save=lambda file: seen.update(picture=str(file)))
 
     def compare(models, labelled, **options):
@@ -47,7 +47,7 @@ def seen(monkeypatch):
 
     def from_pretrained(model=None):
         seen.update(model=model)
-        return SimpleNamespace(config=SimpleNamespace(rendering="a rendering"))
+        return SimpleNamespace(config=SimpleNamespace(rendering="a rendering", words=64))
 
     def read(paths, rendering, **options):
         seen.update(options, paths=list(paths), rendering=rendering)
@@ -105,6 +105,7 @@ BUILT = {
     "positions": (["--positions", "rope"], setting("positions"), "rope"),
     "scopes": (["--scopes", "alternate:2"], setting("scopes"), "alternate:2"),
     "page_size": (["--page-size", "48"], setting("page_size"), 48),
+    "words": (["--words", "512"], setting("words"), 512),
     "epochs": (["--epochs", "3"], loop("epochs"), 3),
     "lr": (["--lr", "0.25"], loop("lr"), 0.25),
     "budget": (["--budget", "77"], recipe("budget"), 77),
@@ -122,6 +123,10 @@ OPTIONS = {
         "format": (["--format", "jsonl"], lambda seen: json.loads(seen["out"].splitlines()[0])["label"], "bars"),
         "explain_to": (["--explain", "seen"], lambda seen: seen["picture"].split("/")[0], "seen"),
         "max_pages": (["--max-pages", "9"], of("max_pages"), 9),
+        "no_words": (["--no-words"], of("words"), False),
+        "ocr": (["--ocr"], of("ocr_pages"), 1),
+        "ocr_pages": (["--ocr", "--ocr-pages", "7"], of("ocr_pages"), 7),
+        "password": (["--password", "secret"], of("password"), "secret"),
         "renderer": (["--renderer", "poppler"], of("renderer"), "poppler"),
         "timeout": (["--timeout", "3.5"], of("timeout"), 3.5),
         "workers": (["--workers", "3"], of("workers"), 3),
@@ -134,6 +139,9 @@ OPTIONS = {
         "strategy": (["--strategy", "soft-vote"], of("strategy"), "soft-vote"),
         "format": (["--format", "json"], lambda seen: json.loads(seen["out"])["documents"], 12),
         "max_pages": (["--max-pages", "9"], of("max_pages"), 9),
+        "no_words": (["--no-words"], of("words"), False),
+        "ocr": (["--ocr"], of("ocr_pages"), 1),
+        "ocr_pages": (["--ocr", "--ocr-pages", "7"], of("ocr_pages"), 7),
         "workers": (["--workers", "3"], of("workers"), 3),
         "device": (["--device", "cuda:7"], of("device"), "cuda:7"),
     },
@@ -150,6 +158,9 @@ OPTIONS = {
         "data": ([], lambda seen: len(seen["data"]), 12),
         "baseline": (["--baseline", "pages-max"], recipe("settings"), BASELINES["pages-max"]),
         "mix_pages": (["--mix-pages", "0.125"], recipe("mix_pages"), 0.125),
+        "lose_words": (["--lose-words", "0.75"], recipe("lose_words"), 0.75),
+        "word_dropout": (["--word-dropout", "0.25"], recipe("word_dropout"), 0.25),
+        "skip_unreadable": (["--skip-unreadable"], of("skip_unreadable"), True),
         "label_smoothing": (["--label-smoothing", "0.2"], recipe("label_smoothing"), 0.2),
         "ema": (["--ema", "0.75"], recipe("ema"), 0.75),
         "valid": (["--valid", "{corpus}"], lambda seen: len(seen["valid"]), 12),
@@ -171,12 +182,19 @@ def options_of(command):
     return {option.name for option in typer.main.get_command(cli.app).commands[command].params} - {"help"}
 
 
+@pytest.fixture
+def with_ocr(monkeypatch):
+    """As if the extra were installed."""
+    monkeypatch.setattr("docvit.documents.ocr.require_ocr", lambda: None)
+
+
 def test_every_command_and_every_option_is_in_the_table():
     assert typer.main.get_command(cli.app).commands.keys() == OPTIONS.keys()
     for command, options in OPTIONS.items():
         assert options_of(command) == options.keys(), command
 
 
+@pytest.mark.usefixtures("with_ocr")
 @pytest.mark.parametrize(
     ("name", "option"), [(name, option) for name, options in OPTIONS.items() for option in options]
 )
@@ -193,6 +211,56 @@ def test_an_option_arrives(docvit, seen, corpus, table, tmp_path, monkeypatch, n
     assert look(seen) == expected
 
 
+@pytest.mark.usefixtures("with_ocr")
+@pytest.mark.parametrize("more", [[], ["--against", "n"]])
+def test_how_words_are_read_arrives_where_models_are_compared_and_explained(docvit, seen, corpus, tmp_path, more):
+    name = "evaluate" if more else "classify"
+    more = more or ["--explain", tmp_path, "--password", "p", "--max-pages", "9"]
+    for words, reading in (
+        ([], {"words": True, "ocr_pages": 0}),
+        (["--no-words"], {"words": False, "ocr_pages": 0}),
+        (["--ocr", "--ocr-pages", "3"], {"words": True, "ocr_pages": 3}),
+    ):
+        code, _, err = docvit(name, corpus, *more, *words)
+        assert code == 0, err
+        assert {option: seen[option] for option in reading} == reading
+        if name == "classify":
+            assert seen["explaining"] == {"max_pages": 9, "password": "p", **reading}
+
+
+@pytest.mark.parametrize("name", ["classify", "evaluate"])
+def test_options_of_words_that_contradict_each_other(docvit, seen, corpus, name):
+    for words, said in (
+        (["--ocr", "--no-words"], "--ocr reads words and --no-words leaves them out"),
+        (["--ocr-pages", "2"], "give --ocr, too"),
+        (["--ocr", "--ocr-pages", "0"], "--ocr-pages"),
+    ):
+        code, out, err = docvit(name, corpus, *words)
+        assert (code, out) == (2, "")
+        assert said in err
+    assert "model" not in seen
+
+
+@pytest.mark.parametrize("name", ["classify", "evaluate"])
+def test_ocr_without_the_extra_is_one_line_with_the_way_to_install_it(docvit, seen, corpus, monkeypatch, name):
+    def missing():
+        raise ModuleNotFoundError('reading scans needs RapidOCR: pip install "docvit[ocr]"')
+
+    monkeypatch.setattr("docvit.documents.ocr.require_ocr", missing)
+    code, out, err = docvit(name, corpus, "--ocr")
+    assert (code, out) == (2, "")
+    assert err == 'error: reading scans needs RapidOCR: pip install "docvit[ocr]"\n'
+    assert "model" not in seen
+
+
+@pytest.mark.parametrize("buckets", [0, 64])
+def test_inspect_reads_the_words_of_a_model_that_reads_any(docvit, seen, corpus, monkeypatch, buckets):
+    model = SimpleNamespace(config=SimpleNamespace(rendering="a rendering", words=buckets))
+    monkeypatch.setattr("docvit.model.pretrained.load_pretrained", lambda name: model)
+    assert docvit("inspect", corpus / "bars" / "bars0.pdf")[0] == 0
+    assert seen["words"] == (buckets > 0)
+
+
 @pytest.mark.parametrize("name", ["train", "pretrain"])
 def test_a_resumed_run_is_compared_with_the_options_given(docvit, seen, corpus, tmp_path, monkeypatch, name):
     """Every option that a recipe keeps may be repeated, but not changed."""
@@ -203,8 +271,20 @@ def test_a_resumed_run_is_compared_with_the_options_given(docvit, seen, corpus, 
     original = {"train": Recipe, "pretrain": PretrainRecipe}[name]()
     monkeypatch.setattr("docvit.training.run_folder.read_recipe", lambda folder, kind=None: original)
     kept = set(OPTIONS[name]) - {"data", "output", "resume", "workers", "device", "valid", "group_by", "fold"}
+    kept -= {"skip_unreadable"}
     for option in kept:
         words, *_ = OPTIONS[name][option]
         code, _, err = docvit(name, corpus, "--output", "run", "--resume", *words)
         assert code == 2, option
         assert f"{words[0]} was " in err
+
+
+def test_pre_training_says_at_the_end_what_was_passed_over(docvit, seen, corpus, tmp_path):
+    (tmp_path / "a.pdf").symlink_to(corpus / "bars" / "bars0.pdf")
+    (tmp_path / "notes.docx").touch()
+    code, _, err = docvit("pretrain", tmp_path, "--output", tmp_path / "run")
+    assert code == 0
+    assert err.splitlines() == [
+        "1 file passed over, no documents by their suffix: 1 .docx",
+        f"  {tmp_path}/notes.docx",
+    ]

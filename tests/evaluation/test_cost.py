@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from docvit.documents.pages import PageStack
+from docvit.documents.words import Words
 from docvit.evaluation.cost import attention_shapes, inspect_document, measure_cost, patch_counts, predict_cost
 from docvit.model.attention import Segments
 from docvit.model.config import POOLINGS, STEMS, DocViTConfig
@@ -138,6 +139,13 @@ def documents(channels=1):
     ]
 
 
+def with_words(pages):
+    """The pages with a few words each, some of them twice."""
+    boxes = np.array([[0.1, 0.1, 0.2, 0.2], [0.1, 0.1, 0.3, 0.2], [0.1, 0.6, 0.2, 0.7]], np.float32)
+    words = [Words(("amount", "due", f"amount{i}"), boxes, "text") for i in range(len(pages))]
+    return PageStack("a.pdf", pages, list(range(len(pages))), len(pages), words)
+
+
 SETTINGS = [
     *({"scopes": scopes} for scopes in ("page", "document", "page-then-document:1", "alternate:2")),
     *({"stem": stem, "scopes": "alternate:2"} for stem in STEMS),
@@ -169,6 +177,23 @@ def test_without_blocks_predicted_and_measured_costs_agree_but_for_indices(pooli
     assert predicted.flops == pytest.approx(measured.flops, rel=0.05)
     indices = 8 * (predicted.tokens + 2 * batch.num_pages)  # page order, class tokens, documents
     assert predicted.memory == pytest.approx(measured.memory - indices, rel=0.05)
+
+
+@pytest.mark.parametrize("settings", [{}, {"depth": 0, "stem": "ink", "positions": "sincos2d+page"}], ids=str)
+def test_the_cost_of_words_is_what_they_add_to_the_measured_cost(settings):
+    model = DocViT(DocViTConfig(**SMALL | settings, words=512, word_dim=16)).eval()
+    stacks = [with_words([page(4, 3, 5), page(4, 5, 3), page(2, 2, 4)]), with_words([page(4, 3)])]
+    batch = model.pack(stacks)
+    assert len(batch.words) > 200
+    without = DocViT(DocViTConfig(**SMALL | settings)).eval()
+    cost, plain = predict_cost(model.config, batch), predict_cost(without.config, batch)
+    measured, measured_plain = measure_cost(model, batch), measure_cost(without, batch)
+    rows = batch.num_pages + (batch.num_patches if model.config.reads_patches else 0)
+    assert cost.word_flops == cost.flops - plain.flops == measured.flops - measured_plain.flops == 2 * rows * 16 * 64
+    assert cost.memory - plain.memory == measured.memory - measured_plain.memory
+    assert plain.word_flops == 0
+    undropped = predict_cost(model.config, batch, "undropped")
+    assert undropped.word_flops == 2 * (batch.num_pages + (48 if model.config.reads_patches else 0)) * 16 * 64
 
 
 def test_score_matrices_by_hand_and_as_they_are_computed():
@@ -245,3 +270,15 @@ def test_the_scopes_of_the_model_are_listed_once():
     model = DocViT(DocViTConfig(**SMALL, scopes="page", page_size=64)).eval()
     stack = PageStack("a.pdf", [np.zeros((64, 48), np.uint8)], [0], 1)
     assert [cost.scopes for cost in inspect_document(model, stack).costs] == ["page", "document"]
+
+
+def test_an_inspection_counts_the_words_of_pages_if_the_model_reads_them():
+    stack = with_words([np.random.default_rng(i).integers(0, 255, (64, 48), np.uint8) for i in range(2)])
+    for words, expected, source in ((64, [3, 3], "text"), (0, [None, None], None)):
+        found = inspect_document(DocViT(DocViTConfig(**SMALL, page_size=64, words=words)), stack)
+        assert [p.words for p in found.pages] == expected
+        assert found.words_from == source
+        values = json.loads(json.dumps(found.as_dict()))
+        assert [p["words"] for p in values["pages"]] == expected
+        assert [bool(cost["predicted"]["word_flops"]) for cost in values["costs"]] == [words > 0] * 2
+        assert all(cost.predicted.flops == cost.measured.flops for cost in found.costs)

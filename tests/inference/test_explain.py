@@ -7,14 +7,16 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, classed_pdf
+from conftest import ENCRYPTED, TINY, classed_pdf, pdf_bytes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from docvit.documents.errors import Empty, NotFound
-from docvit.documents.pages import PageStack
-from docvit.inference.classify import DocumentClassifier, Page, Prediction
-from docvit.inference.explain import MAX_DRAWN, Explanation, explain
+from docvit.documents.errors import Empty, Encrypted, NotFound
+from docvit.documents.hashing import hash_ngrams
+from docvit.documents.pages import PageStack, read_document
+from docvit.inference.classify import DocumentClassifier
+from docvit.inference.explain import MAX_DRAWN, Explanation, WordEvidence, explain
+from docvit.inference.prediction import Page, Prediction
 from docvit.model.config import DocViTConfig
 from docvit.model.docvit import DocViT
 
@@ -131,6 +133,13 @@ def test_blank_pages_a_single_block_and_colour(tmp_path, mode):
         explain(classifier, tmp_path / "page.png")
 
 
+def test_a_page_with_a_single_patch_that_is_not_blank(classifier):
+    page = np.full((32, 32), 255, np.uint8)
+    page[20:30, 20:30] = 0
+    (relevance,) = explain(classifier, PageStack("a.png", [page], [0], 1)).relevance
+    assert np.isnan(relevance).tolist() == [[True, True], [True, False]]
+
+
 def test_a_file_that_cannot_be_read(classifier, tmp_path):
     with pytest.raises(NotFound):
         explain(classifier, tmp_path / "gone.pdf")
@@ -143,3 +152,114 @@ def test_a_frozen_model_is_explained_too_and_stays_frozen(trained, pdf):
     for ours, theirs in zip(explain(frozen, pdf).relevance, expected.relevance, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert not any(weight.requires_grad for weight in frozen.model.parameters())
+
+
+# --- words
+
+FONT = "/Resources<</Font<</F1<</Type/Font/Subtype/Type1/BaseFont/Courier>>>>>>"
+LINES = ([b"the invoice", b"for the tea"], [b"amount due"])
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Two pages with seven words, "the" twice; two of them lie in one patch."""
+    contents = [
+        b"".join(b"BT /F1 30 Tf 60 %d Td (%s) Tj ET " % (600 - 300 * i, line) for i, line in enumerate(page))
+        for page in LINES
+    ]
+    (tmp_path / "written.pdf").write_bytes(pdf_bytes([(612, 792)] * 2, extra=FONT, contents=contents))
+    return tmp_path / "written.pdf"
+
+
+def reader(**settings):
+    torch.manual_seed(0)
+    model = DocViT(DocViTConfig(**TINY | settings, num_classes=3, classes=("a", "b", "c"), words=512, word_dim=8))
+    torch.nn.init.normal_(model.head.weight)
+    model.words.idf.uniform_(1, 3)
+    for layer in (model.words.to_pages, model.words.to_patches):
+        if layer is not None:
+            torch.nn.init.normal_(layer.weight)
+    return DocumentClassifier(model, device="cpu")
+
+
+def vectors_of_words(model, words, bags):
+    """What each word adds to its bag's vector, by loops: (words, width). `bags` names the bag of each word."""
+    table, idf, vectors = model.words.embedding.weight.detach(), model.words.idf, []
+    ids = [(hash_ngrams([word.text])[0] % model.words.buckets).tolist() for word in words]
+    for own, bag in zip(ids, bags, strict=True):
+        together = [i for other, name in zip(ids, bags, strict=True) if name == bag for i in other]
+        weight = {i: (1 + np.log(together.count(i))) * float(idf[i]) for i in together}
+        norm = np.sqrt(sum(w * w for w in weight.values()))
+        vectors.append(sum(weight[i] / norm / together.count(i) * table[i] for i in own))
+    return torch.stack(vectors)
+
+
+@pytest.mark.parametrize("settings", [{}, {"depth": 0, "stem": "ink", "pooling": "mean+std+first"}], ids=str)
+def test_evidence_of_a_word_is_the_derivative_by_the_strength_of_its_vectors(written, settings):
+    classifier = reader(**settings)
+    found, model = explain(classifier, written), classifier.model
+    stack = read_document(written, classifier.rendering, words=True)
+    batch = model.pack([stack])
+    words = [(page, word) for page, of_page in enumerate(stack.words) for word in of_page]
+    assert [word.text for _, word in words] == ["the", "invoice", "for", "the", "tea", "amount", "due"]
+    addresses = zip(batch.page.tolist(), batch.row.tolist(), batch.col.tolist(), strict=True)
+    patches = {address: i for i, address in enumerate(addresses)}
+    under = []
+    for page, word in words:
+        (left, top, right, bottom), (rows, cols) = word.box, batch.grids[page].tolist()
+        under.append(patches[page, int((top + bottom) / 2 * rows), int((left + right) / 2 * cols)])
+    pages = [page for page, _ in words]
+    assert len(set(under)) < len(words)
+    strength = torch.ones(len(words), requires_grad=True)
+    bags = {model.words.to_pages: (pages, batch.num_pages)}
+    if model.words.to_patches is not None:
+        bags[model.words.to_patches] = (under, batch.num_patches)
+
+    def scale(layer, inputs):
+        places, count = bags[layer]
+        scaled = vectors_of_words(model, [w for _, w in words], places) * strength[:, None]
+        ours = torch.zeros(count, scaled.shape[1]).index_add(0, torch.tensor(places), scaled)
+        torch.testing.assert_close(ours, inputs[0])
+        return (ours,)
+
+    hooks = [layer.register_forward_pre_hook(scale) for layer in bags]
+    try:
+        model(batch)[0, classifier.classes.index(found.prediction.label)].backward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    expected = strength.grad / strength.grad.max()
+    order = [i for i in expected.argsort(descending=True).tolist() if expected[i] > 0]
+    assert [(w.text, w.page, w.box) for w in found.words] == [
+        (words[i][1].text, pages[i] + 1, words[i][1].box) for i in order
+    ]
+    assert [w.relevance for w in found.words] == pytest.approx(expected[order].tolist(), abs=1e-4)
+    assert 0 < len(found.words) < len(words)
+
+
+def test_words_are_explained_where_the_model_has_seen_them(classifier, written):
+    assert explain(reader(), written, words=False).words == []
+    assert explain(classifier, written).words == []  # a model without words
+    assert {w.page for w in explain(reader(), written, max_pages=1).words} == {1}
+    assert explain(reader(), written).prediction.words_read == 7
+
+
+def test_the_strongest_words_are_listed_and_framed_on_the_pages_shown(tmp_path, monkeypatch):
+    figures, original = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **o: figures.append(figure) or original(figure, *a, **o))
+    prediction = Prediction("a.pdf", "text", 0.9, pages=[Page(1), Page(2)], page_relevance=[0.5, 0.5])
+    words = [WordEvidence("$odd^{", 2, (0.25, 0.5, 0.75, 0.75), 1.0), WordEvidence("due", 1, (0, 0, 0.5, 0.5), 0.5)]
+    Explanation(prediction, [np.full((32, 64), 255, np.uint8)] * 2, [np.ones((2, 4), np.float32)] * 2, words).save(
+        tmp_path / "a.png"
+    )
+    (figure,) = figures
+    assert "strongest words (page): $odd^{ (2), due (1)" in figure._supxlabel.get_text()
+    framed = [[patch.get_bbox().bounds for patch in axes.patches[1:]] for axes in figure.axes]
+    assert framed == [[(-1.5, -1.5, 34, 18)], [(14.5, 14.5, 34, 10)]]
+
+
+def test_a_document_with_a_password_is_explained_with_it(classifier, tmp_path):
+    (tmp_path / "a.pdf").write_bytes(ENCRYPTED)
+    with pytest.raises(Encrypted):
+        explain(classifier, tmp_path / "a.pdf")
+    assert explain(classifier, tmp_path / "a.pdf", password="secret").prediction.label

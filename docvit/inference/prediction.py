@@ -1,0 +1,107 @@
+"""`Prediction`: what a model makes of a document, as a row for JSON and a table for notebooks."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from html import escape
+from typing import Any
+
+from docvit.documents.errors import DocumentError
+from docvit.errors import SettingError
+
+MAX_SHOWN = 5  # classes in a notebook
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a model makes of one page.
+
+    Attributes:
+        number: 1-based; parts of a page that was cut count as pages.
+        label: the class that its class token alone gives; None where the page has none of its own.
+        score: the probability of `label`.
+        relevance: its share of the evidence for the document's label.
+        blank: nothing on it is darker or lighter than the rest.
+        failed: it could not be read; `Prediction.note` says why.
+    """
+
+    number: int
+    label: str | None = None
+    score: float | None = None
+    relevance: float | None = None
+    blank: bool = False
+    failed: bool = False
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model makes of one document; without a label, `error` says why.
+
+    Attributes:
+        path: of the file; for what has none, a name in angle brackets.
+        label: the most probable class.
+        score: its probability.
+        scores: class -> probability, the most probable first; under `top_k` only so many.
+        num_pages: pages of the document.
+        pages_read: pages that were read (see `max_pages`).
+        page_relevance: for each page read, its share of the evidence for `label`: the probability that its class token
+            alone gives the label, normalised over the pages. Sums to 1. Empty under the strategy `grid` for more
+            than one page, since they have no class tokens of their own.
+        error: why there is no label: the file could not be read, all pages are blank, or the model gives no numbers.
+        pages: the pages read, and those that failed, in order; under a strategy, of those read the ones that it uses.
+        note: what a reader should know, such as why a page failed; empty if nothing.
+        words_read: number of words on the pages read; None where the model saw pixels alone.
+        words_from: `text` if a page read has a text layer, else `ocr` if one was read by OCR, else None.
+    """
+
+    path: str
+    label: str | None = None
+    score: float | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+    num_pages: int | None = None
+    pages_read: int | None = None
+    page_relevance: list[float] = field(default_factory=list)
+    error: DocumentError | None = None
+    pages: list[Page] = field(default_factory=list)
+    note: str = ""
+    words_read: int | None = None
+    words_from: str | None = None
+
+    @property
+    def blank(self) -> bool:
+        """Whether it could be read, and every page read is blank."""
+        read = [page for page in self.pages if not page.failed]
+        return bool(read) and all(page.blank for page in read)
+
+    def top(self, count: int) -> Prediction:
+        """The same with the `count` most probable classes alone in `scores`."""
+        if count < 1:
+            raise SettingError(f"top_k must be at least 1, not {count}")
+        return replace(self, scores=dict(list(self.scores.items())[:count]))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields of a JSON line; `error` is null or `{"type", "message"}`."""
+        names = ("path", "label", "score", "scores", "num_pages", "pages_read", "page_relevance", "note")
+        values = {name: getattr(self, name) for name in (*names, "words_read", "words_from")}
+        error = self.error.as_dict() if self.error else None
+        return values | {"pages": [asdict(page) for page in self.pages], "error": error}
+
+    def _repr_html_(self) -> str:
+        """A table of the most probable classes, as notebooks show it."""
+        facts = [f"{self.pages_read} of {self.num_pages} pages read"] if self.num_pages is not None else []
+        if self.words_read:
+            facts.append(f"{self.words_read} words from {self.words_from}")
+        facts += [_escape(self.note)] if self.note else []
+        if self.error is not None:
+            facts.insert(0, f"<b>{_escape(self.error.kind)}</b>: {_escape(self.error.message)}")
+        rows = "".join(
+            f'<tr><td style="text-align:left">{_escape(name)}</td><td>{score:.1%}</td>'
+            f'<td style="text-align:left"><meter value="{score:.4f}"></meter></td></tr>'
+            for name, score in list(self.scores.items())[:MAX_SHOWN]
+        )
+        return f"<div><code>{_escape(self.path)}</code><table>{rows}</table><small>{'; '.join(facts)}</small></div>"
+
+
+def _escape(text: str) -> str:
+    """As text in HTML; what cannot be shown, lone surrogates among it, becomes a question mark."""
+    return escape("".join(c if c.isprintable() else "?" for c in text))
