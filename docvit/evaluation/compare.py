@@ -183,7 +183,10 @@ def compare(
     _check_classes({**{n: t.classifier.classes for n, t in trials.items()}, "the data": data.classes})
     for rendering in dict.fromkeys(t.classifier.rendering for t in trials.values()):
         alike = [t for t in trials.values() if t.classifier.rendering == rendering]
-        documents = read_documents(data.paths, rendering, max_pages=max_pages, workers=workers, timeout=timeout)
+        words = any(t.classifier.model.config.words for t in alike)
+        documents = read_documents(
+            data.paths, rendering, max_pages=max_pages, words=words, workers=workers, timeout=timeout
+        )
         with tqdm(total=len(data), desc="comparing", unit="doc", disable=None) as bar:
             for results in in_batches(documents, rendering, budget):
                 for trial in alike:

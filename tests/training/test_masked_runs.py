@@ -90,8 +90,8 @@ def test_it_writes_a_model_folder(paths, tmp_path):
 def test_resumed_equals_uninterrupted_to_the_bit(paths, pretrained, tmp_path, monkeypatch, step):
     original = reconstruction_loss
 
-    def interrupting(share):
-        inner, calls = original(share), iter(range(1, 10**6))
+    def interrupting(*weights):
+        inner, calls = original(*weights), iter(range(1, 10**6))
 
         def loss(model, batch, progress):
             if next(calls) == step:
