@@ -171,7 +171,7 @@ def test_documents_with_other_pages_in_another_rendering_are_refused(squares, pa
 
 def prepared(corpus, page_cache, unlabelled=(), **options):
     data = read_labelled(corpus)
-    files, _ = PageCache(page_cache, CONFIG.rendering).prepare(data.paths, workers=0)
+    files, _ = PageCache(page_cache, CONFIG.rendering, words=True).prepare(data.paths, workers=0)
     return paired_batches(
         data, files, CONFIG, [CONFIG, FINE], RECIPE, PLACE, unlabelled=unlabelled, workers=0, **options
     )
@@ -199,7 +199,7 @@ def test_broken_documents_without_labels_are_left_out_counted_and_listed(corpus,
 def test_what_is_evaluated_on_is_not_learnt_without_labels_under_any_name(corpus, page_cache, further):
     data, evaluated = read_labelled(corpus), next(path for path in further if path.endswith("0.pdf"))
     copy = next(path for path in further if path.endswith("copy.pdf"))
-    files, _ = PageCache(page_cache, CONFIG.rendering).prepare([*data.paths, evaluated], workers=0)
+    files, _ = PageCache(page_cache, CONFIG.rendering, words=True).prepare([*data.paths, evaluated], workers=0)
     batches, _ = paired_batches(data, files, CONFIG, [CONFIG], RECIPE, PLACE, unlabelled=further, workers=0)
     assert len(batches.unlabelled.dataset) == 3
     assert files[evaluated] not in [document.file for document in batches.unlabelled.dataset.documents]
