@@ -136,10 +136,11 @@ class PairedDataset(DocumentDataset):
     def collate(self, samples: list[tuple[int, int, PageStack]]) -> PairedBatch:
         own = super().collate(samples)
         keys = [(epoch, place) for place, epoch, _ in samples]
-        logits = tuple(table[own.index] for table in self.tables)
-        batch = PairedBatch(own.sequence, own.labels, own.index, key=self._name(keys), given_logits=logits)
+        batch = PairedBatch(own.sequence, own.labels, own.index, key=self._name(keys))
         known = self.cache.read(batch.key) if self.cache is not None else None
-        return replace(batch, teacher_outputs=known, of_teachers=() if known is not None else self._views(own, keys))
+        views = () if known is not None else self._views(own, keys)
+        logits = tuple(table[own.index] for table in self.tables)
+        return replace(batch, teacher_outputs=known, of_teachers=views, given_logits=logits)
 
     def _name(self, keys: list[tuple[int, int]]) -> str:
         return batch_key(keys[0][0], [(place, self.documents[place].file.stem) for _, place in keys])

@@ -41,7 +41,7 @@ RECIPE = Recipe(
     train=TrainSettings(epochs=1, lr=3e-3),
 )
 COARSE = {"patch_size": 32, "grid": (2, 2), "page_size": 128}
-PLACE = Process(torch.device("cpu"))
+PROCESS = Process(torch.device("cpu"))
 
 
 @pytest.fixture(autouse=True)
@@ -122,9 +122,9 @@ def test_words_are_counted_in_all_training_documents_and_in_no_others(data, tmp_
 def seen(data, student, teacher, recipe=RECIPE):
     """For one batch of all documents: paths, the hashed n-grams that the student sees of each, and the teacher."""
     configs = [DocViTConfig(**TINY | settings, num_classes=3) for settings in (student, teacher)]
-    files = render_all(data.paths, configs[0].rendering, PLACE, workers=0)
+    files = render_all(data.paths, configs[0].rendering, PROCESS, workers=0)
     recipe = replace(recipe, balanced=False)
-    batches, _ = paired_batches(data, files, configs[0], configs[1:], recipe, PLACE, workers=0)
+    batches, _ = paired_batches(data, files, configs[0], configs[1:], recipe, PROCESS, workers=0)
     batch = next(iter(DocumentLoader(batches.labelled.dataset, budget=10**6)))
     (of_teacher,) = batch.of_teachers
     shown = [ngrams(sequence) for sequence in (batch.sequence, of_teacher or batch.sequence)]

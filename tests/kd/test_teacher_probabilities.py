@@ -33,6 +33,7 @@ from kd.objective import DistillationLoss
 from kd.teacher import ensemble_logits
 
 CONFIG = DocViTConfig(**TINY, num_classes=3)
+PROCESS = Process(torch.device("cpu"))
 RECIPE = Recipe(
     model="docvit_small_patch16", settings=TINY, budget=200, ema=0.9, train=TrainSettings(epochs=1, lr=3e-3)
 )
@@ -171,15 +172,13 @@ def test_every_document_has_its_own_row_and_documents_without_labels_their_own_p
     paths = [*data.paths, *further]
     values = predictions(paths)
     table = read_probabilities(write(tmp_path / "table.csv", paths, values), CLASSES, data.paths)
-    files = render_all(data.paths, CONFIG.rendering, Process(torch.device("cpu")), workers=0)
+    files = render_all(data.paths, CONFIG.rendering, PROCESS, workers=0)
     rows = {files[path].stem: row for path, row in zip(data.paths, values[: len(data)], strict=True)}
 
     def batches(tables):
         recipe = replace(RECIPE, mix_pages=1.0)
-        place = Process(torch.device("cpu"))
-        return paired_batches(
-            data, files, CONFIG, [CONFIG], recipe, place, unlabelled=further, tables=tables, workers=0
-        )[0]
+        asked = {"unlabelled": further, "tables": tables, "workers": 0}
+        return paired_batches(data, files, CONFIG, [CONFIG], recipe, PROCESS, **asked)[0]
 
     made = batches([table])
     for batch in made:
