@@ -26,7 +26,7 @@ from kd.teacher import TeacherCache
 CONFIG = DocViTConfig(**TINY, num_classes=3, classes=CLASSES)
 FINE = replace(CONFIG, patch_size=8, embed_dim=48)
 RECIPE = Recipe(budget=60, max_pages=2, patch_dropout=0.4, train=TrainSettings(seed=3))
-PLACE = Process(torch.device("cpu"))
+PROCESS = Process(torch.device("cpu"))
 
 
 def image(sequence, page, patch_size):
@@ -35,8 +35,8 @@ def image(sequence, page, patch_size):
     pixels, there = (torch.zeros(rows * patch_size, cols * patch_size) for _ in range(2))
     for i in range(*sequence.page_bounds[page : page + 2].tolist()):
         r, c = int(sequence.row[i]) * patch_size, int(sequence.col[i]) * patch_size
-        place = slice(r, r + patch_size), slice(c, c + patch_size)
-        pixels[place], there[place] = sequence.patches[i].view(patch_size, patch_size), 1
+        under = slice(r, r + patch_size), slice(c, c + patch_size)
+        pixels[under], there[under] = sequence.patches[i].view(patch_size, patch_size), 1
     return pixels, there.bool()
 
 
@@ -51,8 +51,8 @@ def squares(tmp_path_factory, page_cache):
     for i in range(4):
         (folder / f"{i}.pdf").write_bytes(pdf_bytes([(600, 600)] * 3, contents=[drawing + b"\n%% %d" % i] * 3))
         paths.append(str(folder / f"{i}.pdf"))
-    found = [PageCache(page_cache, config.rendering).prepare(paths, workers=0)[0] for config in (CONFIG, FINE)]
-    return [list(files.values()) for files in found]
+    caches = [PageCache(page_cache, config.rendering, words=True) for config in (CONFIG, FINE)]
+    return [list(cache.prepare(paths, workers=0)[0].values()) for cache in caches]
 
 
 def dataset(squares, recipe=RECIPE, **options):
@@ -160,7 +160,7 @@ def test_what_the_cache_holds_is_not_loaded_for_the_teachers(squares, tmp_path):
 
 def test_documents_with_other_pages_in_another_rendering_are_refused(squares, page_cache, tmp_path):
     (tmp_path / "short.pdf").write_bytes(pdf_bytes([(600, 600)] * 2))
-    short, _ = PageCache(page_cache, FINE.rendering).prepare([str(tmp_path / "short.pdf")], workers=0)
+    short, _ = PageCache(page_cache, FINE.rendering, words=True).prepare([str(tmp_path / "short.pdf")], workers=0)
     other = DocumentDataset(list(short.values()), None, training_view(FINE, RECIPE))
     with pytest.raises(DistillationError, match="2 pages in the teacher's rendering, 3 in the student's"):
         PairedDataset(squares[0][:1], None, training_view(CONFIG, RECIPE), others=[other])
@@ -173,7 +173,7 @@ def prepared(corpus, page_cache, unlabelled=(), **options):
     data = read_labelled(corpus)
     files, _ = PageCache(page_cache, CONFIG.rendering, words=True).prepare(data.paths, workers=0)
     return paired_batches(
-        data, files, CONFIG, [CONFIG, FINE], RECIPE, PLACE, unlabelled=unlabelled, workers=0, **options
+        data, files, CONFIG, [CONFIG, FINE], RECIPE, PROCESS, unlabelled=unlabelled, workers=0, **options
     )
 
 
@@ -200,12 +200,12 @@ def test_what_is_evaluated_on_is_not_learnt_without_labels_under_any_name(corpus
     data, evaluated = read_labelled(corpus), next(path for path in further if path.endswith("0.pdf"))
     copy = next(path for path in further if path.endswith("copy.pdf"))
     files, _ = PageCache(page_cache, CONFIG.rendering, words=True).prepare([*data.paths, evaluated], workers=0)
-    batches, _ = paired_batches(data, files, CONFIG, [CONFIG], RECIPE, PLACE, unlabelled=further, workers=0)
+    batches, _ = paired_batches(data, files, CONFIG, [CONFIG], RECIPE, PROCESS, unlabelled=further, workers=0)
     assert len(batches.unlabelled.dataset) == 3
     assert files[evaluated] not in [document.file for document in batches.unlabelled.dataset.documents]
-    of_labelled, _ = paired_batches(data, files, CONFIG, [CONFIG], RECIPE, PLACE, unlabelled=data.paths, workers=0)
+    of_labelled, _ = paired_batches(data, files, CONFIG, [CONFIG], RECIPE, PROCESS, unlabelled=data.paths, workers=0)
     assert len(of_labelled.unlabelled.dataset) == len(data)  # these may be
-    none, _ = paired_batches(data, files, CONFIG, [CONFIG], RECIPE, PLACE, unlabelled=[copy], workers=0)
+    none, _ = paired_batches(data, files, CONFIG, [CONFIG], RECIPE, PROCESS, unlabelled=[copy], workers=0)
     assert none.unlabelled is None
 
 
