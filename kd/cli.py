@@ -47,6 +47,8 @@ SOFT_LOSSES = ("soft-targets", "standardised", "dkd", "dist")
 
 ALPHA, TEMPERATURE = 0.5, 4.0
 
+LOSE_WORDS, WORD_DROPOUT = 0.3, 0.5
+
 app = typer.Typer(
     help="Distil knowledge from large networks into small ones, and measure it.",
     no_args_is_help=True,
@@ -67,14 +69,21 @@ class PresetName(str, Enum):
 def distill(
     context: typer.Context,
     data: Annotated[Path, typer.Argument(help="Folder with one subfolder per class, or CSV with path,label.")],
+    output: Output,
     teacher: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             metavar="DIR|self",
             help="Model folder or hub id; several are averaged. self: the student's moving average (mean teacher).",
         ),
-    ],
-    output: Output,
+    ] = None,
+    teacher_probabilities: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="CSV",
+            help="Predictions of any classifier, as one more teacher: path and one column per class; repeatable.",
+        ),
+    ] = None,
     student: Annotated[
         str,
         typer.Option(
@@ -111,6 +120,16 @@ def distill(
     positions: PositionsOption = None,
     scopes: Scopes = None,
     page_size: PageSize = None,
+    words: Annotated[
+        int | None,
+        typer.Option(metavar="BUCKETS", min=0, help="The student reads words, hashed to so many buckets; 0: pixels."),
+    ] = None,
+    lose_words: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of documents that lose all their words, as scans have none.")
+    ] = LOSE_WORDS,
+    word_dropout: Annotated[
+        float, typer.Option(min=0, max=1, help="Largest share of a document's words that are dropped one by one.")
+    ] = WORD_DROPOUT,
     epochs: Annotated[int, typer.Option(min=1)] = defaults.EPOCHS,
     lr: LearningRate = defaults.LEARNING_RATE,
     budget: Budget = defaults.BUDGET,
@@ -143,12 +162,14 @@ def distill(
     from kd.config import DistillConfig
     from kd.documents.run import distill_documents, read_config, recipe_for
 
-    given = {"positions": positions, "scopes": scopes, "page_size": page_size}
+    given = {"positions": positions, "scopes": scopes, "page_size": page_size, "words": words}
     recipe = replace(
         recipe_for(student),
         settings={k: v for k, v in given.items() if v is not None},
         max_pages=max_pages,
         mix_pages=mix_pages,
+        lose_words=lose_words,
+        word_dropout=word_dropout,
         budget=budget,
         ema=ema,
         train=TrainSettings(epochs=epochs, lr=lr, seed=seed),
@@ -164,7 +185,7 @@ def distill(
     )
     if resume:
         check_resumed(context, _options(recipe, config), _options(read_recipe(output), read_config(output)))
-    teachers = [name if name == SELF else DocViT.from_pretrained(name) for name in teacher]
+    teachers = [name if name == SELF else DocViT.from_pretrained(name) for name in teacher or []]
     classes = next((model.config.classes for model in teachers if not isinstance(model, str)), ())
     labelled, held_out = read_parts(data, valid, fold, group_by=group_by, workers=workers, classes=classes)
     done = distill_documents(
@@ -175,6 +196,7 @@ def distill(
         config,
         valid=held_out,
         unlabelled=find_unlabelled(unlabelled) if unlabelled is not None else (),
+        teacher_probabilities=teacher_probabilities or (),
         resume=resume,
         device=device,
         teacher_cache=teacher_cache,

@@ -121,7 +121,7 @@ def distill(
     frozen = teacher if isinstance(teacher, Teacher) else Teacher(teacher, outputs, compile=compile)
     frozen.to(device)
     if config.ramp_up is None:
-        own = average is not None and frozen.networks[0] is average.module
+        own = average is not None and average.module in list(frozen.networks)
         config = replace(config, ramp_up=RAMP_UP if own else 0.0)
     # 2. Inputs and labels: both networks are given the same view of every batch.
     batches = as_batches(data, settings.seed)

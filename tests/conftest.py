@@ -125,6 +125,22 @@ def classed_pdf(kind: str, pages: int = 2, shift: float = 0) -> bytes:
     return pdf_bytes([(612, 792)] * pages, contents=[drawing(kind, page, shift) for page in range(pages)])
 
 
+WORDS = {"bars": "wine bar tariff", "blocks": "concrete block order", "text": "dear sir yours"}
+
+
+def worded_pdf(kind: str, number: int, pages: int = 2) -> bytes:
+    """A document of one of `CLASSES` that has the words of its class, and names of its own, all over its pages."""
+    contents = []
+    for page in range(pages):
+        lines = [
+            f"BT /F1 20 Tf {60 + 150 * i} {720 - 60 * i - 40 * number} Td ({word} {kind}{number}{page}) Tj ET"
+            for i, word in enumerate(WORDS[kind].split())
+        ]
+        contents.append(drawing(kind, page, 8.0 * number) + "\n".join(["", *lines]).encode())
+    font = "/Resources<</Font<</F1<</Type/Font/Subtype/Type1/BaseFont/Courier>>>>>>"
+    return pdf_bytes([(612, 792)] * pages, extra=font, contents=contents)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def page_cache(tmp_path_factory) -> Path:
     """The cache of rendered pages of this session, away from the user's."""

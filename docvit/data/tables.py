@@ -16,8 +16,10 @@ Table = list[tuple[int, dict[str, str]]]
 _DELIMITERS = ",;\t|"
 
 
-def read_table(path: Path, columns: tuple[str, ...]) -> Table:
+def read_table(path: Path, columns: tuple[str, ...] | None = None) -> Table:
     """Rows with these columns, whose names may differ in case and outer blanks; missing cells are empty.
+
+    Without `columns` all of them, by the names that the header gives.
 
     Raises:
         OSError, UnicodeError, csv.Error: the file cannot be read as a CSV.
@@ -30,6 +32,7 @@ def read_table(path: Path, columns: tuple[str, ...]) -> Table:
     reader = csv.reader(chain([first], lines), delimiter=_delimiter(first))
     header = [name.strip() for name in next(reader, [])]
     found = {name.lower(): i for i, name in reversed(list(enumerate(header)))}
+    columns = tuple(name for name in header if name) if columns is None else columns
     missing = [f"missing column: {name} (found: {', '.join(header)})" for name in columns if name.lower() not in found]
     if missing:
         raise KeyError(*missing)

@@ -25,6 +25,7 @@ from docvit.training.masked_model import TARGETS, MaskedDocViT, reconstruction_l
 from docvit.training.recipe import Recipe, build_model
 from docvit.training.rendering import render_readable
 from docvit.training.run_folder import agree_on_recipe, write_recipe
+from docvit.training.word_counts import count_words
 
 LOOP = TrainSettings(epochs=100, weight_decay=0.05)
 
@@ -39,6 +40,7 @@ class PretrainRecipe:
             then those of the visible patches and have to adapt in training.
         target: what is predicted for a masked patch, a name in `TARGETS`; None for `ink` if the encoder has an ink
             stem, else `pixels`.
+        word_loss: weight of the words printed on masked patches, which a model that reads words predicts, too.
         max_pages: pages of a document per epoch: the first, and others chosen at random (among 64 that are spread
             evenly over a longer document).
         budget: approximate number of tokens per batch, masked ones included.
@@ -51,6 +53,7 @@ class PretrainRecipe:
     settings: dict[str, Any] = field(default_factory=dict)
     mask: float = 0.75
     target: str | None = None
+    word_loss: float = 1.0
     max_pages: int = 4
     budget: int = 2400
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -61,6 +64,8 @@ class PretrainRecipe:
             raise SettingError(f"mask must lie between 0 and 1, not be {self.mask}")
         if self.target is not None and self.target not in TARGETS:
             raise SettingError(f"no target {self.target!r}: choose one of {', '.join(TARGETS)}")
+        if self.word_loss < 0:
+            raise SettingError(f"word_loss must be at least 0, not {self.word_loss}")
 
 
 def build_masked(recipe: PretrainRecipe) -> MaskedDocViT:
@@ -103,6 +108,7 @@ def pretrain_documents(
         model = build_masked(recipe)
         config = model.encoder.config
         rendered, _ = render_readable(paths, config.rendering, process, cache=cache, workers=workers)
+        count_words(model.encoder, rendered.values())
         view = view_of(config, max_pages=recipe.max_pages, augmentation=recipe.augmentation, training=True)
         files = list(dict.fromkeys(rendered.values()))  # copies share one
         dataset = DocumentDataset(files, None, view, seed=recipe.train.seed)
@@ -112,7 +118,7 @@ def pretrain_documents(
         history = fit(
             model,
             batches,
-            reconstruction_loss(recipe.mask),
+            reconstruction_loss(recipe.mask, recipe.word_loss),
             recipe.train,
             output=folder,
             save=lambda m: cast(MaskedDocViT, m).encoder.save_pretrained(folder),

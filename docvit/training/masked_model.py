@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from docvit.data.dataset import DocumentBatch
@@ -39,6 +40,32 @@ class Target(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         return _standardised(patches, 1) if self.ink is None else _standardised(self.ink.describe(patches), 0)
+
+
+class WordTarget(nn.Module):
+    """Regression targets for the words printed on masked patches: hashed n-grams (G,) to (S, size), one row per patch.
+
+    The bag of n-grams of each patch, through a fixed random projection, at unit length, and standardised over the
+    patches: the target is which words there are, not how many. The projection is the same in every run.
+
+    Args:
+        buckets: number of hash buckets.
+    """
+
+    projection: Tensor
+
+    def __init__(self, buckets: int, size: int = 32) -> None:
+        super().__init__()
+        self.size = size
+        drawn = torch.randn(buckets, size, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("projection", drawn, persistent=False)
+
+    def forward(self, words: Tensor, counts: Tensor) -> Tensor:
+        """`counts` (S,): n-grams of each patch, at least one."""
+        patch = torch.repeat_interleave(counts.to(words.device))
+        bags = self.projection.new_zeros(len(counts), self.size)
+        bags.index_add_(0, patch, self.projection[words % len(self.projection)])
+        return _standardised(F.normalize(bags, dim=1), 0)
 
 
 def _standardised(x: Tensor, dim: int) -> Tensor:
@@ -94,7 +121,7 @@ class Decoder(nn.Module):
 
 
 class MaskedDocViT(nn.Module):
-    """An encoder, its decoder and the targets of pre-training.
+    """An encoder, its decoder and the targets of pre-training; for an encoder that reads words, the words, too.
 
     Args:
         encoder: the DocViT to pre-train.
@@ -110,7 +137,9 @@ class MaskedDocViT(nn.Module):
             raise ValueError("a model without blocks has nothing to pre-train")
         self.encoder = encoder
         self.target = Target(target, encoder.config)
-        self.decoder = Decoder(encoder.config, self.target.size)
+        self.word_target = WordTarget(encoder.config.words) if encoder.config.words else None
+        size = self.target.size + (self.word_target.size if self.word_target else 0)
+        self.decoder = Decoder(encoder.config, size)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -118,7 +147,10 @@ class MaskedDocViT(nn.Module):
         return tables | {f"encoder.{name}" for name in self.encoder.no_weight_decay()}
 
     def forward(self, batch: PatchSequence, masked: Tensor) -> Tensor:
-        """Predictions (M, target.size) for the M patches where `masked` (T,) is true; they do not reach the encoder."""
+        """Predictions (M, S) for the M patches where `masked` (T,) is true, in the order of the targets.
+
+        Neither these patches nor their words reach the encoder.
+        """
         states = self.encoder.forward_intermediates(batch.select(~masked))
         tokens = self.encoder.norm(states[f"blocks.{self.encoder.config.depth - 1}"])
         predictions: Tensor = self.decoder(tokens, batch, masked)
@@ -130,15 +162,31 @@ def draw_mask(count: int, share: float) -> Tensor:
     return torch.randperm(count) < max(1, round(share * count))
 
 
-def reconstruction_loss(share: float) -> Callable[[MaskedDocViT, DocumentBatch, float], Mapping[str, Tensor]]:
-    """Mean squared error on the masked patches; targets have unit variance, so that predicting their mean costs 1."""
+def reconstruction_loss(
+    share: float, word_loss: float = 1.0
+) -> Callable[[MaskedDocViT, DocumentBatch, float], Mapping[str, Tensor]]:
+    """Mean squared error on the masked patches; targets have unit variance, so that predicting their mean costs 1.
+
+    A model that reads words adds `word_loss` times that of the words, over those masked patches that have any.
+    """
 
     def loss(model: MaskedDocViT, batch: DocumentBatch, progress: float) -> Mapping[str, Tensor]:
         sequence = batch.sequence
         masked = draw_mask(sequence.num_patches, share)
+        hidden = sequence.select(masked)
+        counts = hidden.word_bounds.diff()
         with torch.no_grad(), torch.autocast(sequence.patches.device.type, enabled=False):
-            target = model.target(sequence.patches[masked].float())
-        errors = (model(sequence, masked).float() - target).square()
-        return {"loss": errors.sum() / max(1, errors.numel())}  # a batch of blank pages has no patches
+            target = model.target(hidden.patches.float())
+            words = model.word_target(hidden.words, counts[counts > 0]) if model.word_target else None
+        predictions = model(sequence, masked).float()
+        patch_loss = _mean_square(predictions[:, : model.target.size] - target)
+        if words is None:
+            return {"loss": patch_loss}
+        of_words = _mean_square(predictions[(counts > 0).to(predictions.device), model.target.size :] - words)
+        return {"loss": patch_loss + word_loss * of_words, "patch_loss": patch_loss, "word_loss": of_words}
 
     return loss
+
+
+def _mean_square(errors: Tensor) -> Tensor:
+    return errors.square().sum() / max(1, errors.numel())  # a batch of blank pages has no patches

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -12,14 +12,11 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from docvit.data.dataset import DocumentBatch
 from docvit.data.labels import DataError, LabelledDocuments, check_copies
 from docvit.data.loader import DocumentLoader
 from docvit.data.metrics import report
-from docvit.documents.cache import CachedDocument
-from docvit.documents.hashing import hash_ngrams
 from docvit.hardware import has_fast_bf16
 from docvit.model.docvit import DocViT
 from docvit.training.batches import held_out_batches, labelled_batches
@@ -29,6 +26,7 @@ from docvit.training.loop import Record, fit
 from docvit.training.recipe import Recipe, build_model
 from docvit.training.rendering import render_all
 from docvit.training.run_folder import agree_on_recipe, write_recipe
+from docvit.training.word_counts import count_words
 
 logger = logging.getLogger(__name__)
 
@@ -98,8 +96,7 @@ def train_documents(
             data, valid = data.only(files), valid.only(files) if valid else None
             check_labels(data)
         check_copies(data, files, valid)
-        if model.words is not None and not model.words.counted:
-            count_words(model, [files[path] for path in data.paths])
+        count_words(model, [files[path] for path in data.paths])
         batches = labelled_batches(data, files, model.config, recipe, process)
         evaluate = None
         if valid is not None:
@@ -123,17 +120,6 @@ def train_documents(
         if ema is not None:
             ema.copy_to(model)
     return model.eval(), history
-
-
-def count_words(model: DocViT, files: Sequence[Path]) -> None:
-    """Sets the inverse document frequencies of a model's word buckets from rendered training documents."""
-    assert model.words is not None
-    frequencies = torch.zeros(model.words.buckets)
-    for file in tqdm(files, desc="counting words", unit="doc", leave=False, disable=None):
-        document = CachedDocument.open(file)
-        texts = [text for index in document.indices for text in document.load_words(index).texts]
-        frequencies[torch.from_numpy(hash_ngrams(texts)[0]).remainder(model.words.buckets).unique()] += 1
-    model.words.set_frequencies(frequencies, len(files))
 
 
 def check_labels(data: LabelledDocuments) -> None:

@@ -25,6 +25,7 @@ from docvit.training.distributed import Process
 from docvit.training.recipe import Recipe
 from docvit.training.rendering import render_all, render_readable
 from kd.config import DistillationError
+from kd.documents.probabilities import TeacherProbabilities
 from kd.documents.teacher_cache import batch_key
 from kd.teacher import TeacherCache
 
@@ -37,18 +38,24 @@ class PairedBatch(DocumentBatch):
         of_teachers: what each teacher sees; None for the student's own view.
         key: name of the batch in a `TeacherCache`.
         teacher_outputs: outputs that the cache holds; then there is nothing for teachers to see.
+        given_logits: (B, C) for each teacher of which probabilities are all there is.
         unlabelled: a second batch, of documents without labels.
     """
 
     of_teachers: tuple[PatchSequence | None, ...] = ()
     key: str = ""
     teacher_outputs: dict[str, Tensor] | None = None
+    given_logits: tuple[Tensor, ...] = ()
     unlabelled: PairedBatch | None = None
 
     @property
     def page_labels(self) -> Tensor:
         """(N,) of every page, that of its document."""
-        return self.labels[self.sequence.document_of_page.to(self.labels.device)]
+        return self.of_pages(self.labels)
+
+    def of_pages(self, of_documents: Tensor) -> Tensor:
+        """Rows (B, ...) to (N, ...): for every page that of its document."""
+        return of_documents[self.sequence.document_of_page.to(of_documents.device)]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PairedBatch:
         def moved(tensor: Any) -> Any:
@@ -68,6 +75,7 @@ class PairedBatch(DocumentBatch):
             index=own.index,
             of_teachers=tuple(seen if seen is None else function(seen) for seen in self.of_teachers),
             teacher_outputs=None if known is None else {name: function(value) for name, value in known.items()},
+            given_logits=tuple(map(function, self.given_logits)),
             unlabelled=None if self.unlabelled is None else function(self.unlabelled),
         )
 
@@ -78,12 +86,13 @@ class PairedDataset(DocumentDataset):
     Teachers whose view is the student's share its very tensors. Others have the documents in their own rendering:
     the same pages, shifted, scaled and weighed by the same numbers. Where patches are left out, such a teacher keeps
     what lies, wholly or in part, under a patch that the student keeps; for patches that divide the student's this is
-    the same region exactly.
+    the same region exactly. Words that are dropped for a student are dropped for such a teacher, too.
 
     Args:
         others: for each teacher its own data set of the same documents; None for the student's view. One of another
             `draw` is left as it comes.
         cache: asked first; a batch that it holds is not loaded for the teachers.
+        tables: (documents, C) logits of each teacher of which probabilities are all there is.
 
     Raises:
         DistillationError: a document that has other pages in another rendering.
@@ -99,9 +108,10 @@ class PairedDataset(DocumentDataset):
         seed: int = 0,
         others: Sequence[DocumentDataset | None] = (),
         cache: TeacherCache | None = None,
+        tables: Sequence[Tensor] = (),
     ) -> None:
         super().__init__(files, labels, view, groups=groups, seed=seed)
-        self.others, self.cache = tuple(others), cache
+        self.others, self.cache, self.tables = tuple(others), cache, tuple(tables)
         for other in self.others:
             self._check_pages(other)
 
@@ -128,7 +138,9 @@ class PairedDataset(DocumentDataset):
         keys = [(epoch, index) for index, epoch, _ in samples]
         batch = PairedBatch(own.sequence, own.labels, own.index, key=self._name(keys))
         known = self.cache.read(batch.key) if self.cache is not None else None
-        return replace(batch, teacher_outputs=known, of_teachers=() if known is not None else self._views(own, keys))
+        views = () if known is not None else self._views(own, keys)
+        logits = tuple(table[own.index] for table in self.tables)
+        return replace(batch, teacher_outputs=known, of_teachers=views, given_logits=logits)
 
     def _name(self, keys: list[tuple[int, int]]) -> str:
         return batch_key(keys[0][0], [(index, self.documents[index].file.stem) for _, index in keys])
@@ -200,6 +212,10 @@ class PairedBatches:
         """All that decides what is seen of which documents, but for the epoch: settings for a `TeacherCache`."""
         return {name: dataset.describe() for name, dataset in self._datasets().items()}
 
+    def files(self) -> list[Path]:
+        """The rendered documents, as the student sees them."""
+        return [document.file for dataset in self._datasets().values() for document in dataset.documents]
+
     def _datasets(self) -> dict[str, PairedDataset]:
         batches = {"labelled": self.labelled} | ({"unlabelled": self.unlabelled} if self.unlabelled else {})
         return {name: cast(PairedDataset, of_kind.dataset) for name, of_kind in batches.items()}
@@ -222,19 +238,28 @@ def paired_batches(
     *,
     unlabelled: Sequence[str] = (),
     second_draw: bool = False,
+    tables: Sequence[TeacherProbabilities] = (),
     cache: Path | None = None,
     workers: int = 2,
 ) -> tuple[PairedBatches, tuple[str, ...]]:
     """The training batches of a recipe for a student and its teachers, and the unlabelled documents left out.
 
+    Words are dropped for teachers as for the student, so that all are handed the same view; for a student without words
+    nothing is dropped, and a teacher with words reads all of them.
+
     Args:
         files: documents as rendered for the student: those of `data`, and others that nothing may be learnt from.
         second_draw: the only teacher looks as the student does, at the same pages changed in another way.
+        tables: probabilities that are further teachers. They are of whole documents: pages of documents without labels
+            are not mixed then, since their partners are of any class.
 
     Raises:
-        DataError: documents that cannot be read in a teacher's rendering, or none of those without labels.
+        DataError: documents that cannot be read in a teacher's rendering, none of those without labels, or documents
+            without a row in one of the tables.
     """
     where: dict[str, Any] = {"cache": cache, "workers": workers}
+    if not student.words:
+        recipe = replace(recipe, lose_words=0.0, word_dropout=0.0)
     own_view = training_view(student, recipe)
     further: dict[str, Path] = {}
     left_out: list[str] = []
@@ -255,16 +280,27 @@ def paired_batches(
     def dataset(
         paths: Sequence[str], labels: Sequence[int] | None, groups: Sequence[str] | None = None
     ) -> PairedDataset:
+        own, *of_teachers = [
+            replace(view, mix_pages=0.0) if tables and labels is None else view for view in (own_view, *views)
+        ]
+
         def other(view: View) -> DocumentDataset | None:
             found = [rendered[view.rendering][path] for path in paths]
             if second_draw:
-                return DocumentDataset(found, labels, own_view, groups=groups, seed=seed, draw=1)
-            if view == own_view:
+                return DocumentDataset(found, labels, own, groups=groups, seed=seed, draw=1)
+            if view == own:
                 return None
             return DocumentDataset(found, labels, replace(view, patch_dropout=0.0), groups=groups, seed=seed)
 
-        found = [rendered[own_view.rendering][path] for path in paths]
-        return PairedDataset(found, labels, own_view, groups=groups, seed=seed, others=[other(view) for view in views])
+        return PairedDataset(
+            [rendered[own.rendering][path] for path in paths],
+            labels,
+            own,
+            groups=groups,
+            seed=seed,
+            others=[other(view) for view in of_teachers],
+            tables=[table.logits(paths) for table in tables],
+        )
 
     seed, budget = recipe.train.seed, recipe.budget
     weights = balance(data) if recipe.balanced else None

@@ -23,13 +23,15 @@ from docvit.training.recipe import Recipe, build_model
 from docvit.training.rendering import render_all
 from docvit.training.run_folder import agree_on_recipe, read_manifest, write_recipe
 from docvit.training.supervised import check_labels, evaluate_batches
+from docvit.training.word_counts import count_words
 from kd.config import DistillationError, DistillConfig
 from kd.distill import SETTINGS, distill
-from kd.documents.outputs import document_outputs, teacher_view
+from kd.documents.outputs import DocumentTeacher, document_outputs
 from kd.documents.paired import paired_batches, student_batches
+from kd.documents.probabilities import TeacherProbabilities, read_probabilities
 from kd.documents.teacher_cache import CachedBatches
 from kd.student import plain, reuse_classifier, with_projections
-from kd.teacher import Teacher, TeacherCache, fingerprint
+from kd.teacher import TeacherCache, fingerprint
 
 SELF = "self"
 
@@ -66,6 +68,7 @@ def distill_documents(
     *,
     valid: LabelledDocuments | None = None,
     unlabelled: Sequence[str] = (),
+    teacher_probabilities: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     resume: bool = False,
     device: torch.device | str | None = None,
     cache: Path | None = None,
@@ -78,21 +81,29 @@ def distill_documents(
     `docvit.training.supervised.train_documents` writes, distillation.json, and, given `valid`, comparison.md, .json
     and .png. Under `torchrun` the batches are shared among the processes.
 
+    Student and teachers may read words or not. Words that the recipe drops are dropped for all alike; nothing is
+    dropped where the student reads none.
+
     Args:
         student: its recipe, the name of a variant, or a folder of weights to begin from.
         teacher: a DocViT, a folder or hub id of one, or `"self"`: the moving average of the student (mean teacher,
-            arXiv 1703.01780). Of several, the softened probabilities are averaged.
+            arXiv 1703.01780). Of several, the softened probabilities are averaged. `()` for none beside
+            `teacher_probabilities`.
         config: weights of the loss; `page_loss` and `label_smoothing` are the recipe's.
         valid: documents to evaluate on after every epoch, and to compare on in the end.
         unlabelled: documents without labels, a batch of them beside every labelled one
             (`docvit.data.unlabelled.find_unlabelled`). Those that cannot be read are left out, and so are those to
             evaluate on and copies of them.
+        teacher_probabilities: CSVs, each one more member of the ensemble (`kd.documents.probabilities`): what another
+            classifier has predicted for the training documents, also for those without labels. Where pages are mixed,
+            they are those of the document as it is; documents without labels keep their own pages then.
         resume: go on where an interrupted run in `output` stopped, under its own recipe and config.
         cache, workers: as for `train_documents`.
         teacher_cache: folder for the teachers' outputs, from which further students with the same views read them.
 
     Raises:
-        DataError: labelled documents that cannot be read, or none of those without labels.
+        DataError: labelled documents that cannot be read, none of those without labels, or probabilities that cannot be
+            used.
         ModelError: a teacher, or a student to begin from, that is none.
         DistillationError: teachers of other classes, features that do not fit, or what cannot be combined.
         TrainingError, ValueError: as `train_documents`; and a cache of other teachers or views, or a run to resume that
@@ -104,14 +115,15 @@ def distill_documents(
     config = read_config(folder) if resume else config
     check_labels(data)
     with process_group(device) as process:
-        teachers = [model.to(process.device) for model in _load_teachers(teacher, data.classes)]
-        _check(config, recipe, teachers, unlabelled=bool(unlabelled), cached=teacher_cache is not None)
+        tables = [read_probabilities(file, data.classes, data.paths) for file in _files(teacher_probabilities)]
+        teachers = [model.to(process.device) for model in _load_teachers(teacher, data.classes, further=bool(tables))]
+        _check(config, recipe, teachers, tables, unlabelled=bool(unlabelled), cached=teacher_cache is not None)
+        own = not teachers and not tables
         model = build_model(recipe, data.classes)
         if config.simkd:
             reuse_classifier(model, teachers[0])
         learner = with_projections(model, tuple(config.features), teachers[0]) if config.features else model
         learner.to(process.device)
-        average = EMATeacher(learner, decay=recipe.ema) if recipe.ema else None
         features = [pair.teacher for pair in getattr(learner, "pairs", ())]
         names = config.teacher_outputs(features)
         files = render_all(
@@ -121,16 +133,19 @@ def distill_documents(
             data,
             files,
             model.config,
-            [one.config for one in teachers or [model]] if names else [],
+            [one.config for one in ([model] if own else teachers)] if names else [],
             recipe,
             process,
             unlabelled=unlabelled,
             second_draw=config.consistency > 0,
+            tables=tables if names else [],
             cache=cache,
             workers=workers,
         )
+        count_words(model, batches.files())
+        average = EMATeacher(learner, decay=recipe.ema) if recipe.ema else None
         facts = {
-            "teachers": [fingerprint(one, one.config.as_dict()) for one in teachers] or [SELF],
+            "teachers": [fingerprint(one, one.config.as_dict()) for one in teachers] or ([SELF] if own else []),
             "data": batches.describe(),
         }
         known = None
@@ -143,7 +158,7 @@ def distill_documents(
         if process.rank == 0:
             write_recipe(folder, recipe)
         held_out = None if valid is None else held_out_batches(valid, files, model.config, recipe)
-        networks = teachers if average is None or teachers else [average]
+        networks = [average] if own and average is not None else teachers
 
         def evaluate(network: nn.Module) -> Record:
             assert held_out is not None
@@ -152,14 +167,14 @@ def distill_documents(
         def beside(kept: nn.Module) -> Comparison | None:
             if valid is None or process.rank > 0:
                 return None
-            named = _named(teachers) or {"last weights": plain(learner)}
+            named = {"last weights": plain(learner)} if own else _named(teachers)
             comparison = compare({**named, "student": plain(kept)}, valid, device=process.device, workers=workers)
             _write(comparison, folder)
             return comparison
 
         done = distill(
             learner,
-            Teacher(networks, document_outputs, view=teacher_view, known=known),
+            DocumentTeacher(networks, known=known),
             batches,
             config,
             outputs=document_outputs,
@@ -170,7 +185,7 @@ def distill_documents(
             compare=beside,
             finish=plain,
             output=folder,
-            facts=facts,
+            facts={**facts, "teacher probabilities": [table.digest for table in tables]},
             save=lambda network: plain(network).save_pretrained(folder),
             resume=resume,
             device=process.device,
@@ -185,15 +200,17 @@ def recipe_for(student: str) -> Recipe:
     return Recipe(init=student) if Path(student).is_dir() else Recipe(model=student)
 
 
-def _load_teachers(teacher: TeacherLike | Sequence[TeacherLike], classes: tuple[str, ...]) -> list[DocViT]:
-    """The teachers; none where the student is its own."""
+def _load_teachers(
+    teacher: TeacherLike | Sequence[TeacherLike], classes: tuple[str, ...], *, further: bool
+) -> list[DocViT]:
+    """The teachers that are models; none where the student is its own. `further`: there are others."""
     given = [teacher] if isinstance(teacher, DocViT | str | os.PathLike) else list(teacher)
     if SELF in [name for name in given if isinstance(name, str)]:
-        if len(given) > 1:
+        if len(given) > 1 or further:
             raise DistillationError(f"{SELF!r} stands for the student's moving average: give no other teacher with it")
         return []
-    if not given:
-        raise DistillationError("there is no teacher")
+    if not given and not further:
+        raise DistillationError("there is no teacher: give a model, or the probabilities of a classifier")
     for number, one in enumerate(given, 1):
         model = one if isinstance(one, DocViT) else DocViT.from_pretrained(one)
         name = f"teacher {number}" if isinstance(one, DocViT) else f"the teacher {os.fspath(one)}"
@@ -216,18 +233,33 @@ def _check_classes(name: str, found: tuple[str, ...], expected: tuple[str, ...])
     raise DistillationError(f"{name} and the data differ in their classes: {'; '.join(differing) or order}")
 
 
+def _files(given: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str | os.PathLike[str]]:
+    return [given] if isinstance(given, str | os.PathLike) else list(given)
+
+
 def _check(
-    config: DistillConfig, recipe: Recipe, teachers: Sequence[DocViT], *, unlabelled: bool, cached: bool
+    config: DistillConfig,
+    recipe: Recipe,
+    teachers: Sequence[DocViT],
+    tables: Sequence[TeacherProbabilities],
+    *,
+    unlabelled: bool,
+    cached: bool,
 ) -> None:
     """Raises DistillationError for what cannot be had together."""
-    if not teachers and not recipe.ema:
+    own = not teachers and not tables
+    if own and not recipe.ema:
         raise DistillationError("a student that is its own teacher needs a moving average: give ema a decay above 0")
-    if not teachers and cached:
+    if own and cached:
         raise DistillationError("the outputs of a moving average change with every step: they cannot be cached")
-    if teachers and config.consistency:
+    if not teachers and cached:
+        raise DistillationError("teacher probabilities are at hand already: without other teachers nothing is cached")
+    if not own and config.consistency:
         raise DistillationError(f"consistency is with the student's own moving average: give {SELF!r} as the teacher")
     if len(teachers) != 1 and (config.features or config.simkd):
         raise DistillationError("features and the classifier are taken from one teacher, other than the student itself")
+    if tables and config.simkd:
+        raise DistillationError("simkd learns features alone: teacher probabilities have no part in it")
     if unlabelled and not config.needs_teacher:
         raise DistillationError("documents without labels have no loss here: give alpha, features or consistency")
 

@@ -75,6 +75,9 @@ def test_options_of_the_loss(distilled, option, value, expected):
         ("--budget", 77, {"budget": 77}),
         ("--max-pages", 3, {"max_pages": 3}),
         ("--mix-pages", 0.125, {"mix_pages": 0.125}),
+        ("--words", 64, {"settings": {"words": 64}}),
+        ("--lose-words", 0.125, {"lose_words": 0.125}),
+        ("--word-dropout", 0.125, {"word_dropout": 0.125}),
         ("--epochs", 7, {"train": TrainSettings(epochs=7)}),
         ("--lr", 0.01, {"train": TrainSettings(lr=0.01)}),
         ("--seed", 5, {"train": TrainSettings(seed=5)}),
@@ -91,6 +94,9 @@ def test_options_of_data_and_machine(distilled, corpus, trained, tmp_path):
     assert (found["teacher_cache"], found["device"], found["workers"]) == (tmp_path, "cpu", 2)
     assert found["output"] == tmp_path / "out"
     assert distilled("--workers", 0)["workers"] == 0
+    assert distilled()["teacher_probabilities"] == ()
+    tables = distilled("--teacher-probabilities", "a.csv", "--teacher-probabilities", "b.csv")
+    assert tables["teacher_probabilities"] == [Path("a.csv"), Path("b.csv")]
     assert distilled("--student", trained)["recipe"].init == str(trained)
     first, second = distilled("--teacher", trained, "--teacher", trained)["teachers"]
     assert first.config == second.config == kd.Teacher(first).networks[0].config
@@ -156,6 +162,12 @@ def test_the_module_of_commands_imports_nothing_heavy_before_one_runs():
 
 def python(script):
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_the_module_of_commands_imports_nothing_heavy_before_one_runs():
+    """Help must not wait for torch."""
+    heavy = ("torch", "timm", "matplotlib", "sklearn")
+    assert python(f"import sys, kd.cli; print([name for name in {heavy} if name in sys.modules])") == "[]"
 
 
 def test_the_package_hands_on_its_names_and_imports_nothing_before():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ import torch
 from conftest import TINY
 
 from docvit.data.dataset import UNLABELLED, DocumentBatch
+from docvit.documents.pages import PageStack
+from docvit.documents.words import Words
 from docvit.model.config import POSITIONS, DocViTConfig
 from docvit.model.docvit import DocViT
 from docvit.model.stems import InkStem
 from docvit.training.masked import PretrainRecipe, build_masked
-from docvit.training.masked_model import MaskedDocViT, Target, draw_mask, reconstruction_loss
+from docvit.training.masked_model import MaskedDocViT, Target, WordTarget, draw_mask, reconstruction_loss
 
 CONFIG = DocViTConfig(**TINY | {"drop_path": 0.2, "num_registers": 1}, num_classes=0)
 
@@ -205,3 +208,95 @@ def test_blank_pages_and_single_patches_are_no_trouble(batch, stem, target):
         loss.backward()
         assert torch.isfinite(loss)
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+# --- words
+
+BUCKETS = 64
+
+
+def word_model(**settings):
+    """A model whose words count from the start."""
+    model = masked_model(words=BUCKETS, **settings)
+    for layer in (model.encoder.words.to_pages, model.encoder.words.to_patches):
+        torch.nn.init.normal_(layer.weight)
+    return model
+
+
+def said(*texts):
+    """These words, from the upper left to the lower right corner of a page."""
+    middles = np.linspace(0.1, 0.9, len(texts))
+    boxes = np.stack([middles - 0.01, middles - 0.01, middles + 0.01, middles + 0.01], 1).astype(np.float32)
+    return Words(texts, boxes, "text")
+
+
+@pytest.fixture
+def worded():
+    """A document of two pages with words, and one of a page without."""
+    drawn = [np.random.default_rng(i).integers(0, 255, (64, 64), dtype=np.uint8) for i in range(3)]
+    letter = [said("Dear", "Sir", "or", "Madam"), said("yours", "sincerely", "Dear")]
+    stacks = [PageStack("a", drawn[:2], [0, 1], 2, letter), PageStack("b", drawn[2:], [0], 1, [Words()])]
+    return word_model().encoder.pack(stacks)
+
+
+def other_words(batch, where):
+    """The batch with other n-grams on the patches where `where` (T,) is true."""
+    changed = torch.repeat_interleave(where, batch.word_bounds.diff())
+    assert changed.any()
+    return replace(batch, words=torch.where(changed, batch.words + 7, batch.words))
+
+
+@pytest.mark.parametrize("scopes", ["page", "document"])
+def test_words_of_masked_patches_do_not_reach_the_prediction(worded, scopes):
+    model = word_model(scopes=scopes).eval()
+    masked = torch.arange(worded.num_patches) % 3 == 0
+    expected = model(worded, masked)
+    assert torch.equal(model(other_words(worded, masked), masked), expected)
+    assert not torch.allclose(model(other_words(worded, ~masked), masked), expected, atol=1e-3)
+
+
+def test_word_targets_are_projected_bags_of_the_patches_that_have_words(worded):
+    target = word_model().word_target
+    bags = [worded.words[a:b] % BUCKETS for a, b in pairwise(worded.word_bounds.tolist()) if a < b]
+    x = np.stack([target.projection.double().numpy()[bag].sum(0) for bag in bags])
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    expected = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-6)
+    found = target(worded.words, torch.tensor([len(bag) for bag in bags]))
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+    assert torch.equal(WordTarget(BUCKETS).projection, target.projection)  # in every run
+    assert not any("word_target" in name for name in word_model().state_dict())
+
+
+def test_the_loss_of_words_is_that_of_masked_patches_with_words(worded):
+    model = word_model().eval()
+    torch.nn.init.normal_(model.decoder.predict.weight)
+    torch.manual_seed(3)
+    parts = reconstruction_loss(0.75, 0.5)(model, as_batch(worded), 0.0)
+    torch.manual_seed(3)
+    masked = draw_mask(worded.num_patches, 0.75)
+    predicted, hidden = model(worded, masked), worded.select(masked)
+    counts = hidden.word_bounds.diff()
+    of_words = model.word_target(hidden.words, counts[counts > 0])
+    size = model.target.size
+    assert 1 < len(of_words) < int(masked.sum())
+    patches = (predicted[:, :size] - model.target(hidden.patches)).square().mean()
+    words = (predicted[counts > 0][:, size:] - of_words).square().mean()
+    torch.testing.assert_close(parts["patch_loss"], patches)
+    torch.testing.assert_close(parts["word_loss"], words)
+    torch.testing.assert_close(parts["loss"], patches + 0.5 * words)
+
+
+def test_predicting_the_mean_of_words_costs_one(worded):
+    model = word_model()
+    torch.nn.init.zeros_(model.decoder.predict.weight)
+    assert reconstruction_loss(0.99)(model, as_batch(worded), 0.0)["word_loss"].item() == pytest.approx(1, abs=0.01)
+
+
+def test_a_batch_without_words_has_no_loss_of_words(worded):
+    model = word_model()
+    parts = reconstruction_loss(0.75)(model, as_batch(worded.without_words()), 0.0)
+    assert parts["word_loss"] == 0
+    assert torch.equal(parts["loss"], parts["patch_loss"])
+    parts["loss"].backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    assert set(reconstruction_loss(0.75)(masked_model(), as_batch(worded), 0.0)) == {"loss"}

@@ -13,12 +13,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, TINY
+from conftest import CLASSES, TINY, worded_pdf
 from PIL import Image
 from safetensors.torch import load_file
 
 from docvit.data.labels import DataError, read_labelled
 from docvit.data.unlabelled import find_unlabelled
+from docvit.documents.cache import PageCache, default_cache
 from docvit.model.config import DocViTConfig
 from docvit.model.docvit import DocViT
 from docvit.training import masked as pretrain
@@ -28,6 +29,7 @@ from docvit.training.masked_model import reconstruction_loss
 from docvit.training.recipe import Recipe, build_model
 from docvit.training.run_folder import read_recipe, write_recipe
 from docvit.training.supervised import train_documents
+from docvit.training.word_counts import count_words
 
 RECIPE = PretrainRecipe(
     model="docvit_small_patch16",
@@ -89,8 +91,8 @@ def test_it_writes_a_model_folder(paths, tmp_path):
 def test_resumed_equals_uninterrupted_to_the_bit(paths, pretrained, tmp_path, monkeypatch, step):
     original = reconstruction_loss
 
-    def interrupting(share):
-        inner, calls = original(share), iter(range(1, 10**6))
+    def interrupting(*weights):
+        inner, calls = original(*weights), iter(range(1, 10**6))
 
         def loss(model, batch, progress):
             if next(calls) == step:
@@ -159,11 +161,37 @@ def test_another_run_is_neither_overwritten_nor_resumed(paths, pretrained, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"), [({"mask": 0.0}, "between 0 and 1"), ({"mask": 1.0}, "between"), ({"target": "x"}, "pixels")]
+    ("settings", "words"),
+    [
+        ({"mask": 0.0}, "between 0 and 1"),
+        ({"mask": 1.0}, "between"),
+        ({"target": "x"}, "pixels"),
+        ({"word_loss": -1.0}, "at least 0"),
+    ],
 )
 def test_a_recipe_that_cannot_be(settings, words):
     with pytest.raises(ValueError, match=words):
         PretrainRecipe(**settings)
+
+
+def test_an_encoder_that_reads_words_predicts_them_and_keeps_their_frequencies(tmp_path):
+    paths = []
+    for kind in CLASSES:
+        (tmp_path / f"{kind}.pdf").write_bytes(worded_pdf(kind, 0))
+        paths.append(str(tmp_path / f"{kind}.pdf"))
+    one = replace(RECIPE.train, epochs=1)
+    recipe = replace(RECIPE, settings=TINY | {"words": 64}, word_loss=0.25, train=one)
+    encoder, (record,) = run([*paths, paths[0]], tmp_path / "out", recipe)
+    assert record["loss"] == pytest.approx(record["patch_loss"] + 0.25 * record["word_loss"], rel=1e-4)
+    expected = build_model(Recipe(settings=TINY | {"words": 64}), CLASSES)
+    files, _ = PageCache(default_cache(), encoder.config.rendering, words=True).prepare(paths, workers=0)
+    count_words(expected, files.values())
+    assert torch.equal(encoder.words.idf, expected.words.idf)
+    assert len(expected.words.idf.unique()) > 1
+    assert torch.equal(load_file(tmp_path / "out" / "model.safetensors")["words.idf"], expected.words.idf)
+    # a training that begins there counts no more
+    count_words(encoder, [*files.values()][:1])
+    assert torch.equal(encoder.words.idf, expected.words.idf)
 
 
 # --- documents ---
