@@ -34,6 +34,7 @@ from docvit.cli.options import (
     Variant,
     Workers,
     check_resumed,
+    more_epochs,
     options_of,
 )
 from docvit.cli.output import print_last
@@ -97,10 +98,17 @@ def train(
         train=TrainSettings(epochs=epochs, lr=lr, seed=seed),
     )
     if resume:
-        check_resumed(context, options_of(recipe), options_of(read_recipe(output)))
+        check_resumed(context, options_of(recipe), options_of(read_recipe(output)), may_grow=("epochs",))
     labelled, held_out = read_parts(data, valid, fold, group_by=group_by, workers=workers)
     _, history = train_documents(
-        labelled, output, recipe, valid=held_out, resume=resume, device=device, workers=workers
+        labelled,
+        output,
+        recipe,
+        valid=held_out,
+        resume=resume,
+        epochs=more_epochs(context),
+        device=device,
+        workers=workers,
     )
     print_last(output, history)
 
@@ -153,9 +161,17 @@ def pretrain(
         train=replace(PretrainRecipe.train, epochs=epochs, lr=lr, seed=seed),
     )
     if resume:
-        check_resumed(context, options_of(recipe), options_of(read_recipe(output, PretrainRecipe)))
+        check_resumed(
+            context, options_of(recipe), options_of(read_recipe(output, PretrainRecipe)), may_grow=("epochs",)
+        )
     _, history = pretrain_documents(
-        find_unlabelled(data), output, recipe, resume=resume, device=device, workers=workers
+        find_unlabelled(data),
+        output,
+        recipe,
+        resume=resume,
+        epochs=more_epochs(context),
+        device=device,
+        workers=workers,
     )
     print_last(output, history)
 
