@@ -127,3 +127,13 @@ def test_images_that_cannot_be_loaded_cost_themselves(tmp_path):
     with pytest.raises(Unreadable):
         read_alone(closed)
     assert read_alone(whole).num_pages == 1  # by the same worker
+
+
+@pytest.mark.parametrize("wrong", [{"max_pages": 0}, {"max_pages": 1.5}, {"timeout": 0}, {"workers": -1}])
+def test_settings_out_of_range_are_no_fault_of_the_file(make_pdf, wrong):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=name):
+        next(iter(read_documents([make_pdf()], **wrong)))
+    if name != "workers":
+        with pytest.raises(ValueError, match=name):
+            read_alone(make_pdf(), **wrong)
