@@ -158,10 +158,17 @@ def _given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def check_resumed(context: typer.Context, mine: Mapping[str, Any], its: Mapping[str, Any]) -> None:
+def more_epochs(context: typer.Context) -> int | None:
+    """The epochs given on the command line, for a run that is resumed to go on for longer."""
+    return int(context.params["epochs"]) if context.params["resume"] and _given(context, "epochs") else None
+
+
+def check_resumed(
+    context: typer.Context, mine: Mapping[str, Any], its: Mapping[str, Any], *, may_grow: tuple[str, ...] = ()
+) -> None:
     """Settings given again on the command line, by the names of the options, must be those of the run."""
     explicit = [n for n in context.params if n in mine.keys() | its.keys() and _given(context, n)]
-    differing = [n for n in explicit if mine.get(n) != its.get(n)]
+    differing = [n for n in explicit if mine.get(n) != its.get(n) and not (n in may_grow and mine[n] > its[n])]
     if differing:
         option = {p.name: p.opts[0] for p in context.command.params}
         fail(f"the run to resume has other settings: {', '.join(f'{option[n]} was {its.get(n)}' for n in differing)}")

@@ -35,6 +35,7 @@ from docvit.cli.options import (
     WordBuckets,
     Workers,
     check_resumed,
+    more_epochs,
     options_of,
 )
 from docvit.cli.output import print_last, print_passed_over
@@ -110,9 +111,9 @@ def train(
         train=TrainSettings(epochs=epochs, lr=lr, seed=seed),
     )
     if resume:
-        check_resumed(context, options_of(recipe), options_of(read_recipe(output)))
+        check_resumed(context, options_of(recipe), options_of(read_recipe(output)), may_grow=("epochs",))
     labelled, held_out = read_parts(data, valid, fold, group_by=group_by, workers=workers)
-    options: dict[str, Any] = {"resume": resume, "device": device, "workers": workers}
+    options: dict[str, Any] = {"resume": resume, "epochs": more_epochs(context), "device": device, "workers": workers}
     _, history = train_documents(labelled, output, recipe, valid=held_out, skip_unreadable=skip_unreadable, **options)
     print_last(output, history)
 
@@ -167,9 +168,17 @@ def pretrain(
         train=replace(PretrainRecipe.train, epochs=epochs, lr=lr, seed=seed),
     )
     if resume:
-        check_resumed(context, options_of(recipe), options_of(read_recipe(output, PretrainRecipe)))
+        check_resumed(
+            context, options_of(recipe), options_of(read_recipe(output, PretrainRecipe)), may_grow=("epochs",)
+        )
     _, history = pretrain_documents(
-        find_unlabelled(data), output, recipe, resume=resume, device=device, workers=workers
+        find_unlabelled(data),
+        output,
+        recipe,
+        resume=resume,
+        epochs=more_epochs(context),
+        device=device,
+        workers=workers,
     )
     print_last(output, history)
     print_passed_over(find_passed_over([data]))

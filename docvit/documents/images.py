@@ -33,6 +33,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
+_DRAFTED = ("JPEG", "MPO")  # decoded no larger than needed
+
 _BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}  # per pixel in memory; all other modes take 4
 
 
@@ -42,10 +44,10 @@ class ImagePages:
     def __init__(self, path: str, content: str | bytes | Image.Image) -> None:
         self.path, self.note = path, ""
         self._content = content
-        self._decoded = False
+        self._decoded: Any = None  # how large, if at all
         self._image = self._open()
         try:
-            self._frames = [0] if self._image is content else _page_frames(self._image)
+            self._frames, self.note = ([0], "") if self._image is content else _page_frames(self._image)
         except Exception as error:  # Pillow's plugins let anything through
             raise _image_error(path, error) from None
         self.num_pages = len(self._frames)
@@ -68,14 +70,14 @@ class ImagePages:
             megabytes = f"{cost / 1e6:,.0f} MB once decoded, {8 * limit / 1e6:,.0f} MB are allowed"
             raise TooLarge(self.path, f"the image has too many pixels ({megabytes}): reduce it, 300 dpi is plenty")
 
-    def _at(self, index: int) -> Image.Image:
-        """The image at a frame, nothing decoded yet."""
+    def _at(self, index: int, size: Any) -> Image.Image:
+        """The image at a frame, nothing decoded yet, or to this size: for the many parts of a long page, once."""
         if isinstance(self._content, Image.Image):
             return self._content
-        if self._decoded:  # small for an earlier call, or in part
+        if self._decoded not in (None, size):
             self._image.close()
             self._image = self._open()
-        self._decoded = len(self._frames) == 1
+        self._decoded = size if len(self._frames) == 1 else None
         with _no_pixel_limit() as limit:
             self._image.seek(self._frames[index])
         self._check_cost(self._image, limit)
@@ -93,11 +95,12 @@ class ImagePages:
 
     def render(self, index: int, rendering: Rendering, box: Box = WHOLE) -> Image.Image:
         try:
-            image = self._at(index)
+            side = rendering.size * rendering.supersample
+            least = rendering.mode, (round(side / (box[2] - box[0])), round(side / (box[3] - box[1])))
+            image = self._at(index, least if self._image.format in _DRAFTED else "whole")
             check_page(self.path, index, *image.size)
-            if image is not self._content:  # a JPEG is decoded no larger than needed
-                side = rendering.size * rendering.supersample
-                image.draft(rendering.mode, (round(side / (box[2] - box[0])), round(side / (box[3] - box[1]))))
+            if image is not self._content:
+                image.draft(*least)
             try:
                 _load(image)
             except (OSError, SyntaxError) as error:
@@ -112,8 +115,8 @@ class ImagePages:
         """The part of the image that is there, on white paper."""
         if isinstance(self._content, Image.Image):
             raise error
-        self._decoded = True
-        image = self._at(index)
+        self._decoded = "in part"
+        image = self._at(index, "what is there")
         with _LOCK:
             before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, True
             try:
@@ -156,25 +159,27 @@ def _load(image: Image.Image) -> None:
         image.load()
 
 
-def _page_frames(image: Image.Image) -> list[int]:
-    """The frames that are pages: of a TIFF all but reduced copies and masks, up to one that cannot be found."""
+def _page_frames(image: Image.Image) -> tuple[list[int], str]:
+    """The frames that are pages: of a TIFF all but reduced copies and masks, up to one that cannot be found; a note."""
     if image.format != "TIFF":
-        return [0]
-    frames, count = [], 0
+        return [0], ""
+    frames, count, note = [], 0, ""
     with _no_pixel_limit():
         while True:
             try:
                 image.seek(count)
-            except Exception:
+            except Exception as error:
                 if count == 0:
                     raise
+                if not isinstance(error, EOFError):
+                    note = f"the TIFF is cut off after page {count}: what is there was read"
                 break
             tags = _tags(image)
             if not int(tags.get(_SUBFILE, 0)) & 0b101 and tags.get(_OLD_SUBFILE) != 2:
                 frames.append(count)
             count += 1
         image.seek(0)
-    return frames or list(range(count))
+    return frames or list(range(count)), note
 
 
 def _tags(image: Image.Image) -> Mapping[int, Any]:

@@ -85,10 +85,11 @@ class Renderer(Protocol):
 def parts_of(width: float, height: float) -> list[Box]:
     """The parts in which a page of these proportions is read: itself, or equal cuts across its longer side.
 
-    A page beyond 1:4 is cut into parts of about 1:1.5, 64 at most: drawn in one it would be too small to read.
+    A page beyond 1:4 is cut into parts of about 1:1.5, 64 at most: drawn in one it would be too small to read. A strip
+    that is no page (`check_page`) is not cut.
     """
     aspect = max(width, height) / min(width, height)
-    if aspect <= CUT_ABOVE:
+    if not CUT_ABOVE < aspect <= MAX_ASPECT:
         return [WHOLE]
     count = min(MAX_PARTS, math.ceil(aspect / PART_ASPECT))
     edges = [i / count for i in range(count + 1)]

@@ -7,13 +7,14 @@ import functools
 import logging
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, TimeoutError
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pebble
 
@@ -24,6 +25,7 @@ from docvit.documents.pages import PageStack, read_document
 from docvit.documents.rendering import Rendering
 from docvit.documents.sources import Data, Source, as_source
 from docvit.documents.spawning import SpawnWithoutMain
+from docvit.errors import SettingError
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +59,11 @@ def read_documents(
 
     Raises:
         ModuleNotFoundError: `ocr_pages` is not 0 and `docvit[ocr]` is not installed; before any document is read.
-        ValueError: an item is no document (`docvit.documents.sources.as_source`).
+        ValueError: an item is no document (`docvit.documents.sources.as_source`), or a setting is out of its range.
     """
+    _check_limits(max_pages=max_pages, timeout=timeout)
+    if workers < 0:
+        raise SettingError(f"workers must be 0 or more, not {workers}")
     if ocr_pages:
         require_ocr()
     sources = map(as_source, documents)
@@ -70,7 +75,7 @@ def read_documents(
     waiting: deque[tuple[str, Future[PageStack | DocumentError]]] = deque()
     try:
         for source in sources:
-            waiting.append((source.name, pool.schedule(read, args=(source,), timeout=timeout)))
+            waiting.append((source.name, _schedule(pool, read, source, timeout)))
             if len(waiting) >= workers + ahead:
                 yield _outcome(*waiting.popleft(), timeout)
         while waiting:
@@ -96,8 +101,9 @@ def read_alone(
 
     Raises:
         DocumentError: the document cannot be read.
-        ValueError: `document` is none.
+        ValueError: `document` is none, or a setting is out of its range.
     """
+    _check_limits(max_pages=max_pages, timeout=timeout)
     if ocr_pages:
         require_ocr()
     source = as_source(document)
@@ -107,13 +113,20 @@ def read_alone(
         if not pool.active:
             _standing_pool.cache_clear()
             pool = _standing_pool(os.getpid(), _start_method())
-        future = pool.schedule(read, args=(source,), timeout=timeout)
-        result = _outcome(source.name, future, timeout)
+        result = _outcome(source.name, _schedule(pool, read, source, timeout), timeout)
     else:
         result = read(source)
     if isinstance(result, DocumentError):
         raise result
     return result
+
+
+def _check_limits(*, max_pages: int | None, timeout: float | None) -> None:
+    """What is wrong with the settings must not be said of the files."""
+    if max_pages is not None and (not isinstance(max_pages, int) or max_pages < 1):
+        raise SettingError(f"max_pages must be a whole number of at least 1, or None, not {max_pages}")
+    if timeout is not None and not timeout > 0:
+        raise SettingError(f"timeout must be more than 0 seconds, or None, not {timeout}")
 
 
 def _may_have_children() -> bool:
@@ -140,7 +153,23 @@ def _standing_pool(process: int, method: str) -> Any:
     return _new_pool(2, MEMORY_LIMIT, method)
 
 
-def _read(source: Source, rendering: Rendering, **options: Any) -> PageStack | DocumentError:
+def _schedule(pool: Any, read: Callable[..., Any], source: Source, timeout: float | None) -> Future[Any]:
+    """Images are pickled here, which loads them: an error of theirs would end the thread of the pool, for good."""
+    sent: Source | bytes = source
+    if not isinstance(source.content, str | bytes):
+        try:
+            sent = pickle.dumps(source)
+        except Exception as error:
+            failed: Future[Any] = Future()
+            failed.set_result(Unreadable(source.name, f"the image cannot be read ({error}): open it again"))
+            return failed
+    future: Future[Any] = pool.schedule(read, args=(sent,), timeout=timeout)
+    return future
+
+
+def _read(source: Source | bytes, rendering: Rendering, **options: Any) -> PageStack | DocumentError:
+    if isinstance(source, bytes):
+        source = cast(Source, pickle.loads(source))
     try:
         return read_document(source, rendering, **options)
     except DocumentError as error:

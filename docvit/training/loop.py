@@ -131,8 +131,9 @@ def fit(
         ema: a moving average of the model's weights, updated after every step; it is what `evaluate` and `save` get.
         evaluate: called after every epoch, its numbers are logged.
         save: called after every epoch to write the model in a form that others load.
-        resume: go on from the checkpoint in `output`; the result is the one that an uninterrupted run gives. (With
-            several processes only if the model draws nothing at random: the first one's generator is all that is kept.)
+        resume: go on from the checkpoint in `output`; the result is the one that an uninterrupted run gives. With more
+            epochs than the run was begun with, it goes on under the schedule of the longer run. (With several processes
+            only if the model draws nothing at random: the first one's generator is all that is kept.)
         every_epoch: write files after every epoch; else once `checkpoint_minutes` have passed, and at the end: for
             epochs of seconds.
 
@@ -317,7 +318,9 @@ class _Run:
     def _check(self, state: dict[str, Any]) -> None:
         values = state["values"]
         mine = asdict(self.settings)
-        differing = [k for k in mine if k != "checkpoint_minutes" and values["settings"].get(k) != mine[k]]
+        found = dict(values["settings"], checkpoint_minutes=mine["checkpoint_minutes"])
+        found["epochs"] = max(found["epochs"], mine["epochs"])  # it may go on for longer
+        differing = [k for k in mine if found.get(k) != mine[k]]
         if differing or ("ema" in state) != (self.ema is not None):
             named = ", ".join(f"{k} was {values['settings'].get(k)!r}" for k in differing) or "the use of an EMA"
             raise TrainingError(f"the run in {self.output} had other settings: {named}")

@@ -81,6 +81,7 @@ def pretrain_documents(
     recipe: PretrainRecipe = PretrainRecipe(),
     *,
     resume: bool = False,
+    epochs: int | None = None,
     device: torch.device | str | None = None,
     cache: Path | None = None,
     workers: int = 2,
@@ -93,7 +94,7 @@ def pretrain_documents(
 
     Args:
         paths: files, or folders of page images (`docvit.data.unlabelled.find_unlabelled`).
-        resume, cache, workers: as in `train_documents`.
+        resume, epochs, cache, workers: as in `train_documents`.
 
     Returns:
         The pre-trained encoder, in eval mode, and one record per epoch.
@@ -103,7 +104,7 @@ def pretrain_documents(
         ModelError, TrainingError, ValueError: as in `train_documents`.
     """
     folder = Path(output)
-    recipe = agree_on_recipe(folder, recipe, resume=resume)
+    recipe = agree_on_recipe(folder, recipe, resume=resume, epochs=epochs)
     with process_group(device) as process:
         model = build_masked(recipe)
         config = model.encoder.config

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +38,20 @@ def read_recipe(folder: str | os.PathLike[str], kind: type[AnyRecipe] = Recipe) 
         raise TrainingError(f"{file} is damaged, or of another kind of run: {error}") from error
 
 
-def agree_on_recipe(folder: Path, recipe: AnyRecipe, *, resume: bool) -> AnyRecipe:
+def agree_on_recipe(folder: Path, recipe: AnyRecipe, *, resume: bool, epochs: int | None = None) -> AnyRecipe:
     """The recipe of a run in `folder`: the given one for a new run, the run's own where it is resumed.
 
+    Args:
+        epochs: of a run that is resumed to go on for longer than it was begun for.
+
     Raises:
-        TrainingError: `folder` holds another run, none to resume, or is no folder.
+        TrainingError: `folder` holds another run, none to resume, one of more epochs, or is no folder.
     """
     if resume:
-        return read_recipe(folder, type(recipe))
+        own = read_recipe(folder, type(recipe))
+        if epochs is not None and epochs < own.train.epochs:
+            raise TrainingError(f"the run in {folder} has {own.train.epochs} epochs, and can go on for more, not fewer")
+        return own if epochs is None else replace(own, train=replace(own.train, epochs=epochs))
     check_unused(folder)
     return recipe
 

@@ -58,6 +58,7 @@ def train_documents(
     *,
     valid: LabelledDocuments | None = None,
     resume: bool = False,
+    epochs: int | None = None,
     device: torch.device | str | None = None,
     cache: Path | None = None,
     workers: int = 2,
@@ -71,6 +72,8 @@ def train_documents(
     Args:
         valid: documents to evaluate on after every epoch.
         resume: continue the interrupted run in `output`, under its own recipe.
+        epochs: of a run that is resumed to go on for longer than it was begun for, under the schedule of a run that
+            long.
         cache: folder for rendered pages; None for `docvit.documents.cache.default_cache`.
         workers: rendering processes, before training.
         skip_unreadable: leave out documents that cannot be read; the log lists them.
@@ -85,7 +88,7 @@ def train_documents(
         ValueError: an unknown variant, setting or device; the message names the choices.
     """
     folder = Path(output)
-    recipe = agree_on_recipe(folder, recipe, resume=resume)
+    recipe = agree_on_recipe(folder, recipe, resume=resume, epochs=epochs)
     check_labels(data)
     with process_group(device) as process:
         model = build_model(recipe, data.classes)

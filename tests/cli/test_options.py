@@ -256,7 +256,7 @@ def test_ocr_without_the_extra_is_one_line_with_the_way_to_install_it(docvit, se
 @pytest.mark.parametrize("buckets", [0, 64])
 def test_inspect_reads_the_words_of_a_model_that_reads_any(docvit, seen, corpus, monkeypatch, buckets):
     model = SimpleNamespace(config=SimpleNamespace(rendering="a rendering", words=buckets))
-    monkeypatch.setattr("docvit.model.pretrained.load_pretrained", lambda name: model)
+    monkeypatch.setattr("docvit.model.docvit.DocViT.from_pretrained", lambda name: model)
     assert docvit("inspect", corpus / "bars" / "bars0.pdf")[0] == 0
     assert seen["words"] == (buckets > 0)
 

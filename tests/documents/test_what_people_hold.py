@@ -321,6 +321,35 @@ def test_reduced_copies_and_masks_in_a_tiff_are_no_pages(tmp_path, page_image):
     assert read_document(tmp_path / "thumb.tif", GRAY).num_pages == 1  # if there is nothing else
 
 
+def test_a_tiff_that_is_cut_off_between_pages_says_so(page_image):
+    whole = io.BytesIO()
+    page_image.save(whole, "TIFF", save_all=True, append_images=[page_image] * 3)
+    stack = read_document(whole.getvalue()[: len(whole.getvalue()) // 2], GRAY)
+    assert stack.num_pages < 4
+    assert f"cut off after page {stack.num_pages}" in stack.note
+    assert not read_document(whole.getvalue(), GRAY).note
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_a_long_image_is_decoded_once_and_a_larger_size_is_not_made_of_a_smaller_one(tmp_path, monkeypatch, suffix):
+    Image.effect_noise((64, 64 * 90), 90).save(tmp_path / f"a.{suffix}")
+    opened, original = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda *a, **o: opened.append(1) or original(*a, **o))
+    stack = read_document(tmp_path / f"a.{suffix}", Rendering(size=16, multiple=8, mode="L"))
+    assert len(stack.pages) == 60
+    assert len(opened) == 1
+    Image.effect_noise((512, 512), 90).save(tmp_path / f"b.{suffix}")
+    with open_document(tmp_path / f"b.{suffix}") as document:
+        small, large = (Rendering(size=size, multiple=8, mode="L") for size in (32, 512))
+        document.render(0, small)
+        assert np.array(document.render(0, large)).std() > 50  # of noise; small made large, it would be smooth
+
+
+def test_a_strip_that_is_no_page_fails_once(tmp_path):
+    stack = read_document(pdf_bytes([(612, 792), (400_000, 10)]), GRAY)
+    assert (stack.num_pages, stack.indices, list(stack.failed)) == (2, [0], [1])
+
+
 # --- threads
 
 

@@ -6,15 +6,17 @@ import os
 import signal
 import sys
 import time
+from io import BytesIO
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from docvit.documents import workers as pool
 from docvit.documents.errors import NotFound, Timeout, TooLarge, Unreadable
 from docvit.documents.pages import PageStack, read_document
 from docvit.documents.rendering import Rendering
-from docvit.documents.workers import read_documents
+from docvit.documents.workers import read_alone, read_documents
 
 forked = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
 
@@ -111,3 +113,27 @@ def test_no_worker_is_left_behind(make_pdf):
     next(results)
     results.close()
     assert not [p for p in multiprocessing.active_children() if p.name.startswith("pebble")]
+
+
+def test_images_that_cannot_be_loaded_cost_themselves(tmp_path):
+    Image.effect_noise((300, 300), 90).save(tmp_path / "a.png")
+    closed = Image.open(tmp_path / "a.png")
+    closed.close()
+    cut_off = Image.open(BytesIO((tmp_path / "a.png").read_bytes()[:5000]))
+    whole = Image.open(tmp_path / "a.png")
+    documents = [closed, whole, cut_off, [whole, closed], [whole, whole]]
+    results = list(read_documents(documents, Rendering(size=32), workers=1))
+    assert [type(result) for result in results] == [Unreadable, PageStack, Unreadable, Unreadable, PageStack]
+    with pytest.raises(Unreadable):
+        read_alone(closed)
+    assert read_alone(whole).num_pages == 1  # by the same worker
+
+
+@pytest.mark.parametrize("wrong", [{"max_pages": 0}, {"max_pages": 1.5}, {"timeout": 0}, {"workers": -1}])
+def test_settings_out_of_range_are_no_fault_of_the_file(make_pdf, wrong):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=name):
+        next(iter(read_documents([make_pdf()], **wrong)))
+    if name != "workers":
+        with pytest.raises(ValueError, match=name):
+            read_alone(make_pdf(), **wrong)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from dataclasses import replace
 
 import pytest
@@ -162,12 +163,6 @@ def test_the_module_of_commands_imports_nothing_heavy_before_one_runs():
 
 def python(script):
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
-
-
-def test_the_module_of_commands_imports_nothing_heavy_before_one_runs():
-    """Help must not wait for torch."""
-    heavy = ("torch", "timm", "matplotlib", "sklearn")
-    assert python(f"import sys, kd.cli; print([name for name in {heavy} if name in sys.modules])") == "[]"
 
 
 def test_the_package_hands_on_its_names_and_imports_nothing_before():

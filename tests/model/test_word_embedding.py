@@ -11,7 +11,7 @@ import torch
 from docvit.documents.hashing import hash_ngrams
 from docvit.documents.pages import PageStack
 from docvit.documents.patches import pack
-from docvit.documents.words import Words
+from docvit.documents.words import MAX_CHARACTERS, Words, clean_words
 from docvit.model.variants import create_model
 
 P, BUCKETS = 16, 512
@@ -164,3 +164,33 @@ def test_frequencies_are_those_of_scikit_learn():
     assert model.words.counted
     documents = np.array([[i < n for n in frequencies.tolist()] for i in range(10)], float)
     np.testing.assert_allclose(model.words.idf.numpy(), TfidfTransformer().fit(documents).idf_, rtol=1e-6)
+
+
+NOWHERE = [float("nan"), 0.1, 0.2, 0.2]
+
+
+@pytest.mark.parametrize(
+    ("texts", "boxes", "kept", "cell"),
+    [
+        (["Total"] * 3, [NOWHERE, [0.6, 0.1, 0.6, 0.2], [0.1, 0.1, float("inf"), 0.2]], [], None),  # no boxes
+        (["Total", "due"], [NOWHERE, [0.8, 0.8, 1.0, 1.0]], ["due"], (3, 3)),
+        (["Total"], [[-50.0, 0.3, 80.0, 0.4]], ["Total"], (1, 2)),  # wider than the page: at the middle of what is seen
+        (["Total"], [[1.0, 1.0, 2.0, 2.0]], [], None),  # beyond the page
+        (["a"] * 1_000_000, [[0.6, 0.1, 0.61, 0.11]] * 1_000_000, ["a"] * MAX_CHARACTERS, (0, 2)),
+        (["x" * 1_000, "ﬁn\u200bal"], [[0.6, 0.1, 0.61, 0.11]] * 2, ["x" * 40, "final"], (0, 2)),
+        (["\ue000", "\u202e", "\ud800"], [[0.6, 0.1, 0.61, 0.11]] * 3, [], None),  # nothing that can be read
+        (["שלום", "請求書"], [[0.1, 0.6, 0.11, 0.61]] * 2, ["שלום", "請求書"], (2, 0)),
+    ],
+)
+def test_a_text_layer_that_lies_gives_tokens_what_is_left_of_it(texts, boxes, kept, cell):
+    model = model_of()
+    batch = packed(stack(clean_words(texts, np.array(boxes), "text")))
+    assert len(batch.words) == len(hash_ngrams(kept)[0])
+    at_patches, at_pages = (tokens.detach().numpy() for tokens in model.words(batch))
+    page_map, patch_map = (m.weight.detach().double().numpy() for m in (model.words.to_pages, model.words.to_patches))
+    expected = bag(model, kept) if kept else np.zeros(page_map.shape[1])
+    np.testing.assert_allclose(at_pages[0], page_map @ expected, atol=1e-5)
+    rows = list(zip(batch.row.tolist(), batch.col.tolist(), strict=True))
+    for (row, col), token in zip(rows, at_patches, strict=True):
+        np.testing.assert_allclose(token, patch_map @ expected if (row, col) == cell else 0, atol=1e-5)
+    assert model(batch).isfinite().all()

@@ -83,6 +83,19 @@ def test_time_alone_may_be_set_anew(tmp_path):
     fit(net(), Listed(), loss, patient, output=tmp_path, resume=True)
 
 
+def test_a_run_goes_on_for_longer_under_the_schedule_of_the_longer_run(tmp_path):
+    fit(net(), Listed(), loss, PLAIN, output=tmp_path)
+    longer = TrainSettings(**{**PLAIN.__dict__, "epochs": 5})
+    model, of_longer = net(), fit(net(), Listed(), loss, longer)
+    history = fit(model, Listed(), loss, longer, output=tmp_path, resume=True)
+    assert [row["lr"] for row in history[3:]] == [row["lr"] for row in of_longer[3:]]
+    assert [row["epoch"] for row in history] == [1, 2, 3, 4, 5]
+    assert history[4]["loss"] != history[2]["loss"]
+    again = net()
+    assert fit(again, Listed(), loss, longer, output=tmp_path, resume=True) == history
+    assert_equal(weights(again), weights(model))
+
+
 def test_checkpoints_are_written_within_an_epoch(tmp_path):
     impatient = TrainSettings(**{**PLAIN.__dict__, "checkpoint_minutes": 0.0})
     steps = []
@@ -111,7 +124,7 @@ def test_a_folder_that_holds_no_run(tmp_path):
 def test_other_settings_data_or_model_are_refused_by_name(tmp_path):
     fit(net(), Listed(), loss, PLAIN, output=tmp_path)
     before = (tmp_path / CHECKPOINT).read_bytes()
-    other = TrainSettings(**{**PLAIN.__dict__, "lr": 0.1, "epochs": 9})
+    other = TrainSettings(**{**PLAIN.__dict__, "lr": 0.1, "epochs": 2})
     with pytest.raises(TrainingError, match=r"epochs was 3, lr was 0\.05"):
         resume(tmp_path, settings=other)
     with pytest.raises(TrainingError, match="use of an EMA"):
