@@ -56,7 +56,7 @@ def corpus_of_words(baseline, table, page_cache):
 
 
 def test_the_text_baseline_is_what_scikit_learn_gives_on_the_training_documents_alone(corpus_of_words):
-    train, test = np.arange(0, 16, 2), np.arange(1, 16, 2)
+    train, test = np.array([0, 1, 2, 3, 4, 8, 9]), np.array([5, 6, 7, 10, 11, 12])  # classes of five and of two
     texts, labels = corpus_of_words.texts, corpus_of_words.labels
     assert "invoice" in " ".join(texts)
     features = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), min_df=2, sublinear_tf=True)
