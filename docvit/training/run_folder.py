@@ -48,7 +48,7 @@ def agree_on_recipe(folder: Path, recipe: AnyRecipe, *, resume: bool, epochs: in
         TrainingError: `folder` holds another run, none to resume, one of more epochs, or is no folder.
     """
     if resume:
-        own = read_recipe(folder, type(recipe))
+        own: Any = read_recipe(folder, type(recipe))
         if epochs is not None and epochs < own.train.epochs:
             raise TrainingError(f"the run in {folder} has {own.train.epochs} epochs, and can go on for more, not fewer")
         return own if epochs is None else replace(own, train=replace(own.train, epochs=epochs))

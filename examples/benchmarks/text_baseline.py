@@ -39,6 +39,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from docvit.model.pretrained import load_pretrained
 from scipy import sparse
 from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 from sklearn.linear_model import LogisticRegression
@@ -55,7 +56,6 @@ from docvit.errors import UserError
 from docvit.files import replaced
 from docvit.model.config import DocViTConfig
 from docvit.model.folder import CONFIG, WEIGHTS
-from docvit.model.pretrained import load_pretrained
 from docvit.model.variants import VARIANTS
 
 TEXT, MLP = "TF-IDF of characters, logistic regression", "word counts, MLP"
