@@ -93,7 +93,8 @@ class Explanation:
         )
         numbers = {read[i].number for i in shown}
         strongest = [word for word in self.words if word.page in numbers][:MAX_WORDS]
-        legend = _legend(strongest, int(22 * width))
+        patches = any(np.nanmax(self.relevance[i], initial=0) > 0 for i in shown)
+        legend = _legend(strongest, int(22 * width), patches=patches)
         figure.supxlabel(legend, fontsize=6, color="0.4", parse_math=False)
         grid = figure.subplots(rows, columns, squeeze=False).flatten()
         for axes in grid:
@@ -124,9 +125,9 @@ def explain(
 
     Evidence is gradient times activation of the patch tokens that enter the last block, where it is positive
     (Grad-CAM, arXiv 1610.02391, on tokens). The gradient is that of the label's logit; the gradient of its probability
-    vanishes in rounding noise where the model is certain. In a model without blocks patches have no tokens: there every
-    patch of a page has the relevance of the page. Evidence of a word is likewise gradient times activation of its
-    n-grams' vectors, on its patch and in its page's class token, where the sum is positive.
+    vanishes in rounding noise where the model is certain. In a model without blocks patches have no tokens and no
+    relevance. Evidence of a word is likewise gradient times activation of its n-grams' vectors, on its patch and in its
+    page's class token, where the sum is positive.
 
     Raises:
         DocumentError: the file cannot be read, or is blank.
@@ -145,10 +146,7 @@ def explain(
         raise prediction.error
     batch = model.pack([stack]).to(classifier.device)
     label = classifier.classes.index(prediction.label or "")
-    if model.config.reads_patches:
-        evidence = _evidence(model, batch, label)
-    else:
-        evidence = torch.tensor(prediction.page_relevance)[batch.page_of_patch]
+    evidence = _evidence(model, batch, label) if model.config.reads_patches else torch.zeros(batch.num_patches)
     evidence = evidence / evidence.max().clamp(min=1e-12) if len(evidence) else evidence
     maps = []
     for page, grid in enumerate(batch.grids.tolist()):
@@ -221,12 +219,13 @@ def _evidence_of_ngrams(model: DocViT, batch: PatchSequence, label: int) -> Tens
     return total
 
 
-def _legend(words: Sequence[WordEvidence], width: int) -> str:
-    legend = "red: evidence for the label, strongest patch darkest; per cent: the page's share of it"
+def _legend(words: Sequence[WordEvidence], width: int, *, patches: bool) -> str:
+    red = "red: evidence for the label, strongest patch darkest; " if patches else ""
+    legend = f"{red}per cent: the page's share of the evidence for the label"
     if not words:
         return legend
     listed = ", ".join(f"{_printable(word.text, 24)} ({word.page})" for word in words)
-    return f"{legend}; boxes: strongest words\n" + textwrap.fill(f"strongest words (page): {listed}", width)
+    return f"{legend}; orange: strongest words\n" + textwrap.fill(f"strongest words (page): {listed}", width)
 
 
 def _printable(text: str, limit: int) -> str:
@@ -239,7 +238,7 @@ def _box_of(word: WordEvidence, page: NDArray[np.uint8]) -> Rectangle:
     """The word's box in pixels, a little larger than the word."""
     (left, top, right, bottom), (height, width) = word.box, page.shape[:2]
     size = ((right - left) * width + 2, (bottom - top) * height + 2)
-    return Rectangle((left * width - 1.5, top * height - 1.5), *size, fill=False, color="tab:blue", lw=0.7)
+    return Rectangle((left * width - 1.5, top * height - 1.5), *size, color="tab:orange", alpha=0.45, lw=0)
 
 
 def _overlay(page: NDArray[np.uint8], relevance: NDArray[np.float32]) -> NDArray[np.float64]:

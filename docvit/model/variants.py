@@ -10,7 +10,7 @@ from docvit.model.config import DocViTConfig
 if TYPE_CHECKING:
     from docvit.model.docvit import DocViT
 
-# Three narrow blocks, the ink stem, fixed positions: for few documents and sources. The bundled model is one.
+# Three narrow blocks, the ink stem, fixed positions: for few documents and sources.
 COMPACT: dict[str, Any] = {
     "patch_size": 32,
     "page_size": 256,
@@ -31,7 +31,7 @@ COMPACT: dict[str, Any] = {
 VARIANTS: dict[str, dict[str, Any]] = {
     "docvit_base_patch16": {"embed_dim": 768, "depth": 12, "num_heads": 12},  # ViT-B, ViT-S, ViT-Ti
     "docvit_compact_patch32": COMPACT,
-    # without blocks: the ink stem's page statistics, pooled, and a linear map; a teacher
+    # without blocks: the ink stem's page statistics, pooled, and a linear map; a teacher, and the bundled model
     "docvit_linear_patch32": {**COMPACT, "depth": 0, "scopes": "page", "pooling": "mean+std+first"},
     "docvit_small_patch16": {"embed_dim": 384, "depth": 12, "num_heads": 6},
     "docvit_tiny_patch16": {"embed_dim": 192, "depth": 12, "num_heads": 3},

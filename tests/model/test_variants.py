@@ -66,13 +66,20 @@ def test_without_blocks_page_tokens_are_normalised_stem_statistics():
         create_model("docvit_linear_patch32", stem="linear")
 
 
-def test_the_bundled_model_is_the_compact_variant():
+def test_the_bundled_model_is_the_linear_variant_with_words():
     bundled = DocViT.from_pretrained()
-    own = {"num_classes": bundled.num_classes, "classes": bundled.config.classes}
-    model = create_model("docvit_compact_patch32", **own)
+    own = {"num_classes": bundled.num_classes, "classes": bundled.config.classes, "words": 16_384}
+    model = create_model("docvit_linear_patch32", **own)
     assert model.config == bundled.config
     assert [(n, p.shape) for n, p in model.named_parameters()] == [(n, p.shape) for n, p in bundled.named_parameters()]
     assert isinstance(model.patch_embed, InkStem)
+    assert model.head.in_features == 3 * model.embed_dim == 384  # mean, spread and first of the pages
+
+
+def test_the_compact_variant():
+    model = create_model("docvit_compact_patch32", num_classes=8)
+    assert isinstance(model.patch_embed, InkStem)
+    assert model.config.block_scopes == ("page", "document", "document")
     assert model.head.in_features == 2 * model.embed_dim == 256  # mean and spread of the pages
 
 
