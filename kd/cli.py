@@ -28,6 +28,7 @@ from docvit.cli.options import (
     Resume,
     Scopes,
     Seed,
+    Version,
     Workers,
     check_resumed,
     options_of,
@@ -50,7 +51,6 @@ ALPHA, TEMPERATURE = 0.5, 4.0
 LOSE_WORDS, WORD_DROPOUT = 0.3, 0.5
 
 app = typer.Typer(
-    help="Distil knowledge from large networks into small ones, and measure it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -59,6 +59,11 @@ app = typer.Typer(
 
 bench = typer.Typer(help="Benchmarks.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
+
+
+@app.callback()
+def kd(version: Version = False) -> None:
+    """Distil knowledge from large networks into small ones, and measure it."""
 
 
 class PresetName(str, Enum):

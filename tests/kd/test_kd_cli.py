@@ -1,5 +1,6 @@
 """Every option of `kd distill` and `kd bench cifar10`, read back from where it acts; and what help may import."""
 
+import importlib
 import subprocess
 import sys
 from dataclasses import replace
@@ -186,3 +187,8 @@ def test_distill_is_the_function_whatever_was_imported_before(before):
 def test_the_package_is_a_command():
     line = [sys.executable, "-m", "kd", "--help"]
     assert "distill" in subprocess.run(line, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_version():
+    script = "import sys; from kd.cli import main; sys.argv = ['kd', '--version']; main()"
+    assert python(script) == importlib.import_module("docvit").__version__
