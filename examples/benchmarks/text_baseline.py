@@ -39,7 +39,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from docvit.model.pretrained import load_pretrained
+from docvit.model.docvit import DocViT
 from scipy import sparse
 from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 from sklearn.linear_model import LogisticRegression
@@ -131,7 +131,7 @@ class Corpus:
         """A trained model's probabilities of whole documents, with their words or as pixels alone."""
 
         def fit(train: np.ndarray, test: np.ndarray) -> np.ndarray:
-            model, held_out, files = load_pretrained(str(folder)), self.data.subset(test.tolist()), self.files
+            model, held_out, files = DocViT.from_pretrained(str(folder)), self.data.subset(test.tolist()), self.files
             if model.config.rendering != self.cache.rendering:
                 files, _ = replace(self.cache, rendering=model.config.rendering).prepare(held_out.paths)
             order = [model.config.classes.index(name) for name in self.data.classes]

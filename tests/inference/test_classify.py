@@ -136,7 +136,20 @@ def test_nothing_in_nothing_out(classifier):
 
 def test_keys_of_a_json_line(classifier, paths):
     good, missing = classifier(paths[0]), next(classifier.predict([paths[3]], workers=0))
-    keys = {"path", "label", "score", "scores", "num_pages", "pages_read", "page_relevance", "error", "pages", "note"}
+    keys = {
+        "path",
+        "label",
+        "score",
+        "scores",
+        "num_pages",
+        "pages_read",
+        "page_relevance",
+        "error",
+        "pages",
+        "words_read",
+        "words_from",
+        "note",
+    }
     for prediction in (good, missing):
         assert set(json.loads(json.dumps(prediction.as_dict()))) == keys
     assert good.as_dict()["error"] is None
@@ -221,7 +234,8 @@ def test_errors_of_one_document_are_raised(classifier, tmp_path):
 def test_the_bundled_model_classifies_offline(tmp_path):
     classifier = DocumentClassifier.from_pretrained(device="cpu")
     assert classifier.classes == (
-        "assignment", "cheatsheet", "datasheet", "form", "paper", "report", "sheet_music", "slides",
+        "assignment", "brochure", "cheatsheet", "contract", "datasheet", "form", "invoice", "manual",
+        "minutes", "news", "paper", "report", "resume", "sheet_music", "slides", "thesis",
     )  # fmt: skip
     path = tmp_path / "a.pdf"
     path.write_bytes(classed_pdf("text", 3))
