@@ -18,6 +18,7 @@ from types import ModuleType
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here needs a network, so nothing shall wait for one
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin for each other starve on a busy machine
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 Box = tuple[float, float]
