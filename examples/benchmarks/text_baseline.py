@@ -39,7 +39,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from docvit.model.docvit import DocViT
 from scipy import sparse
 from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 from sklearn.linear_model import LogisticRegression
