@@ -1,0 +1,130 @@
+"""Pages as scanners, fax machines, phones and copiers leave them; at the size of a model's pages."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+CHANCE = 0.5  # of each trace of a device, in a document that has any
+
+
+@dataclass(frozen=True)
+class Device:
+    """What one device does to all pages of a document; 0, or None, for what it leaves alone.
+
+    Attributes:
+        bits: steepness with which grey becomes black or white; None for all shades.
+        threshold: ink, in 0..1, that becomes half black.
+        fade: share of the ink that is lost.
+        paper: ink of the paper itself.
+        shadow: (x, y) ink that paper gains towards a side.
+        blur: share in which a pixel becomes the mean of its neighbours.
+        noise: standard deviation of the noise.
+        jpeg: quality; None for no compression.
+        border: widths of the dark borders left, top, right and bottom, as shares of the page.
+        holes: number of punch holes.
+        bleed: share of the ink of another page that shines through.
+    """
+
+    bits: float | None = None
+    threshold: float = 0.5
+    fade: float = 0.0
+    paper: float = 0.0
+    shadow: tuple[float, float] = (0.0, 0.0)
+    blur: float = 0.0
+    noise: float = 0.0
+    jpeg: int | None = None
+    border: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    holes: int = 0
+    bleed: float = 0.0
+
+
+def draw_device(random: np.random.Generator) -> Device:
+    """A device with a random choice of traces."""
+
+    def maybe(low: float, high: float) -> float:
+        return float(random.uniform(low, high)) if random.random() < CHANCE else 0.0
+
+    bits = maybe(5, 25)
+    border = [maybe(0, 0.04) if random.random() < CHANCE / 2 else 0.0 for _ in range(4)]
+    left, top, right, bottom = border
+    return Device(
+        bits=bits or None,
+        threshold=float(random.uniform(0.25, 0.6)),
+        fade=maybe(0, 0.4),
+        paper=0.0 if bits else maybe(0, 0.15),
+        shadow=(0.0, 0.0) if bits else (maybe(-0.15, 0.15), maybe(-0.15, 0.15)),
+        blur=maybe(0, 1),
+        noise=maybe(0, 0.05),
+        jpeg=int(random.integers(30, 90)) if random.random() < CHANCE else None,
+        border=(left, top, right, bottom),
+        holes=int(random.choice([2, 4])) if random.random() < CHANCE / 2 else 0,
+        bleed=maybe(0, 0.15),
+    )
+
+
+def scan(pages: Sequence[Tensor], device: Device, random: np.random.Generator) -> list[Tensor]:
+    """Ink (C, H, W) in 0..1 of the pages of one document, as `device` leaves it: grey, and of the same sizes."""
+    inks = [page.mean(0, keepdim=True) for page in pages]  # (1, H, W)
+    return [_leave(ink, _behind(inks, n), device, random).expand_as(pages[n]) for n, ink in enumerate(inks)]
+
+
+def _behind(inks: list[Tensor], n: int) -> Tensor | None:
+    """The page that lies behind page n, or its reverse, if it has the same size."""
+    other = inks[n + 1 if n + 1 < len(inks) else n - 1]
+    return other if len(inks) > 1 and other.shape == inks[n].shape else None
+
+
+def _leave(ink: Tensor, behind: Tensor | None, d: Device, random: np.random.Generator) -> Tensor:
+    _, height, width = ink.shape
+    if d.bleed and behind is not None:
+        ink = ink + d.bleed * behind.flip(2)
+    if d.blur:
+        ink = torch.lerp(ink, F.avg_pool2d(ink, 3, 1, 1, count_include_pad=False), d.blur)
+    ink = d.paper + (1 - d.paper) * (1 - d.fade) * ink
+    for size, dim, gain in ((width, 2, d.shadow[0]), (height, 1, d.shadow[1])):
+        if gain:
+            slope = torch.linspace(0, abs(gain), size)
+            ink = ink + (slope if gain > 0 else slope.flip(0)).view([-1 if n == dim else 1 for n in range(3)])
+    if d.bits:
+        steep = torch.sigmoid(d.bits * (torch.stack([ink, torch.zeros_like(ink), torch.ones_like(ink)]) - d.threshold))
+        ink = (steep[0] - steep[1]) / (steep[2] - steep[1])  # 0 and 1 stay what they are
+    if d.noise:
+        ink = ink + d.noise * torch.from_numpy(random.standard_normal(ink.shape, dtype=np.float32))
+    ink = _border(ink.clamp(0, 1), d)
+    return ink if d.jpeg is None else _compress(ink, d.jpeg)
+
+
+def _border(ink: Tensor, d: Device) -> Tensor:
+    """Dark borders, where the device sees past the sheet, and holes along the left edge, which are as dark."""
+    _, height, width = ink.shape
+    ink, dark = ink.clone(), 0.9
+    left, top, right, bottom = (
+        round(share * size) for share, size in zip(d.border, (width, height, width, height), strict=True)
+    )
+    for part in (
+        ink[:, :, :left],
+        ink[:, :top],
+        ink[:, :, width - right :],
+        ink[:, height - bottom :],
+    ):
+        part.fill_(dark)
+    radius = 0.012 * max(height, width)
+    y, x = torch.arange(height)[:, None], torch.arange(width)[None]
+    for n in range(d.holes):
+        centre = height * (n + 1) / (d.holes + 1)
+        ink[:, (y - centre) ** 2 + (x - 0.045 * width) ** 2 < radius**2] = dark
+    return ink
+
+
+def _compress(ink: Tensor, quality: int) -> Tensor:
+    file = io.BytesIO()
+    Image.fromarray((255 * (1 - ink[0])).byte().numpy()).save(file, "jpeg", quality=quality)
+    return 1 - torch.from_numpy(np.array(Image.open(file))).float()[None] / 255
