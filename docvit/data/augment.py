@@ -1,4 +1,4 @@
-"""Random changes to pages that keep their class: geometry, ink weight, contrast and colour."""
+"""Random changes to pages that keep their class: geometry, ink weight, contrast, colour, and scanned copies."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from docvit.data.scans import draw_device, scan
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Augmentation:
             of the way to the lightest.
         contrast: largest share by which the ink is made paler.
         grey: probability that a document loses its colours (a copy, a print).
+        scan: probability that a document is a scanned copy (`docvit.data.scans`).
     """
 
     shift: float = 0.08
@@ -38,6 +41,7 @@ class Augmentation:
     ink: float = 0.7
     contrast: float = 0.4
     grey: float = 0.3
+    scan: float = 0.3
 
 
 def augment(pages: Sequence[np.ndarray], settings: Augmentation, random: np.random.Generator) -> list[Tensor]:
@@ -56,7 +60,7 @@ def augment(pages: Sequence[np.ndarray], settings: Augmentation, random: np.rand
     weight, pale = draw(s.ink), abs(draw(s.contrast))
     random.random(2)  # drawn for nothing: without it the seeds of published results would give other pages
     grey = random.random() < s.grey
-    changed = []
+    inks = []
     for page in pages:
         pixels = torch.from_numpy(np.atleast_3d(page)).permute(2, 0, 1)[None].float() / 255
         ink = 1 - pixels  # (1, C, H, W)
@@ -73,9 +77,10 @@ def augment(pages: Sequence[np.ndarray], settings: Augmentation, random: np.rand
             aspect=ink.shape[2] / ink.shape[3],
         )
         ink = F.grid_sample(ink, F.affine_grid(theta, list(ink.shape), align_corners=False), align_corners=False)
-        ink = _change_weight(ink, weight) * (1 - pale)
-        changed.append(1 - ink[0])
-    return changed
+        inks.append(_change_weight(ink, weight)[0] * (1 - pale))
+    if s.scan and random.random() < s.scan:
+        inks = scan(inks, draw_device(random), random)
+    return [1 - ink for ink in inks]
 
 
 def _affine(*, scale: float, stretch: float, rotate: float, shear: float, x: float, y: float, aspect: float) -> Tensor:

@@ -75,6 +75,13 @@ class PageStack(NamedTuple):
             words=[self.words[i] for i in positions if self.words],
         )
 
+    def turn(self, quarters: Sequence[int]) -> PageStack:
+        """Each page, with its words, turned clockwise by so many quarters."""
+        return self._replace(
+            pages=[_turn(page, k) for page, k in zip(self.pages, quarters, strict=True)],
+            words=[words.turn(k) for words, k in zip(self.words, quarters, strict=False)],
+        )
+
 
 class Document(Sequence[Image.Image]):
     """The pages of an open document as a lazy sequence: `document[i]` draws page i now, nothing is kept.
@@ -147,6 +154,12 @@ class Document(Sequence[Image.Image]):
 
     def close(self) -> None:
         self._renderer.close()
+
+
+def _turn(page: NDArray[np.uint8] | Tensor, quarters: int) -> NDArray[np.uint8] | Tensor:
+    if isinstance(page, np.ndarray):
+        return np.ascontiguousarray(np.rot90(page, -quarters))
+    return page.rot90(-quarters, (1, 2))
 
 
 def open_document(data: Data | Source, rendering: Rendering = Rendering(), *, password: str | None = None) -> Document:

@@ -80,6 +80,14 @@ class Words(Sequence[Word]):
         boxes = (self.boxes[inside] - [left, top, left, top]) / [right - left, bottom - top, right - left, bottom - top]
         return Words(tuple(compress(self.texts, inside)), boxes.clip(0, 1).astype(np.float32), self.source)
 
+    def turn(self, quarters: int) -> Words:
+        """Where they lie on the page turned clockwise by so many quarters."""
+        boxes = self.boxes
+        for _ in range(quarters % 4):
+            left, top, right, bottom = boxes.T
+            boxes = np.stack([1 - bottom, left, 1 - top, right], 1)
+        return Words(self.texts, boxes, self.source)
+
     def __iter__(self) -> Iterator[Word]:
         return (Word(text, tuple(box)) for text, box in zip(self.texts, self.boxes.tolist(), strict=True))
 

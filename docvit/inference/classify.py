@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast, overload
@@ -208,16 +208,24 @@ class DocumentClassifier:
         return [next(predictions) if isinstance(r, PageStack) else Prediction(r.path, error=r) for r in results]
 
     def classify_pages(self, stacks: list[PageStack], *, strategy: str = "document") -> list[Prediction]:
-        """Classifies documents whose pages are already read, all in one batch; `strategy` as for `predict`."""
+        """Classifies documents whose pages are already read, all in one batch; `strategy` as for `predict`.
+
+        Pages that lie on a side or upside down are turned upright first, where the model can tell.
+        """
+        return self._classify(stacks, strategy, turn=True)
+
+    def _classify(self, stacks: list[PageStack], strategy: str, *, turn: bool) -> list[Prediction]:
         way = get_strategy(strategy)
         if not stacks:
             return []
         used = [way.select(stack) for stack in stacks]
         views = [way.views(stack, self.rendering) for stack in used]
         batch = self.model.pack([view for group in views for view in group]).to(self.device)
-        scores, by_page = (part.cpu() for part in self.run(batch))
+        scores, by_page, turned = (part.cpu() for part in self.run(batch))
         combined = torch.stack([way.combine(rows) for rows in scores.split([len(group) for group in views])])
         counts = [sum(len(view.pages) for view in group) for group in views]
+        if turn and turned.any():
+            return self._turn_upright(used, turned.split(counts), strategy)
         blank = (batch.page_bounds.diff() == 0).split(counts)
         rows = zip(used, combined, by_page.split(counts), blank, strict=True)
         predictions = [self._prediction(*row) for row in rows]
@@ -225,13 +233,24 @@ class DocumentClassifier:
             return predictions
         return [_with_words(row, group) for row, group in zip(predictions, views, strict=True)]
 
+    def _turn_upright(self, stacks: list[PageStack], turned: Sequence[Tensor], strategy: str) -> list[Prediction]:
+        """Predictions of stacks of which some pages are turned by so many quarters."""
+        # tiles of many pages have one token; nothing is known of the pages then
+        quarters = [
+            q.tolist() if len(q) == len(s.pages) else [0] * len(s.pages) for s, q in zip(stacks, turned, strict=True)
+        ]
+        backwards = [stack.turn([-k for k in group]) for stack, group in zip(stacks, quarters, strict=True)]
+        rows = self._classify(backwards, strategy, turn=False)
+        return [_with_turns(row, stack, group) for row, stack, group in zip(rows, stacks, quarters, strict=True)]
+
     @torch.inference_mode()
-    def run(self, batch: PatchSequence) -> tuple[Tensor, Tensor]:
-        """Probabilities of documents (B, C), and what each page token alone says (N, C)."""
+    def run(self, batch: PatchSequence) -> tuple[Tensor, Tensor, Tensor]:
+        """Probabilities of documents (B, C), what each page token alone says (N, C), and quarter turns of pages (N,)."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             features = self.model.forward_features(batch)
             logits, by_page = self.model.forward_head(features), self.model.forward_pages(features)
-        return logits.float().softmax(1), by_page.float().softmax(1)
+        turned = self.model.forward_turns(features)
+        return logits.float().softmax(1), by_page.float().softmax(1), turned.where(batch.page_bounds.diff() > 0, 0)
 
     def _prediction(self, stack: PageStack, scores: Tensor, by_page: Tensor, blank: Tensor) -> Prediction:
         """One row from `scores` (C,), `by_page` (N, C) and `blank` (N,); N is 1 where pages are tiled."""
@@ -264,6 +283,12 @@ class DocumentClassifier:
             page_relevance=evidence.tolist() if own_tokens else [],
             pages=_with_failed(read, stack),
         )
+
+
+def _with_turns(row: Prediction, stack: PageStack, quarters: list[int]) -> Prediction:
+    """The row, whose pages say by how many degrees they were turned."""
+    degrees = {index + 1: 90 * k for index, k in zip(stack.indices, quarters, strict=True)}
+    return replace(row, pages=[replace(page, turned=degrees.get(page.number, 0)) for page in row.pages])
 
 
 def _with_words(row: Prediction, seen: list[PageStack]) -> Prediction:

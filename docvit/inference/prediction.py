@@ -22,6 +22,7 @@ class Page:
         score: the probability of `label`.
         relevance: its share of the evidence for the document's label.
         blank: nothing on it is darker or lighter than the rest.
+        turned: degrees (0, 90, 180 or 270) clockwise by which it lies turned; it was turned back before it was judged.
         failed: it could not be read; `Prediction.note` says why.
     """
 
@@ -30,6 +31,7 @@ class Page:
     score: float | None = None
     relevance: float | None = None
     blank: bool = False
+    turned: int = 0
     failed: bool = False
 
 

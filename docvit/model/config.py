@@ -56,6 +56,7 @@ class DocViTConfig:
         drop_path: stochastic depth at the last block, growing linearly from 0, drawn for each document.
         words: buckets of hashed words; 0 for pixels alone (`docvit.model.words`).
         word_dim: width of the buckets' table.
+        turns: page tokens say how their pages lie (`docvit.model.turns`).
         page_size, renderer, supersample, mean, std: what pages look like to this model (`docvit.Rendering`).
         classes: names of the classes, in the order of the logits; empty if unknown.
     """
@@ -81,6 +82,7 @@ class DocViTConfig:
     drop_path: float = 0.0
     words: int = 0
     word_dim: int = 48
+    turns: bool = False
     page_size: int = 224
     renderer: str = "pdfium"
     supersample: int = 2

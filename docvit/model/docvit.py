@@ -25,6 +25,7 @@ from docvit.model.init import trunc_normal_
 from docvit.model.positions import Positions, create_positions, resample
 from docvit.model.stems import Stem, create_stem
 from docvit.model.tokens import Rotation, TokenLayout, rotate
+from docvit.model.turns import TurnHead
 from docvit.model.words import WordEmbedding
 
 States = dict[str, Tensor]
@@ -170,6 +171,8 @@ class DocViT(nn.Module):
         self.head_drop = nn.Dropout(config.drop_rate)
         self.head = create_head(self.num_features, config.num_classes)
         self._init_weights()
+        # trained after everything else
+        self.turns = TurnHead(dim).requires_grad_(False) if config.turns else None
 
     def _init_weights(self) -> None:
         trunc_normal_(self.cls_token, std=0.02)
@@ -277,6 +280,12 @@ class DocViT(nn.Module):
         The other pages count as far as its token has attended to them.
         """
         return self.head(self.alone(x.pages))
+
+    def forward_turns(self, x: Features) -> Tensor:
+        """Quarter turns clockwise (N,) by which each page lies turned; 0 for all where the model cannot tell."""
+        if self.turns is None:
+            return torch.zeros_like(x.document_of_page)
+        return self.turns.decide(self.turns(x.pages.float()), x.document_of_page)
 
     def alone(self, pages: Tensor) -> Tensor:
         """Features (N, F) of documents that consist of one of these page tokens (N, D) each."""

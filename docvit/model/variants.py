@@ -26,6 +26,7 @@ COMPACT: dict[str, Any] = {
     "drop_path": 0.1,
     "scopes": "page-then-document:2",
     "max_pages": 40,
+    "turns": True,
 }
 
 VARIANTS: dict[str, dict[str, Any]] = {

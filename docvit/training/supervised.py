@@ -26,6 +26,7 @@ from docvit.training.loop import Record, fit
 from docvit.training.recipe import Recipe, build_model
 from docvit.training.rendering import render_all
 from docvit.training.run_folder import agree_on_recipe, write_recipe
+from docvit.training.turns import train_turns
 from docvit.training.word_counts import count_words
 
 logger = logging.getLogger(__name__)
@@ -122,6 +123,9 @@ def train_documents(
         )
         if ema is not None:
             ema.copy_to(model)
+        train_turns(model, data, files, recipe.augmentation, seed=recipe.train.seed, device=process.device)
+        if process.rank == 0:
+            model.save_pretrained(folder)
     return model.eval(), history
 
 
