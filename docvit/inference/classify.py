@@ -245,7 +245,7 @@ class DocumentClassifier:
 
     @torch.inference_mode()
     def run(self, batch: PatchSequence) -> tuple[Tensor, Tensor, Tensor]:
-        """Probabilities of documents (B, C), what each page token alone says (N, C), and quarter turns of pages (N,)."""
+        """Probabilities of documents (B, C), what each page token alone says (N, C), and their quarter turns (N,)."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             features = self.model.forward_features(batch)
             logits, by_page = self.model.forward_head(features), self.model.forward_pages(features)
