@@ -15,6 +15,7 @@ from docvit.cli.options import (
     OCR,
     Device,
     MaxPages,
+    MinScore,
     Model,
     NoWords,
     OCRPages,
@@ -45,6 +46,7 @@ def classify(
     no_words: NoWords = False,
     ocr: OCR = False,
     ocr_pages: OCRPages = defaults.OCR_PAGES,
+    min_score: MinScore = None,
     password: Annotated[str | None, typer.Option(help="Opens PDFs that have this password.")] = None,
     renderer: Annotated[
         RendererName | None, typer.Option(help="Render pages with this (default: the model's renderer).")
@@ -75,7 +77,7 @@ def classify(
 
     classifier = DocumentClassifier.from_pretrained(model, device=device, renderer=renderer.value if renderer else None)
     found = find_documents(paths)
-    predictions = classifier.predict(found, workers=workers, timeout=timeout, **reading)
+    predictions = classifier.predict(found, workers=workers, timeout=timeout, min_score=min_score, **reading)
     failed = 0
     write = row_writer(format, found)
     drawn: set[str] = set()

@@ -112,6 +112,11 @@ Timeout = Annotated[
     ),
 ]
 
+MinScore = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="Documents whose score * known is lower are unsure (default: the model's own)."),
+]
+
 NoWords = Annotated[bool, typer.Option("--no-words", help="Pixels alone, also for a model that reads words.")]
 
 OCR = Annotated[bool, typer.Option("--ocr", help='Read pages without a text layer by OCR: pip install "docvit[ocr]".')]

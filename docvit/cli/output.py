@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from docvit.evaluation.cost import Cost, Inspection, MeasuredCost
     from docvit.inference.prediction import Prediction
 
-COLUMNS = ("path", "label", "score", "num_pages", "pages_read", "error", "message")
+COLUMNS = ("path", "label", "score", "known", "unsure", "num_pages", "pages_read", "error", "message")
 MAX_LISTED = 20
 
 
@@ -62,7 +62,10 @@ def _table_writer(paths: Sequence[str]) -> Callable[[Prediction], None]:
         pages = str(prediction.num_pages)
         if prediction.pages_read != prediction.num_pages:
             pages = f"{prediction.pages_read} of {pages}"
-        _print_line(f"{path:<{width}}  {prediction.label:<14} {prediction.score:5.2f}  {pages}")
+        label = f"{prediction.label:<14} {prediction.score:5.2f}"
+        if prediction.unsure:
+            label = f"{f'unsure ({prediction.label} {prediction.score:.2f})'.replace(' 0.', ' .'):<20}"
+        _print_line(f"{path:<{width}}  {label}  {pages}" + (f"  {prediction.note}" if prediction.note else ""))
 
     return write
 

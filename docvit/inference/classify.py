@@ -87,6 +87,7 @@ class DocumentClassifier:
         password: str | None = None,
         words: bool = True,
         ocr_pages: int = 0,
+        min_score: float | None = None,
         top_k: int | None = None,
     ) -> Prediction: ...
     @overload
@@ -99,6 +100,7 @@ class DocumentClassifier:
         password: str | None = None,
         words: bool = True,
         ocr_pages: int = 0,
+        min_score: float | None = None,
         top_k: int | None = None,
     ) -> list[Prediction]: ...
     def __call__(
@@ -110,6 +112,7 @@ class DocumentClassifier:
         password: str | None = None,
         words: bool = True,
         ocr_pages: int = 0,
+        min_score: float | None = None,
         top_k: int | None = None,
     ) -> Prediction | list[Prediction]:
         """Classifies one document, or a list of them; safe to call from several threads.
@@ -126,13 +129,14 @@ class DocumentClassifier:
         if not is_one_document(data):
             documents = cast(Iterable[Data], data)
             limits: dict[str, Any] = {"max_pages": max_pages, "timeout": timeout, "password": password}
-            return list(self.predict(documents, words=words, ocr_pages=ocr_pages, top_k=top_k, **limits))
+            limits |= {"words": words, "ocr_pages": ocr_pages, "min_score": min_score, "top_k": top_k}
+            return list(self.predict(documents, **limits))
         options = self.reading(max_pages=max_pages, timeout=timeout, words=words, ocr_pages=ocr_pages)
         stack = read_alone(cast(Data, data), self.rendering, password=password, **options)
         (prediction,) = self.classify_pages([stack])
         if prediction.error is not None:
             raise prediction.error
-        return prediction if top_k is None else prediction.top(top_k)
+        return _finished(prediction, min_score, top_k)
 
     def predict(
         self,
@@ -146,6 +150,7 @@ class DocumentClassifier:
         password: str | None = None,
         words: bool = True,
         ocr_pages: int = 0,
+        min_score: float | None = None,
         top_k: int | None = None,
     ) -> Iterator[Prediction]:
         """Classifies a stream of documents, in order; one that cannot be read yields its error and the rest goes on.
@@ -169,6 +174,7 @@ class DocumentClassifier:
             words: give the words of the pages to a model that reads words; False for pixels alone.
             ocr_pages: of a document's first so many pages, those without a text layer are read by OCR for their words.
                 Each adds `OCR_SECONDS` to `timeout`.
+            min_score: a document whose `score * known` is lower is unsure; None for the model's own threshold.
             top_k: only the so many most probable classes are in `scores`; None for all.
 
         Raises:
@@ -185,7 +191,7 @@ class DocumentClassifier:
         streams = cpu_streams() if self.device.type == "cpu" else 1
         batches = in_batches(read, self.rendering, budget)
         for rows in in_streams(partial(self.for_stream()._settle, strategy=strategy), batches, streams):
-            yield from rows if top_k is None else (row.top(top_k) for row in rows)
+            yield from (_finished(row, min_score, top_k) for row in rows)
 
     def reading(self, *, max_pages: int | None, timeout: float, words: bool, ocr_pages: int) -> dict[str, Any]:
         """How documents are read for this model (options of `read_documents`): words only if it reads any."""
@@ -283,6 +289,11 @@ class DocumentClassifier:
             page_relevance=evidence.tolist() if own_tokens else [],
             pages=_with_failed(read, stack),
         )
+
+
+def _finished(row: Prediction, min_score: float | None, top_k: int | None) -> Prediction:
+    row = row if min_score is None else row.judged(min_score)
+    return row if top_k is None else row.top(top_k)
 
 
 def _with_turns(row: Prediction, stack: PageStack, quarters: list[int]) -> Prediction:

@@ -43,6 +43,8 @@ class Prediction:
         path: of the file; for what has none, a name in angle brackets.
         label: the most probable class.
         score: its probability.
+        known: the probability that the document is of a class that the model knows; 1 for a model that cannot tell.
+        unsure: `score * known` is below the model's threshold, or the one asked for (`min_score`).
         scores: class -> probability, the most probable first; under `top_k` only so many.
         num_pages: pages of the document.
         pages_read: pages that were read (see `max_pages`).
@@ -59,6 +61,8 @@ class Prediction:
     path: str
     label: str | None = None
     score: float | None = None
+    known: float | None = None
+    unsure: bool = False
     scores: dict[str, float] = field(default_factory=dict)
     num_pages: int | None = None
     pages_read: int | None = None
@@ -81,9 +85,15 @@ class Prediction:
             raise SettingError(f"top_k must be at least 1, not {count}")
         return replace(self, scores=dict(list(self.scores.items())[:count]))
 
+    def judged(self, min_score: float) -> Prediction:
+        """The same, unsure where `score * known` is below `min_score`."""
+        if self.score is None or self.known is None:
+            return self
+        return replace(self, unsure=self.score * self.known < min_score)
+
     def as_dict(self) -> dict[str, Any]:
         """The fields of a JSON line; `error` is null or `{"type", "message"}`."""
-        names = ("path", "label", "score", "scores", "num_pages", "pages_read", "page_relevance", "note")
+        names = ("path", "label", "score", "known", "unsure", "scores", "num_pages", "pages_read", "page_relevance", "note")
         values = {name: getattr(self, name) for name in (*names, "words_read", "words_from")}
         error = self.error.as_dict() if self.error else None
         return values | {"pages": [asdict(page) for page in self.pages], "error": error}
@@ -94,6 +104,8 @@ class Prediction:
         if self.words_read:
             facts.append(f"{self.words_read} words from {self.words_from}")
         facts += [_escape(self.note)] if self.note else []
+        if self.unsure:
+            facts.insert(0, f"<b>unsure</b>: known with probability {self.known:.2f}")
         if self.error is not None:
             facts.insert(0, f"<b>{_escape(self.error.kind)}</b>: {_escape(self.error.message)}")
         rows = "".join(

@@ -24,7 +24,7 @@ from docvit.training.loop import TrainSettings, fit
 
 PAGES = 4  # per document
 DOCUMENTS = 2000  # at most
-EPOCHS, BATCH, LR = 15, 256, 2e-3
+EPOCHS, STEPS, BATCH, LR = 15, 600, 256, 2e-3  # at least so many epochs and steps
 WRONG = 0.001  # share of upright pages of unseen groups that may be turned
 MARGIN = 1.0  # added to the log odds that this share reaches
 
@@ -133,6 +133,7 @@ def _train(tokens: _Tokens, seed: int, device: torch.device) -> TurnHead:
     def loss(head: nn.Module, batch: _Tokens, progress: float) -> dict[str, Tensor]:
         return {"loss": F.cross_entropy(head(batch.pages), batch.turned, label_smoothing=0.02)}
 
-    settings = TrainSettings(epochs=EPOCHS, lr=LR, weight_decay=0.3, bf16=False, seed=seed)
-    fit(head, _Shuffled(tokens, seed), loss, settings, device=device, description="how pages lie")
+    batches = _Shuffled(tokens, seed)
+    settings = TrainSettings(epochs=max(EPOCHS, STEPS // len(batches)), lr=LR, weight_decay=0.3, bf16=False, seed=seed)
+    fit(head, batches, loss, settings, device=device, description="how pages lie")
     return head.eval()

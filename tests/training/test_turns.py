@@ -1,0 +1,128 @@
+"""Pages that lie turned: learnt from pages that are turned on purpose, and turned back before they are judged."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import WORDS, worded_pdf
+
+from docvit.data.augment import Augmentation
+from docvit.data.labels import LabelledDocuments
+from docvit.documents.cache import PageCache
+from docvit.documents.pages import read_document
+from docvit.inference.classify import DocumentClassifier
+from docvit.model.docvit import DocViT
+from docvit.model.turns import DOWN, LEFT, RIGHT, UPRIGHT, TurnHead
+from docvit.model.variants import create_model
+from docvit.training.turns import train_turns
+
+STILL = Augmentation(shift=0.02, scale=0.02, stretch=0.01, rotate=0.0, shear=0.0, ink=0.1, contrast=0.1, scan=0.0)
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory, page_cache) -> DocViT:
+    """A small model that has seen pages turned; its other weights are as they were drawn."""
+    folder = tmp_path_factory.mktemp("turned")
+    files = []
+    for kind in WORDS:
+        for n in range(6):
+            files.append(folder / f"{kind}{n}.pdf")
+            files[-1].write_bytes(worded_pdf(kind, n))
+    paths = tuple(map(str, files))
+    torch.manual_seed(0)
+    classes = tuple(sorted(WORDS))
+    model = create_model("docvit_linear_patch32", num_classes=3, classes=classes, words=64, page_size=128)
+    pages, _ = PageCache(page_cache, model.config.rendering, words=True).prepare(paths, workers=0)
+    data = LabelledDocuments(
+        paths, tuple(n // 6 for n in range(18)), classes, groups=tuple(str(n % 6) for n in range(18))
+    )
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    train_turns(model, data, pages, STILL, seed=0, device=torch.device("cpu"))
+    for name, value in model.state_dict().items():
+        if not name.startswith("turns."):
+            assert torch.equal(value, before[name]), name
+    return model
+
+
+@pytest.mark.parametrize("quarters", [UPRIGHT, RIGHT, LEFT])
+def test_a_sheet_on_its_side_is_judged_as_if_it_stood_upright(taught, tmp_path, quarters):
+    file = tmp_path / "new.pdf"
+    file.write_bytes(worded_pdf("text", 9))
+    classifier = DocumentClassifier(taught, device="cpu")
+    upright = read_document(str(file), classifier.rendering, words=True)
+    (expected,) = classifier.classify_pages([upright])
+    (found,) = classifier.classify_pages([upright.turn([quarters] * 2)])
+    assert [page.turned for page in found.pages] == [90 * quarters] * 2
+    assert found.scores == expected.scores
+    assert found.words_read == expected.words_read > 0
+
+
+def test_only_the_page_that_lies_turned_is_turned(taught, tmp_path):
+    file = tmp_path / "new.pdf"
+    file.write_bytes(worded_pdf("text", 9))
+    classifier = DocumentClassifier(taught, device="cpu")
+    stack = read_document(str(file), classifier.rendering, words=True).turn([UPRIGHT, RIGHT])
+    (found,) = classifier.classify_pages([stack])
+    assert [page.turned for page in found.pages] == [0, 90]
+
+
+def test_an_untrained_head_turns_nothing():
+    head = TurnHead(8)
+    assert not head.trained
+    assert head.decide(torch.tensor([[-9.0, 9, -9, -9]]), torch.tensor([0])).tolist() == [UPRIGHT]
+
+
+def test_pages_of_a_document_are_judged_together_and_documents_apart():
+    head = TurnHead(8)
+    head.side.fill_(0.0)
+    head.down.fill_(0.0)
+    doubtful = [0.0, 0.1, 0.0, 0.0]  # by itself as good as nothing
+    sure = [9.0, 0.0, 0.0, 0.0]
+    logits = torch.tensor([sure, doubtful, sure, [0.0, 0.0, 9.0, 0.0], [0.0, 9.0, 0.0, 0.0]])
+    assert head.decide(logits, torch.tensor([0, 0, 0, 1, 2])).tolist() == [UPRIGHT, UPRIGHT, UPRIGHT, DOWN, RIGHT]
+
+
+def test_a_page_of_which_nothing_is_known_needs_more_than_even_odds():
+    head = TurnHead(8)
+    head.side.fill_(1.0)
+    head.down.fill_(1.0)
+    logits = torch.tensor([[0.0, 0.5, 0.0, 0.5], [0.0, 0.0, 0.9, 0.0]])
+    assert head.decide(logits, torch.tensor([0, 1])).tolist() == [UPRIGHT, UPRIGHT]
+
+
+def test_turning_a_page_turns_its_words_with_it(tmp_path):
+    file = tmp_path / "new.pdf"
+    file.write_bytes(worded_pdf("text", 0, pages=1))
+    stack = read_document(str(file), words=True)
+    page, words = stack.pages[0], stack.words[0]
+    height, width = page.shape[:2]
+    for quarters in range(1, 4):
+        turned = stack.turn([quarters])
+        high, wide = turned.pages[0].shape[:2]
+        for (left, top, right, bottom), box in zip(words.boxes, turned.words[0].boxes, strict=True):
+            ink = page[round(top * height) : round(bottom * height), round(left * width) : round(right * width)]
+            x0, y0, x1, y1 = box * [wide, high, wide, high]
+            same = turned.pages[0][round(y0) : round(y1), round(x0) : round(x1)]
+            assert np.array_equal(np.rot90(ink, -quarters), same)
+    again = stack.turn([3]).turn([1])
+    assert np.array_equal(again.pages[0], page)
+    assert np.allclose(again.words[0].boxes, words.boxes, atol=1e-6)
+
+
+def test_normalised_pages_are_turned_like_drawn_ones(tmp_path):
+    file = tmp_path / "new.pdf"
+    file.write_bytes(worded_pdf("text", 0, pages=1))
+    stack = read_document(str(file))
+    tensors = stack._replace(pages=[torch.from_numpy(np.array(page)).permute(2, 0, 1) for page in stack.pages])
+    assert np.array_equal(tensors.turn([1]).pages[0].permute(1, 2, 0).numpy(), stack.turn([1]).pages[0])
+
+
+def test_with_one_group_nothing_is_known_of_unseen_pages_and_no_page_is_turned(taught, page_cache, tmp_path):
+    file = tmp_path / "one.pdf"
+    file.write_bytes(worded_pdf("text", 0))
+    model = create_model("docvit_linear_patch32", num_classes=2, page_size=128)
+    data = LabelledDocuments((str(file),), (0,), ("a", "b"), groups=("one",))
+    pages, _ = PageCache(page_cache, model.config.rendering, words=True).prepare(data.paths, workers=0)
+    train_turns(model, data, pages, STILL, seed=0, device=torch.device("cpu"))
+    assert not model.turns.trained
