@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,6 +17,7 @@ from docvit.cli.options import (
     Device,
     LabelledData,
     MaxPages,
+    MinScore,
     Model,
     NoWords,
     OCRPages,
@@ -24,10 +26,12 @@ from docvit.cli.options import (
     Workers,
     words_options,
 )
-from docvit.cli.output import print_inspection, print_report
+from docvit.cli.output import print_inspection, print_report, print_sureness
 
 if TYPE_CHECKING:
     from docvit.data.labels import LabelledDocuments
+    from docvit.inference.classify import DocumentClassifier
+    from docvit.inference.prediction import Prediction
 
 
 @app.command()
@@ -38,6 +42,11 @@ def evaluate(
     against: Annotated[
         str | None, typer.Option(metavar="M", help="Compare with this second model, cost included.")
     ] = None,
+    unknown: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Documents of kinds that the model does not know: does it say so?"),
+    ] = None,
+    min_score: MinScore = None,
     strategy: Annotated[
         str,
         typer.Option(metavar="NAME", help=f"How page results become a document's: {', '.join(defaults.STRATEGIES)}."),
@@ -78,6 +87,7 @@ def evaluate(
     if against is not None:
         names = {model or "bundled": model, against: against}
         raise typer.Exit(_compare(labelled, names, format, device=device, **reading))
+    reading["min_score"] = min_score
     predictions = classifier.predict(labelled.paths, strategy=strategy, **reading)
     rows = list(tqdm(predictions, total=len(labelled), desc="evaluating", unit="doc", disable=None))
     read = [(p, label) for p, label in zip(rows, labelled.labels, strict=True) if p.error is None]
@@ -88,12 +98,36 @@ def evaluate(
         fail("none of the documents could be read")
     scores = [[p.scores[name] for name in classifier.classes] for p, _ in read]
     measured = report(np.array(scores), [label for _, label in read], classifier.classes)
+    right = [p.label == classifier.classes[label] for p, label in read]
+    sureness = _sureness([p for p, _ in read], right, _known_scores(classifier, unknown, **reading))
     if format is ReportFormat.json:
-        print(json.dumps(measured.as_dict() | {"unreadable": len(errors)}, indent=2))
+        print(json.dumps(measured.as_dict() | sureness | {"unreadable": len(errors)}, indent=2))
     else:
         print_report(measured, len(errors))
+        print_sureness(sureness)
     if errors:
         raise typer.Exit(1)
+
+
+def _known_scores(classifier: DocumentClassifier, unknown: Path | None, **reading: Any) -> list[Prediction]:
+    """What the model says of documents of kinds that it does not know."""
+    from docvit.documents.finding import find_documents
+
+    found = [] if unknown is None else find_documents([str(unknown)])
+    return [p for p in classifier.predict(found, **reading) if p.error is None]
+
+
+def _sureness(known: list[Prediction], right: list[bool], unknown: list[Prediction]) -> dict[str, float | None]:
+    """Shares of the documents that the model is sure of, and how well `known` tells unknown documents."""
+    from sklearn.metrics import roc_auc_score
+
+    sure = [hit for p, hit in zip(known, right, strict=True) if not p.unsure]
+    values = {"coverage": len(sure) / len(known), "accuracy_of_sure": sum(sure) / len(sure) if sure else None}
+    if not unknown:
+        return values | {"known_auroc": None, "unknown_unsure": None}
+    labels = [1] * len(known) + [0] * len(unknown)
+    auroc = roc_auc_score(labels, [p.known for p in (*known, *unknown)])
+    return values | {"known_auroc": float(auroc), "unknown_unsure": sum(p.unsure for p in unknown) / len(unknown)}
 
 
 def _compare(labelled: LabelledDocuments, names: dict[str, str | None], format: ReportFormat, **options: Any) -> int:

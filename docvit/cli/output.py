@@ -99,7 +99,12 @@ def _suffix(path: str) -> str:
 def print_report(r: Report, unreadable: int) -> None:
     skipped = f", {unreadable} unreadable" if unreadable else ""
     print(f"{r.documents} documents{skipped}")
-    print(f"accuracy {r.accuracy:.3f}   macro-F1 {r.macro_f1:.3f}   ECE {r.ece:.3f}   AURC {r.aurc:.3f}\n")
+    print(f"accuracy {r.accuracy:.3f}   macro-F1 {r.macro_f1:.3f}   ECE {r.ece:.3f}   AURC {r.aurc:.3f}")
+    print(
+        "accuracy of the surest "
+        + "   ".join(f"{share} {value:.3f}" for share, value in r.accuracy_of_surest.items())
+        + "\n"
+    )
     width = max(len(name) for name in r.classes)
     print(f"{'class':<{width}}  precision  recall    F1  documents   predicted as (columns in the order of the rows)")
     for name, row in zip(r.classes, r.confusion, strict=True):
@@ -108,6 +113,15 @@ def print_report(r: Report, unreadable: int) -> None:
         print(
             f"{name:<{width}}  {c['precision']:9.2f}  {c['recall']:6.2f}  {c['f1']:4.2f}  {c['support']:9.0f}   {cells}"
         )
+
+
+def print_sureness(sureness: Mapping[str, float | None]) -> None:
+    """How many answers are sure and right, and how well unknown documents are told."""
+    sure, right, auroc = (sureness[name] for name in ("coverage", "accuracy_of_sure", "known_auroc"))
+    accuracy = "" if right is None else f", and {right:.1%} of these answers are right"
+    print(f"\nsure of {sure:.1%} of the documents{accuracy}")
+    if auroc is not None:
+        print(f"unknown documents: AUROC of known {auroc:.3f}, unsure of {sureness['unknown_unsure']:.1%}")
 
 
 def print_inspection(found: Inspection) -> None:

@@ -78,6 +78,10 @@ def train(
     valid: Valid = None,
     group_by: GroupBy = None,
     fold: Fold = None,
+    calibrated_like: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DIR", help="Models of other folds: what is unsure is taken from them. May be repeated."),
+    ] = None,
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Leave out documents that cannot be read, and list them.")
     ] = False,
@@ -114,7 +118,8 @@ def train(
         check_resumed(context, options_of(recipe), options_of(read_recipe(output)), may_grow=("epochs",))
     labelled, held_out = read_parts(data, valid, fold, group_by=group_by, workers=workers)
     options: dict[str, Any] = {"resume": resume, "epochs": more_epochs(context), "device": device, "workers": workers}
-    _, history = train_documents(labelled, output, recipe, valid=held_out, skip_unreadable=skip_unreadable, **options)
+    options |= {"skip_unreadable": skip_unreadable, "calibrated_like": calibrated_like or ()}
+    _, history = train_documents(labelled, output, recipe, valid=held_out, **options)
     print_last(output, history)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+SHARES = (100, 90, 80, 70, 60, 50)
+
 
 @dataclass(frozen=True)
 class Report:
@@ -17,6 +19,7 @@ class Report:
         accuracy, macro_f1: in 0..1.
         ece: expected calibration error, 15 equal bins of confidence (arXiv 1706.04599).
         aurc: area under the risk-coverage curve (Geifman et al., arXiv 1805.08206); lower is better.
+        accuracy_of_surest: accuracy of the surest 100, 90, ... 50 % of the documents.
         per_class: class -> precision, recall, f1, support.
         confusion: (C, C) number of documents; rows are true classes, columns predicted ones.
     """
@@ -26,6 +29,7 @@ class Report:
     macro_f1: float
     ece: float
     aurc: float
+    accuracy_of_surest: dict[str, float]
     classes: tuple[str, ...]
     per_class: dict[str, dict[str, float]]
     confusion: list[list[int]]
@@ -51,6 +55,7 @@ def report(probabilities: np.ndarray, labels: Sequence[int], classes: Sequence[s
         macro_f1=float(f1_score(truth, predicted, labels=present, average="macro", zero_division=0.0)),
         ece=expected_calibration_error(probabilities, truth),
         aurc=area_under_risk_coverage(probabilities, truth),
+        accuracy_of_surest={f"{share}%": accuracy_at(probabilities, truth, share / 100) for share in SHARES},
         classes=tuple(classes),
         per_class={
             c: {n: float(column[i]) for n, column in zip(names, columns, strict=True)} for i, c in enumerate(classes)
@@ -72,3 +77,9 @@ def area_under_risk_coverage(probabilities: np.ndarray, labels: np.ndarray) -> f
     order = np.argsort(-probabilities.max(1), kind="stable")
     wrong = (probabilities.argmax(1) != labels)[order]
     return float((wrong.cumsum() / np.arange(1, len(labels) + 1)).mean())
+
+
+def accuracy_at(probabilities: np.ndarray, labels: np.ndarray, share: float) -> float:
+    """Accuracy of the given share of the documents, those with the highest confidence."""
+    order = np.argsort(-probabilities.max(1), kind="stable")[: max(1, round(share * len(labels)))]
+    return float((probabilities.argmax(1) == labels)[order].mean())

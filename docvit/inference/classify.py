@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast, overload
+from typing import Any, NamedTuple, cast, overload
 
 import torch
 from torch import Tensor
@@ -33,6 +33,16 @@ Read = PageStack | DocumentError
 
 BUDGET = 1280
 OCR_SECONDS = 15.0  # added to the limit of a document's time for each page that may be read by OCR
+
+
+class Answers(NamedTuple):
+    """Probabilities of B documents (B, C), what each of their N page tokens alone says (N, C), quarter turns clockwise
+    by which pages lie turned (N,), and the probability that a document is of a known class (B,)."""
+
+    documents: Tensor
+    pages: Tensor
+    turned: Tensor
+    known: Tensor
 
 
 class DocumentClassifier:
@@ -227,13 +237,15 @@ class DocumentClassifier:
         used = [way.select(stack) for stack in stacks]
         views = [way.views(stack, self.rendering) for stack in used]
         batch = self.model.pack([view for group in views for view in group]).to(self.device)
-        scores, by_page, turned = (part.cpu() for part in self.run(batch))
-        combined = torch.stack([way.combine(rows) for rows in scores.split([len(group) for group in views])])
+        scores, by_page, turned, known = (part.cpu() for part in self.run(batch))
+        of_document = [len(group) for group in views]
+        combined = torch.stack([way.combine(rows) for rows in scores.split(of_document)])
+        knowns = [float(group.mean()) for group in known.split(of_document)]
         counts = [sum(len(view.pages) for view in group) for group in views]
         if turn and turned.any():
             return self._turn_upright(used, turned.split(counts), strategy)
         blank = (batch.page_bounds.diff() == 0).split(counts)
-        rows = zip(used, combined, by_page.split(counts), blank, strict=True)
+        rows = zip(used, combined, by_page.split(counts), blank, knowns, strict=True)
         predictions = [self._prediction(*row) for row in rows]
         if not self.model.config.words:
             return predictions
@@ -250,15 +262,18 @@ class DocumentClassifier:
         return [_with_turns(row, stack, group) for row, stack, group in zip(rows, stacks, quarters, strict=True)]
 
     @torch.inference_mode()
-    def run(self, batch: PatchSequence) -> tuple[Tensor, Tensor, Tensor]:
-        """Probabilities of documents (B, C), what each page token alone says (N, C), and their quarter turns (N,)."""
+    def run(self, batch: PatchSequence) -> Answers:
+        """What the model says of a batch."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             features = self.model.forward_features(batch)
             logits, by_page = self.model.forward_head(features), self.model.forward_pages(features)
-        turned = self.model.forward_turns(features)
-        return logits.float().softmax(1), by_page.float().softmax(1), turned.where(batch.page_bounds.diff() > 0, 0)
+            turned = self.model.forward_turns(features)
+        written = (batch.page_bounds.diff() > 0).to(turned.device)
+        logits = logits.float()
+        known = self.model.known(logits)
+        return Answers(logits.softmax(1), by_page.float().softmax(1), turned.where(written, 0), known)
 
-    def _prediction(self, stack: PageStack, scores: Tensor, by_page: Tensor, blank: Tensor) -> Prediction:
+    def _prediction(self, stack: PageStack, scores: Tensor, by_page: Tensor, blank: Tensor, known: float) -> Prediction:
         """One row from `scores` (C,), `by_page` (N, C) and `blank` (N,); N is 1 where pages are tiled."""
         own_tokens = len(by_page) == len(stack.pages)
         read = [Page(i + 1, blank=bool(blank[n] if own_tokens else blank.all())) for n, i in enumerate(stack.indices)]
@@ -285,6 +300,8 @@ class DocumentClassifier:
             row,
             label=self.classes[best],
             score=float(scores[best]),
+            known=known,
+            unsure=float(scores[best]) * known < self.model.config.min_score,
             scores={self.classes[i]: float(s) for s, i in zip(ranked.values, ranked.indices.tolist(), strict=True)},
             page_relevance=evidence.tolist() if own_tokens else [],
             pages=_with_failed(read, stack),

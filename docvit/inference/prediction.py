@@ -93,7 +93,18 @@ class Prediction:
 
     def as_dict(self) -> dict[str, Any]:
         """The fields of a JSON line; `error` is null or `{"type", "message"}`."""
-        names = ("path", "label", "score", "known", "unsure", "scores", "num_pages", "pages_read", "page_relevance", "note")
+        names = (
+            "path",
+            "label",
+            "score",
+            "known",
+            "unsure",
+            "scores",
+            "num_pages",
+            "pages_read",
+            "page_relevance",
+            "note",
+        )
         values = {name: getattr(self, name) for name in (*names, "words_read", "words_from")}
         error = self.error.as_dict() if self.error else None
         return values | {"pages": [asdict(page) for page in self.pages], "error": error}

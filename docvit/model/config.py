@@ -58,6 +58,9 @@ class DocViTConfig:
         word_dim: width of the buckets' table.
         turns: page tokens say how their pages lie (`docvit.model.turns`).
         page_size, renderer, supersample, mean, std: what pages look like to this model (`docvit.Rendering`).
+        known: slope and offset of the logistic function that turns the energy of a document's logits into the
+            probability that the model knows its class (`docvit.training.calibrate`); empty where it cannot tell.
+        min_score: a prediction is unsure where `score * known` is lower.
         classes: names of the classes, in the order of the logits; empty if unknown.
     """
 
@@ -88,10 +91,12 @@ class DocViTConfig:
     supersample: int = 2
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
+    known: tuple[float, ...] = ()
+    min_score: float = 0.0
     classes: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        for name in ("grid", "mean", "std", "classes"):  # JSON has lists only
+        for name in ("grid", "mean", "std", "known", "classes"):  # JSON has lists only
             object.__setattr__(self, name, tuple(getattr(self, name)))
         least = {"embed_dim": 1, "depth": 0, "num_heads": 1, "patch_size": 1, "max_pages": 1, "num_registers": 0}
         least |= {"words": 0, "word_dim": 1}
@@ -110,6 +115,8 @@ class DocViTConfig:
             raise SettingError(f"without blocks the {self.stem} stem gives nothing about a page: take ink, or blocks")
         if self.stem == "ink" and (len(set(self.mean)) > 1 or len(set(self.std)) > 1):
             raise SettingError("the ink stem needs one mean and std for all channels, or white paper has colour")
+        if len(self.known) not in (0, 2):
+            raise SettingError(f"known must be a slope and an offset, or empty, not {self.known}")
         if self.classes and len(self.classes) != self.num_classes:
             raise SettingError(f"{len(self.classes)} class names for {self.num_classes} classes")
         parse_scopes(self.scopes, self.depth)

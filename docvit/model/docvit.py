@@ -281,6 +281,13 @@ class DocViT(nn.Module):
         """
         return self.head(self.alone(x.pages))
 
+    def known(self, logits: Tensor) -> Tensor:
+        """The probability (B,) that documents with these logits (B, C) are of a class that the model knows; else 1."""
+        if not self.config.known:
+            return torch.ones_like(logits[:, 0])
+        slope, offset = self.config.known
+        return (slope * logits.logsumexp(1) + offset).sigmoid()
+
     def forward_turns(self, x: Features) -> Tensor:
         """Quarter turns clockwise (N,) by which each page lies turned; 0 for all where the model cannot tell."""
         if self.turns is None:
@@ -318,7 +325,8 @@ class DocViT(nn.Module):
 
     def reset_classifier(self, num_classes: int, classes: Sequence[str] = ()) -> None:
         """A fresh head for `num_classes` classes (0: none; the model then returns the pooled feature)."""
-        self.config = replace(self.config, num_classes=num_classes, classes=tuple(classes))
+        fresh: dict[str, Any] = {"known": (), "min_score": 0.0}
+        self.config = replace(self.config, num_classes=num_classes, classes=tuple(classes), **fresh)
         self.num_classes = num_classes
         self.head = create_head(self.num_features, num_classes).to(self.norm.weight)
 
@@ -338,6 +346,8 @@ class DocViT(nn.Module):
         own = result.state_dict()
         same_head = config.num_classes == self.config.num_classes and config.classes in (self.config.classes, ())
         same_head = same_head and result.num_features == self.num_features
+        if not same_head:
+            result.config = replace(result.config, known=(), min_score=0.0)
         for name, value in self.state_dict().items():
             if name not in own or (name.startswith("head.") and not same_head):
                 continue

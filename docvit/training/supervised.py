@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +20,8 @@ from docvit.data.metrics import report
 from docvit.hardware import has_fast_bf16
 from docvit.model.docvit import DocViT
 from docvit.training.batches import held_out_batches, labelled_batches
-from docvit.training.distributed import process_group
+from docvit.training.calibrate import calibrate, calibrate_like
+from docvit.training.distributed import Process, process_group
 from docvit.training.ema import EMATeacher
 from docvit.training.loop import Record, fit
 from docvit.training.recipe import Recipe, build_model
@@ -64,6 +65,7 @@ def train_documents(
     cache: Path | None = None,
     workers: int = 2,
     skip_unreadable: bool = False,
+    calibrated_like: Sequence[str | os.PathLike[str]] = (),
 ) -> tuple[DocViT, list[Record]]:
     """Trains on `data` and writes a model folder.
 
@@ -78,6 +80,8 @@ def train_documents(
         cache: folder for rendered pages; None for `docvit.documents.cache.default_cache`.
         workers: rendering processes, before training.
         skip_unreadable: leave out documents that cannot be read; the log lists them.
+        calibrated_like: folders of models of other folds, for a model that is trained on all of them: what it takes to
+            be known and sure of is the mean of theirs. Without, and without `valid`, nothing is unsure.
 
     Returns:
         The trained model, in eval mode, and one record per epoch.
@@ -91,6 +95,7 @@ def train_documents(
     folder = Path(output)
     recipe = agree_on_recipe(folder, recipe, resume=resume, epochs=epochs)
     check_labels(data)
+    others = [DocViT.from_pretrained(other) for other in calibrated_like]
     with process_group(device) as process:
         model = build_model(recipe, data.classes)
         paths = data.paths + (valid.paths if valid else ())
@@ -102,7 +107,7 @@ def train_documents(
         check_copies(data, files, valid)
         count_words(model, [files[path] for path in data.paths])
         batches = labelled_batches(data, files, model.config, recipe, process)
-        evaluate = None
+        evaluate = held_out = None
         if valid is not None:
             held_out = held_out_batches(valid, files, model.config, recipe)
             evaluate = partial(evaluate_batches, batches=held_out, classes=data.classes, device=process.device)
@@ -123,7 +128,9 @@ def train_documents(
         )
         if ema is not None:
             ema.copy_to(model)
-        train_turns(model, data, files, recipe.augmentation, seed=recipe.train.seed, device=process.device)
+        finish(model, data, files, recipe, process, held_out=held_out)
+        if others:
+            calibrate_like(model, others)
         if process.rank == 0:
             model.save_pretrained(folder)
     return model.eval(), history
@@ -136,19 +143,11 @@ def check_labels(data: LabelledDocuments) -> None:
         raise DataError("the data", [f"training needs at least two classes, found: {names}"])
 
 
-@torch.inference_mode()
 def evaluate_batches(
     model: nn.Module, batches: DocumentLoader, classes: tuple[str, ...], device: torch.device
 ) -> Record:
     """Accuracy, macro-F1, calibration error and loss over all batches."""
-    batches.set_epoch(0)
-    scores, labels = [], []
-    for batch in batches:
-        with torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device)):
-            logits = model(batch.sequence.to(device))
-        scores.append(logits.float().cpu())
-        labels.append(batch.labels)
-    all_scores, all_labels = torch.cat(scores), torch.cat(labels)
+    all_scores, all_labels = logits_of(model, batches, device)
     metrics = report(all_scores.softmax(1).numpy(), all_labels.tolist(), classes)
     return {
         "valid_loss": float(F.cross_entropy(all_scores, all_labels)),
@@ -156,3 +155,31 @@ def evaluate_batches(
         "valid_macro_f1": metrics.macro_f1,
         "valid_ece": metrics.ece,
     }
+
+
+@torch.inference_mode()
+def logits_of(model: nn.Module, batches: DocumentLoader, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Logits (B, C) and labels (B,) of all documents."""
+    batches.set_epoch(0)
+    scores, labels = [], []
+    for batch in batches:
+        with torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device)):
+            logits = model(batch.sequence.to(device))
+        scores.append(logits.float().cpu())
+        labels.append(batch.labels)
+    return torch.cat(scores), torch.cat(labels)
+
+
+def finish(
+    model: DocViT,
+    data: LabelledDocuments,
+    files: Mapping[str, Path],
+    recipe: Recipe,
+    process: Process,
+    *,
+    held_out: DocumentLoader | None,
+) -> None:
+    """What a trained model learns last, in seconds: how pages lie, and, by held-out documents, what it knows."""
+    train_turns(model, data, files, recipe.augmentation, seed=recipe.train.seed, device=process.device)
+    if held_out is not None:
+        calibrate(model.eval(), *logits_of(model, held_out, process.device))

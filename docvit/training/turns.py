@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,8 +40,8 @@ def train_turns(
 ) -> None:
     """Trains the model's turn head on its tokens of `data`'s pages, turned; all other weights stay what they are.
 
-    Half of the documents are seen without words, and each once as it is and once under `augmentation`. The thresholds
-    are chosen on groups left out (two folds), so that hardly any upright page is turned.
+    Half of the documents are seen without words. The thresholds are chosen on groups left out (two folds), so that
+    hardly any upright page is turned.
     """
     head = model.turns
     if head is None:
@@ -49,12 +49,8 @@ def train_turns(
     chosen = sorted(np.random.default_rng(seed).permutation(len(data))[:DOCUMENTS].tolist())
     paths = [data.paths[i] for i in chosen]
     groups = np.unique([(data.groups or data.paths)[i] for i in chosen], return_inverse=True)[1]
-    whole = view_of(model.config, max_pages=PAGES, lose_words=0.5, training=True)
-    samples = [
-        sample
-        for view in (whole, replace(whole, augmentation=augmentation))
-        for sample in _tokens(model, [files[path] for path in paths], view, seed=seed, device=device)
-    ]
+    view = view_of(model.config, max_pages=PAGES, augmentation=augmentation, lose_words=0.5, training=True)
+    samples = list(_tokens(model, [files[path] for path in paths], view, seed=seed, device=device))
     tokens = _Tokens(*(torch.cat(part) for part in zip(*samples, strict=True)))
     fold = torch.from_numpy(groups)[tokens.document] % 2
     with torch.random.fork_rng(devices=[]):

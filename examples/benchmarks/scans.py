@@ -5,8 +5,8 @@
 
 Some pages of every document, spread evenly, are drawn at 1,100 px and printed, scanned and stored by a machine drawn
 for it: turned by up to two degrees, grey or of 1 bit, faded, on grey paper, shadowed, blurred, noisy, with dark
-borders, punch holes, the reverse shining through, as JPEG or fax. The copies are PDFs of images without text. All draws depend
-on the document's content alone, so the set is the same for everybody. What lies in COPIES is not made again.
+borders, punch holes, the reverse shining through, as JPEG or fax. The copies are PDFs of images without text. All draws
+depend on the document's content alone, so the set is the same for everybody. What lies in COPIES is not made again.
 
 Model k of n is judged on fold k of n of `docvit train --fold`: the same pages of the originals and of the copies, by
 pixels alone. Shares nothing with the augmentation of `docvit.data.scans` but the idea.
