@@ -56,6 +56,7 @@ class DocViTConfig:
         drop_path: stochastic depth at the last block, growing linearly from 0, drawn for each document.
         words: buckets of hashed words; 0 for pixels alone (`docvit.model.words`).
         word_dim: width of the buckets' table.
+        boundaries: hidden width of the head that finds where documents begin (`docvit.model.boundaries`); 0 for none.
         page_size, renderer, supersample, mean, std: what pages look like to this model (`docvit.Rendering`).
         classes: names of the classes, in the order of the logits; empty if unknown.
     """
@@ -81,6 +82,7 @@ class DocViTConfig:
     drop_path: float = 0.0
     words: int = 0
     word_dim: int = 48
+    boundaries: int = 0
     page_size: int = 224
     renderer: str = "pdfium"
     supersample: int = 2
@@ -92,7 +94,7 @@ class DocViTConfig:
         for name in ("grid", "mean", "std", "classes"):  # JSON has lists only
             object.__setattr__(self, name, tuple(getattr(self, name)))
         least = {"embed_dim": 1, "depth": 0, "num_heads": 1, "patch_size": 1, "max_pages": 1, "num_registers": 0}
-        least |= {"words": 0, "word_dim": 1}
+        least |= {"words": 0, "word_dim": 1, "boundaries": 0}
         for name, number in least.items():
             if getattr(self, name) < number:
                 raise SettingError(f"{name} must be at least {number}, not {getattr(self, name)}")

@@ -16,6 +16,7 @@ from docvit.documents.patches import PatchSequence, pack
 from docvit.errors import SettingError
 from docvit.model import pooling
 from docvit.model.attention import MaskedSegments, Segments, attend
+from docvit.model.boundaries import BoundaryHead
 from docvit.model.config import DocViTConfig
 from docvit.model.conversion import convert_timm
 from docvit.model.errors import ModelError
@@ -170,6 +171,14 @@ class DocViT(nn.Module):
         self.head_drop = nn.Dropout(config.drop_rate)
         self.head = create_head(self.num_features, config.num_classes)
         self._init_weights()
+        self.boundaries = self._create_boundaries()  # last, so that it changes no other weight's draw
+
+    def _create_boundaries(self) -> BoundaryHead | None:
+        c = self.config
+        if not c.boundaries:
+            return None
+        white = (1 - sum(c.mean) / len(c.mean)) / (sum(c.std) / len(c.std))
+        return BoundaryHead(c.embed_dim, c.boundaries, in_chans=c.in_chans, patch_size=c.patch_size, white=white)
 
     def _init_weights(self) -> None:
         trunc_normal_(self.cls_token, std=0.02)
@@ -277,6 +286,16 @@ class DocViT(nn.Module):
         The other pages count as far as its token has attended to them.
         """
         return self.head(self.alone(x.pages))
+
+    def forward_boundaries(self, x: Features, batch: PatchSequence) -> Tensor:
+        """Logits (N,) of each page of a batch that a new document begins there; its features are read, not trained.
+
+        Raises:
+            ModelError: the model has no head for it.
+        """
+        if self.boundaries is None:
+            raise ModelError("the model does not tell where documents begin: train one with docvit train --packets .1")
+        return self.boundaries(x.pages.detach(), batch, self.words)
 
     def alone(self, pages: Tensor) -> Tensor:
         """Features (N, F) of documents that consist of one of these page tokens (N, D) each."""
