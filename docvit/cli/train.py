@@ -70,6 +70,16 @@ def train(
     word_dropout: Annotated[
         float, typer.Option(min=0, max=1, help="Largest share of the words that are dropped one by one.")
     ] = defaults.WORD_DROPOUT,
+    packets: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE",
+            min=0,
+            max=1,
+            help="Learn where documents begin in a file of several (docvit split): number of packets per batch, as a "
+            "share of its documents, such as 0.1.",
+        ),
+    ] = defaults.PACKETS,
     label_smoothing: Annotated[
         float, typer.Option(min=0, max=0.99, help="Share of the target spread over all classes.")
     ] = defaults.LABEL_SMOOTHING,
@@ -109,6 +119,7 @@ def train(
         mix_pages=mix_pages,
         lose_words=lose_words,
         word_dropout=word_dropout,
+        packets=packets,
         label_smoothing=label_smoothing,
         budget=budget,
         ema=ema,

@@ -57,6 +57,7 @@ class DocViTConfig:
         words: buckets of hashed words; 0 for pixels alone (`docvit.model.words`).
         word_dim: width of the buckets' table.
         turns: page tokens say how their pages lie (`docvit.model.turns`).
+        boundaries: hidden width of the head that finds where documents begin (`docvit.model.boundaries`); 0 for none.
         page_size, renderer, supersample, mean, std: what pages look like to this model (`docvit.Rendering`).
         known: slope and offset of the logistic function that turns the energy of a document's logits into the
             probability that the model knows its class (`docvit.training.calibrate`); empty where it cannot tell.
@@ -86,6 +87,7 @@ class DocViTConfig:
     words: int = 0
     word_dim: int = 48
     turns: bool = False
+    boundaries: int = 0
     page_size: int = 224
     renderer: str = "pdfium"
     supersample: int = 2
@@ -99,7 +101,7 @@ class DocViTConfig:
         for name in ("grid", "mean", "std", "known", "classes"):  # JSON has lists only
             object.__setattr__(self, name, tuple(getattr(self, name)))
         least = {"embed_dim": 1, "depth": 0, "num_heads": 1, "patch_size": 1, "max_pages": 1, "num_registers": 0}
-        least |= {"words": 0, "word_dim": 1}
+        least |= {"words": 0, "word_dim": 1, "boundaries": 0}
         for name, number in least.items():
             if getattr(self, name) < number:
                 raise SettingError(f"{name} must be at least {number}, not {getattr(self, name)}")

@@ -16,6 +16,7 @@ from docvit.documents.patches import PatchSequence, pack
 from docvit.errors import SettingError
 from docvit.model import pooling
 from docvit.model.attention import MaskedSegments, Segments, attend
+from docvit.model.boundaries import BoundaryHead
 from docvit.model.config import DocViTConfig
 from docvit.model.conversion import convert_timm
 from docvit.model.errors import ModelError
@@ -171,8 +172,16 @@ class DocViT(nn.Module):
         self.head_drop = nn.Dropout(config.drop_rate)
         self.head = create_head(self.num_features, config.num_classes)
         self._init_weights()
-        # trained after everything else
-        self.turns = TurnHead(dim).requires_grad_(False) if config.turns else None
+        # last, so that they change no other weight's draw
+        self.boundaries = self._create_boundaries()
+        self.turns = TurnHead(dim).requires_grad_(False) if config.turns else None  # trained after everything else
+
+    def _create_boundaries(self) -> BoundaryHead | None:
+        c = self.config
+        if not c.boundaries:
+            return None
+        white = (1 - sum(c.mean) / len(c.mean)) / (sum(c.std) / len(c.std))
+        return BoundaryHead(c.embed_dim, c.boundaries, in_chans=c.in_chans, patch_size=c.patch_size, white=white)
 
     def _init_weights(self) -> None:
         trunc_normal_(self.cls_token, std=0.02)
@@ -293,6 +302,16 @@ class DocViT(nn.Module):
         if self.turns is None:
             return torch.zeros_like(x.document_of_page)
         return self.turns.decide(self.turns(x.pages.float()), x.document_of_page)
+
+    def forward_boundaries(self, x: Features, batch: PatchSequence) -> Tensor:
+        """Logits (N,) of each page of a batch that a new document begins there; its features are read, not trained.
+
+        Raises:
+            ModelError: the model has no head for it.
+        """
+        if self.boundaries is None:
+            raise ModelError("the model does not tell where documents begin: train one with docvit train --packets .1")
+        return self.boundaries(x.pages.detach(), batch, self.words)
 
     def alone(self, pages: Tensor) -> Tensor:
         """Features (N, F) of documents that consist of one of these page tokens (N, D) each."""

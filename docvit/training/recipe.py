@@ -12,6 +12,8 @@ from docvit.model.docvit import DocViT
 from docvit.model.variants import create_model
 from docvit.training.loop import TrainSettings
 
+BOUNDARIES = 96  # hidden width of the head that packets train
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -30,6 +32,9 @@ class Recipe:
             another source, so that the model cannot rely on what pages of one source have in common.
         lose_words: share of documents that lose all their words, so that the model serves scans, too.
         word_dropout: largest share of the words that are dropped one by one; the share is drawn for each document.
+        packets: number of packets per batch, as a share of its documents: several documents glued into one, with which
+            the model learns where documents begin (`docvit.model.boundaries`); 0 for none. What else it learns does not
+            depend on them.
         label_smoothing: of the cross-entropy.
         page_loss: weight of a second cross-entropy, of each page token's own prediction.
         ema: decay of the moving average of the weights, which is the model that is saved; 0 for no average.
@@ -48,6 +53,7 @@ class Recipe:
     mix_pages: float = 0.5
     lose_words: float = 0.3
     word_dropout: float = 0.5
+    packets: float = 0.0
     label_smoothing: float = 0.05
     page_loss: float = 0.5
     ema: float = 0.998
@@ -62,6 +68,8 @@ AnyRecipe = TypeVar("AnyRecipe")
 def build_model(recipe: Recipe, classes: tuple[str, ...]) -> DocViT:
     """The model that the recipe starts from, with a head for `classes`."""
     settings = {**recipe.settings, "num_classes": len(classes), "classes": classes}
+    # without packets a head from earlier would no longer fit the rest
+    settings["boundaries"] = recipe.settings.get("boundaries", BOUNDARIES) if recipe.packets else 0
     torch.manual_seed(recipe.train.seed)
     if recipe.init is None:
         return create_model(recipe.model, **settings)

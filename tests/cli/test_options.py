@@ -160,6 +160,7 @@ OPTIONS = {
         "mix_pages": (["--mix-pages", "0.125"], recipe("mix_pages"), 0.125),
         "lose_words": (["--lose-words", "0.75"], recipe("lose_words"), 0.75),
         "word_dropout": (["--word-dropout", "0.25"], recipe("word_dropout"), 0.25),
+        "packets": (["--packets", "0.1"], recipe("packets"), 0.1),
         "skip_unreadable": (["--skip-unreadable"], of("skip_unreadable"), True),
         "label_smoothing": (["--label-smoothing", "0.2"], recipe("label_smoothing"), 0.2),
         "ema": (["--ema", "0.75"], recipe("ema"), 0.75),

@@ -1,0 +1,167 @@
+"""Where in a file of several documents does a new one begin: a small head on page tokens and what ties pages together.
+
+Page tokens say what a page looks like and what it is about. What tells whether two pages belong together is often more
+exact than that: the same running title at the same position, a page number that goes on, rare words on both. These
+ties are measured, nothing in them is learned, and the head weighs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from docvit.documents.hashing import hash_ngrams
+from docvit.documents.patches import PatchSequence
+from docvit.model.words import WordEmbedding, page_ngrams
+
+GAPS = (1, 2, 3)  # pages between the two that a tie joins
+
+TIES = 13  # measured of each pair of pages
+
+BAND = 8  # running titles and page numbers stand in the first or the last eighth of a page
+
+POOLED = 4  # px; pages are compared at a quarter of their resolution, so that a slight shift changes little
+
+MOST_NUMBERS = 999  # the largest page number that is looked for; a year is none
+
+WIDTH = 32  # of a page token for the head
+
+
+class BoundaryHead(nn.Module):
+    """The logit of each page that a new document begins there, from the two pages before it, itself and the next.
+
+    Args:
+        dim: D.
+        hidden: width of the MLP.
+        white: what white paper is once it is normalised.
+    """
+
+    numbers: Tensor
+    number_hashes: Tensor
+
+    def __init__(self, dim: int, hidden: int, *, in_chans: int, patch_size: int, white: float) -> None:
+        super().__init__()
+        self.in_chans, self.patch_size, self.white = in_chans, patch_size, white
+        hashes, numbers = _number_hashes()
+        self.register_buffer("number_hashes", hashes, persistent=False)
+        self.register_buffer("numbers", numbers, persistent=False)
+        self.proj = nn.Linear(dim, WIDTH)
+        inputs = 6 * WIDTH + 6 * TIES
+        self.norm = nn.BatchNorm1d(inputs)
+        self.mlp = nn.Sequential(
+            nn.Linear(inputs, hidden),
+            nn.GELU(),
+            nn.Dropout(0.1),
+            nn.Linear(hidden, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, 1),
+        )
+
+    def forward(self, pages: Tensor, batch: PatchSequence, words: WordEmbedding | None) -> Tensor:
+        """Page tokens (N, D) of a batch: logits (N,). The first page of a document of the batch has no neighbour."""
+        document = batch.document_of_page.to(pages.device)
+
+        def at(x: Tensor, steps: int) -> Tensor:
+            return shift(x, steps, document)
+
+        one, two, three = self.ties(batch, words)
+        page = self.proj(pages)
+        before = at(page, -1)
+        tokens = [page, before, (page - before).abs(), page * before, at(page, -2), at(page, 1)]
+        ties = [one, at(one, -1), at(one, 1), two, at(two, 1), at(three, 1)]
+        inputs = torch.cat([*tokens, *(tie.to(page.dtype) for tie in ties)], 1)
+        return self.mlp(self.norm(inputs))[:, 0]
+
+    @torch.no_grad()
+    def ties(self, batch: PatchSequence, words: WordEmbedding | None) -> list[Tensor]:
+        """For each of `GAPS`, ties (N, TIES) of each page with the one so many pages before it; 0 where none is.
+
+        Cosines of the pixels of the whole pages, of their first and of their last eighth; cosines of the words there,
+        and whether both have any; whether page numbers go on, whether each has one, and whether it is 1; the same grid.
+        """
+        document = batch.document_of_page.to(batch.patches.device)
+        found: list[list[Tensor]] = [[] for _ in GAPS]
+        for part in (batch, *_bands(batch)):
+            pixels = F.normalize(self._canvas(part), dim=1)  # (N, F)
+            text = None if words is None else _Text(part, words)
+            for of_gap, gap in zip(found, GAPS, strict=True):
+                of_gap.append((pixels * shift(pixels, -gap, document)).sum(1))
+                of_gap += [torch.zeros_like(of_gap[0])] * 2 if text is None else text.cosine(gap, document)
+        numbers = self._numbers(batch)
+        grids = batch.grids.to(document.device)
+        for of_gap, gap in zip(found, GAPS, strict=True):
+            before = shift(numbers, -gap, document)
+            goes_on = (before[:, :-gap] & numbers[:, gap:]).any(1)
+            of_gap += [goes_on, numbers.any(1) & before.any(1), numbers[:, 0]]
+            of_gap.append((grids == shift(grids, -gap, document)).all(1))
+        return [torch.stack([tie.float() for tie in of_gap], 1) for of_gap in found]
+
+    def _canvas(self, batch: PatchSequence) -> Tensor:
+        """(N, F) ink of each page, at a quarter of its resolution; patches that are left out have none."""
+        pixels = batch.patches.float().unflatten(1, (self.in_chans, self.patch_size, self.patch_size))
+        ink = (self.white - F.avg_pool2d(pixels.mean(1, keepdim=True), POOLED)[:, 0]).clamp(min=0)  # (T, p, p)
+        rows, cols = batch.grids.amax(0).tolist()
+        canvas = ink.new_zeros(batch.num_pages, rows, cols, *ink.shape[1:])
+        canvas[batch.page_of_patch.to(ink.device), batch.row, batch.col] = ink
+        return rearrange(canvas, "n r c y x -> n (r c y x)")
+
+    def _numbers(self, batch: PatchSequence) -> Tensor:
+        """(N, MOST_NUMBERS) which numbers stand in the first or the last eighth of each page."""
+        found = batch.words.new_zeros(batch.num_pages, MOST_NUMBERS, dtype=torch.bool)
+        for band in _bands(batch):
+            place = torch.searchsorted(self.number_hashes, band.words).clamp(max=MOST_NUMBERS - 1)
+            is_number = self.number_hashes[place] == band.words
+            page = torch.repeat_interleave(page_ngrams(band).diff()).to(place.device)
+            found[page[is_number], self.numbers[place[is_number]] - 1] = True
+        return found
+
+
+class _Text:
+    """The words of the pages of a batch, weighed as `WordEmbedding` does."""
+
+    def __init__(self, batch: PatchSequence, words: WordEmbedding) -> None:
+        self.found, self.pages, self.buckets = words.weigh(batch, page_ngrams(batch)), batch.num_pages, words.buckets
+
+    def cosine(self, gap: int, document: Tensor) -> list[Tensor]:
+        """(N,) cosine of the words of each page and of the one `gap` pages before it, and whether both have words."""
+        bags, ids, _, weights = self.found
+        assert weights is not None
+        worded = torch.zeros_like(document, dtype=torch.bool)
+        worded[bags] = True
+        both = worded & shift(worded, -gap, document)
+        cosine = weights.new_zeros(self.pages)
+        if len(ids):
+            keys = bags * self.buckets + ids  # sorted
+            there = torch.searchsorted(keys, keys - gap * self.buckets).clamp(max=len(keys) - 1)
+            same = keys[there] == keys - gap * self.buckets
+            cosine = cosine.index_add(0, bags, weights * weights[there] * same)
+        return [cosine * both, both]
+
+
+def shift(x: Tensor, steps: int, document: Tensor) -> Tensor:
+    """For each page the row of `x` (N, ...) that is `steps` pages further on in its document (N,); else zeros."""
+    index = torch.arange(len(x), device=x.device) + steps
+    inside = index.clamp(0, len(x) - 1)
+    same = (index == inside) & (document[inside] == document)
+    return torch.where(same.reshape(-1, *[1] * (x.ndim - 1)), x[inside], torch.zeros_like(x))
+
+
+def _bands(batch: PatchSequence) -> Iterator[PatchSequence]:
+    """The first and the last eighth of each page."""
+    rows = batch.grids[:, 0][batch.page_of_patch.to(batch.grids.device)]
+    yield batch.select(batch.row * BAND < rows)
+    yield batch.select((rows - 1 - batch.row) * BAND < rows)
+
+
+def _number_hashes() -> tuple[Tensor, Tensor]:
+    """The sorted hashes of the numbers up to `MOST_NUMBERS` as whole words, and the number of each."""
+    hashes, owners = hash_ngrams([str(number) for number in range(1, MOST_NUMBERS + 1)])
+    whole = np.zeros(MOST_NUMBERS, np.int64)
+    whole[owners] = hashes  # n-grams come from short to long: of each word the last one, which is all of it, stays
+    order = whole.argsort()
+    return torch.from_numpy(whole[order]), torch.from_numpy(order + 1)

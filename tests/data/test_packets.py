@@ -1,0 +1,147 @@
+"""Packets: what is drawn, how it is glued, and that it depends on seed, epoch and index alone."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from docvit.data import packets as module
+from docvit.data.augment import Augmentation
+from docvit.data.dataset import DocumentDataset, View
+from docvit.data.labels import read_labelled
+from docvit.data.loader import DocumentLoader
+from docvit.data.packets import Piece, draw_packet, glue
+from docvit.documents.cache import PageCache
+from docvit.documents.pages import PageStack
+from docvit.documents.rendering import Rendering
+from docvit.documents.words import Words
+
+RENDERING = Rendering(size=64, mode="L")
+LABELS = np.repeat(np.arange(6), 20)
+GROUPS = np.arange(120) // 4  # five sources per kind
+LENGTHS = [1 + i % 9 for i in range(120)]
+
+
+def drawn(count=400, **options):
+    options = {"max_pages": 6} | options
+    return [draw_packet(i % 120, LABELS, GROUPS, LENGTHS, np.random.default_rng(i), **options) for i in range(count)]
+
+
+def test_one_to_eight_documents_that_begin_with_the_first_and_never_repeat():
+    packets = drawn()
+    assert {len(p) for p in packets} == set(range(1, 9))
+    assert [p[0].document for p in packets] == [i % 120 for i in range(400)]
+    assert all(len({piece.document for piece in p}) == len(p) for p in packets)
+
+
+def test_half_of_the_neighbours_are_of_one_kind_and_some_of_these_of_one_source():
+    pairs = [(a.document, b.document) for p in drawn() for a, b in pairwise(p)]
+    kind, source = (np.array([x[a] == x[b] for a, b in pairs]) for x in (LABELS, GROUPS))
+    assert kind.mean() == pytest.approx(0.5, abs=0.04)
+    assert source[kind].mean() == pytest.approx(module.ONE_SOURCE, abs=0.06)
+
+
+def test_whole_documents_up_to_a_limit_and_first_pages():
+    pieces = [piece for p in drawn() for piece in p]
+    assert all(1 <= piece.pages <= min(6, LENGTHS[piece.document]) for piece in pieces)
+    long = [piece.pages for piece in pieces if LENGTHS[piece.document] > 6]
+    assert np.mean(np.array(long) <= 3) == pytest.approx(module.FIRST_PAGES, abs=0.06)
+    assert 6 in long
+
+
+def test_some_packets_have_blank_pages_between_and_never_after_the_last():
+    packets = drawn()
+    with_blanks = [any(piece.blank_after for piece in p) for p in packets if len(p) > 2]
+    assert 0.1 < np.mean(with_blanks) < 0.3
+    assert not any(p[-1].blank_after for p in packets)
+
+
+def test_too_few_documents_give_what_there_is():
+    labels, groups = np.zeros(2, int), np.zeros(2, int)
+    lengths = {len(draw_packet(0, labels, groups, [3, 3], np.random.default_rng(i), max_pages=9)) for i in range(30)}
+    assert lengths == {1, 2}
+
+
+def test_glued_pages_carry_their_words_and_the_blank_belongs_to_the_document_before_it():
+    said = Words(("hello",), np.array([[0, 0, 1, 1]], np.float32), "text")
+
+    def load(piece):
+        pages = [np.full((64, 32), piece.document, np.uint8)] * piece.pages
+        return PageStack("x", pages, list(range(piece.pages)), 9, [said] * piece.pages if piece.document else [])
+
+    stack, begins = glue([Piece(5, 2, True), Piece(0, 1, False)], load)
+    assert [int(page[0, 0]) for page in stack.pages] == [5, 5, 255, 0]
+    assert begins == [True, False, False, True]
+    assert [len(words) for words in stack.words] == [1, 1, 0, 0]
+    assert (stack.indices, stack.num_pages) == ([0, 1, 2, 3], 4)
+
+
+@pytest.fixture(scope="module")
+def documents(corpus, page_cache):
+    data = read_labelled(corpus)
+    files, _ = PageCache(page_cache, RENDERING, words=True).prepare(data.paths, workers=0)
+    return [files[path] for path in data.paths], data.labels
+
+
+def dataset(documents, seed=0, **changes):
+    options = {"augmentation": Augmentation(), "packets": 0.25, "max_pages": 2, "training": True, "words": True}
+    return DocumentDataset(*documents, View(RENDERING, **options | changes), seed=seed)
+
+
+def same(one, two):
+    return len(one.sequence.patches) == len(two.sequence.patches) and torch.equal(
+        one.sequence.patches, two.sequence.patches
+    )
+
+
+def test_a_packet_depends_on_seed_epoch_and_index_alone(documents):
+    batches = dataset(documents)
+    key, other = (3, 5), (3, 6)
+    first = batches.collate([batches[key]]).packets
+    again = dataset(documents).collate([batches[key], batches[other]]).packets
+    assert same(first, again)
+    assert torch.equal(first.begins, again.begins)
+    assert not same(first, batches.collate([batches[other]]).packets)
+    assert not same(first, batches.collate([batches[4, 5]]).packets)
+    assert not same(first, dataset(documents, seed=1).collate([batches[key]]).packets)
+
+
+def test_their_number_is_a_share_of_the_batch_and_documents_stay_as_they_were(documents):
+    with_packets, without = dataset(documents), dataset(documents, packets=0.0)
+    keys = [(0, i) for i in range(12)]
+    batch, plain = (d.collate([d[key] for key in keys]) for d in (with_packets, without))
+    assert batch.packets.sequence.num_documents == 3
+    assert plain.packets is None
+    assert with_packets.collate([with_packets[0, 0]]).packets.sequence.num_documents == 1  # at least one
+    assert torch.equal(batch.sequence.patches, plain.sequence.patches)
+    assert len(batch.packets.begins) == batch.packets.sequence.num_pages
+    assert batch.packets.begins[~batch.packets.within].all()
+    assert (~batch.packets.within).sum() == 3
+
+
+def test_evaluation_has_no_packets(documents):
+    (batch, *_) = DocumentLoader(dataset(documents, training=False, augmentation=None))
+    assert batch.packets is None
+
+
+def test_some_packets_have_words_some_have_none_and_some_have_both(documents):
+    batches = dataset(documents, augmentation=None)
+    seen = set()
+    for index in range(12):
+        for epoch in range(4):
+            stack, _ = batches.packet(epoch, index)
+            seen.add(frozenset(bool(words) for words in stack.words))
+    assert seen >= {frozenset({False})}
+
+
+def test_runs_on_other_sources_are_not_resumed(documents):
+    files, labels = documents
+    view = View(RENDERING, packets=0.25, training=True)
+    marks = {
+        DocumentLoader(DocumentDataset(files, labels, view, groups=groups)).fingerprint()
+        for groups in (["a"] * 12, ["a", "b"] * 6)
+    }
+    assert len(marks) == 2
