@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from docvit.data.dataset import DocumentBatch
 from docvit.documents.patches import PatchSequence
+from docvit.model.blocks import Block
 from docvit.model.config import DocViTConfig
-from docvit.model.docvit import Block, DocViT
+from docvit.model.docvit import DocViT
 from docvit.model.init import trunc_normal_
 from docvit.model.positions import SpatialPage
 from docvit.model.stems import InkStem

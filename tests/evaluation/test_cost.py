@@ -17,8 +17,9 @@ from docvit.documents.pages import PageStack
 from docvit.documents.words import Words
 from docvit.evaluation.cost import attention_shapes, inspect_document, measure_cost, patch_counts, predict_cost
 from docvit.model.attention import Segments
+from docvit.model.blocks import Attention
 from docvit.model.config import POOLINGS, STEMS, DocViTConfig
-from docvit.model.docvit import Attention, DocViT
+from docvit.model.docvit import DocViT
 
 SMALL = {"embed_dim": 64, "depth": 3, "num_heads": 2, "patch_size": 16, "in_chans": 1, "num_classes": 3}
 SENTENCE = ["The", "sun", "sets", "in", "the", "west", "every", "evening"]

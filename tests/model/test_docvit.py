@@ -10,8 +10,9 @@ from reference import P, close, dense_logits, documents, is_blank, model_of, pag
 
 from docvit.documents.patches import pack
 from docvit.evaluation.cost import measure_cost
+from docvit.model.blocks import CACHED_ROWS
 from docvit.model.config import POSITIONS
-from docvit.model.docvit import CACHED_ROWS, DocViT
+from docvit.model.docvit import DocViT
 from docvit.model.stems import Stem
 from docvit.model.tokens import Rotation, TokenLayout, rotate, token_indices
 
