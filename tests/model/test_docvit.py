@@ -40,7 +40,7 @@ def test_leaving_blank_patches_out_is_masking_them(settings):
 @torch.no_grad()
 def test_with_every_patch_kept_the_model_is_an_ordinary_dense_transformer(settings, rows, monkeypatch):
     """However many rows the MLP takes at a time."""
-    monkeypatch.setattr("docvit.model.docvit.CACHED_ROWS", rows)
+    monkeypatch.setattr("docvit.model.blocks.CACHED_ROWS", rows)
     model = model_of(**settings)
     channels = model.config.in_chans
     packed = model(pack(documents(channels), P, channels=channels, drop_blank=False))
