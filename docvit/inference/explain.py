@@ -142,6 +142,7 @@ def explain(
         del options["timeout"]  # it is read in this process
         stack = read_document(document, classifier.rendering, password=password, **options)
     prediction = classifier.classify_pages([stack])[0]
+    stack = stack.turn([-page.turned // 90 for page in prediction.pages if not page.failed])  # as it was judged
     if prediction.error is not None:
         raise prediction.error
     batch = model.pack([stack]).to(classifier.device)

@@ -12,6 +12,7 @@ from docvit.data.labels import LabelledDocuments
 from docvit.documents.cache import PageCache
 from docvit.documents.pages import read_document
 from docvit.inference.classify import DocumentClassifier
+from docvit.inference.explain import explain
 from docvit.model.docvit import DocViT
 from docvit.model.turns import DOWN, LEFT, RIGHT, UPRIGHT, TurnHead
 from docvit.model.variants import create_model
@@ -126,3 +127,12 @@ def test_with_one_group_nothing_is_known_of_unseen_pages_and_no_page_is_turned(t
     pages, _ = PageCache(page_cache, model.config.rendering, words=True).prepare(data.paths, workers=0)
     train_turns(model, data, pages, STILL, seed=0, device=torch.device("cpu"))
     assert not model.turns.trained
+
+
+def test_a_turned_page_is_explained_as_it_was_judged(taught, tmp_path):
+    file = tmp_path / "new.pdf"
+    file.write_bytes(worded_pdf("text", 9))
+    classifier = DocumentClassifier(taught, device="cpu")
+    upright = read_document(str(file), classifier.rendering, words=True)
+    shown = explain(classifier, upright.turn([RIGHT] * 2)).pages
+    assert all(np.array_equal(one, two) for one, two in zip(shown, upright.pages, strict=True))
