@@ -17,9 +17,12 @@ from docvit.cli.options import (
     EMA,
     Budget,
     Device,
+    Epochs,
     Fold,
     GroupBy,
+    LabelledData,
     LearningRate,
+    LoseWords,
     MixPages,
     Output,
     PageSize,
@@ -29,6 +32,8 @@ from docvit.cli.options import (
     Scopes,
     Seed,
     Version,
+    WordBuckets,
+    WordDropout,
     Workers,
     check_resumed,
     options_of,
@@ -47,8 +52,6 @@ SELF = "self"
 SOFT_LOSSES = ("soft-targets", "standardised", "dkd", "dist")
 
 ALPHA, TEMPERATURE = 0.5, 4.0
-
-LOSE_WORDS, WORD_DROPOUT = 0.3, 0.5
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -73,7 +76,7 @@ class PresetName(str, Enum):
 @app.command()
 def distill(
     context: typer.Context,
-    data: Annotated[Path, typer.Argument(help="Folder with one subfolder per class, or CSV with path,label.")],
+    data: LabelledData,
     output: Output,
     teacher: Annotated[
         list[str] | None,
@@ -125,17 +128,10 @@ def distill(
     positions: PositionsOption = None,
     scopes: Scopes = None,
     page_size: PageSize = None,
-    words: Annotated[
-        int | None,
-        typer.Option(metavar="BUCKETS", min=0, help="The student reads words, hashed to so many buckets; 0: pixels."),
-    ] = None,
-    lose_words: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of documents that lose all their words, as scans have none.")
-    ] = LOSE_WORDS,
-    word_dropout: Annotated[
-        float, typer.Option(min=0, max=1, help="Largest share of a document's words that are dropped one by one.")
-    ] = WORD_DROPOUT,
-    epochs: Annotated[int, typer.Option(min=1)] = defaults.EPOCHS,
+    words: WordBuckets = None,
+    lose_words: LoseWords = defaults.LOSE_WORDS,
+    word_dropout: WordDropout = defaults.WORD_DROPOUT,
+    epochs: Epochs = defaults.EPOCHS,
     lr: LearningRate = defaults.LEARNING_RATE,
     budget: Budget = defaults.BUDGET,
     max_pages: PagesSeen = defaults.MAX_PAGES,

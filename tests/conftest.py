@@ -150,6 +150,13 @@ def page_cache(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def empty_curves(monkeypatch) -> None:
+    """Drawing the curves of a run takes longer than all that most tests train."""
+    if loop := sys.modules.get("docvit.training.loop"):
+        monkeypatch.setattr(loop, "draw_curves", lambda history, folder: (folder / "curves.png").touch())
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory) -> Path:
     """A folder per class: four documents each, of two or three pages."""

@@ -137,6 +137,15 @@ WordBuckets = Annotated[
 ]
 
 
+LoseWords = Annotated[
+    float, typer.Option(min=0, max=1, help="Share of documents that lose all their words, as if they were scans.")
+]
+
+WordDropout = Annotated[
+    float, typer.Option(min=0, max=1, help="Largest share of a document's words that are dropped one by one.")
+]
+
+
 def words_options(context: typer.Context, *, no_words: bool, ocr: bool, ocr_pages: int) -> dict[str, Any]:
     """--no-words, --ocr and --ocr-pages as options of `DocumentClassifier.predict`.
 

@@ -22,6 +22,7 @@ from docvit.cli.options import (
     Init,
     LabelledData,
     LearningRate,
+    LoseWords,
     MixPages,
     Output,
     PageSize,
@@ -33,6 +34,7 @@ from docvit.cli.options import (
     Valid,
     Variant,
     WordBuckets,
+    WordDropout,
     Workers,
     check_resumed,
     more_epochs,
@@ -64,12 +66,8 @@ def train(
     budget: Budget = defaults.BUDGET,
     max_pages: PagesSeen = defaults.MAX_PAGES,
     mix_pages: MixPages = defaults.MIX_PAGES,
-    lose_words: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of documents that lose all their words, as if they were scans.")
-    ] = defaults.LOSE_WORDS,
-    word_dropout: Annotated[
-        float, typer.Option(min=0, max=1, help="Largest share of the words that are dropped one by one.")
-    ] = defaults.WORD_DROPOUT,
+    lose_words: LoseWords = defaults.LOSE_WORDS,
+    word_dropout: WordDropout = defaults.WORD_DROPOUT,
     packets: Annotated[
         float,
         typer.Option(

@@ -15,19 +15,18 @@ from docvit.files import replaced
 SCALARS = ("epoch", "lr", "seconds")  # not drawn as curves
 
 
-def write_history(history: Sequence[dict[str, float]], folder: Path) -> None:
-    """Writes both files from one record per epoch; each is replaced in one step."""
-    if not history:
-        return
+def write_metrics(history: Sequence[dict[str, float]], folder: Path) -> None:
+    """Writes one row per epoch; the file is replaced in one step."""
     names = list(dict.fromkeys(name for record in history for name in record))
     with replaced(folder / "metrics.csv") as partial, partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows({k: f"{v:.6g}" for k, v in record.items()} for record in history)
-    _draw(history, [name for name in names if name not in SCALARS], folder / "curves.png")
 
 
-def _draw(history: Sequence[dict[str, float]], names: Sequence[str], file: Path) -> None:
+def draw_curves(history: Sequence[dict[str, float]], folder: Path) -> None:
+    """Draws what changes from epoch to epoch: losses, and everything else beside them."""
+    names = dict.fromkeys(name for record in history for name in record if name not in SCALARS)
     losses = [n for n in names if "loss" in n]
     panels = [p for p in (losses, [n for n in names if n not in losses]) if p]
     figure = Figure(figsize=(5.5 * len(panels), 3.8), layout="constrained")
@@ -41,5 +40,5 @@ def _draw(history: Sequence[dict[str, float]], names: Sequence[str], file: Path)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
-    with replaced(file) as partial:
+    with replaced(folder / "curves.png") as partial:
         figure.savefig(partial, dpi=120, format="png")

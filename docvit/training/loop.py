@@ -27,11 +27,12 @@ from docvit.errors import SettingError, UserError
 from docvit.hardware import has_fast_bf16
 from docvit.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from docvit.training.ema import EMATeacher
-from docvit.training.history import write_history
+from docvit.training.history import draw_curves, write_metrics
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.safetensors"
+SECONDS_BETWEEN_PICTURES = 60  # drawing takes longer than a short epoch
 
 
 class TrainingError(UserError):
@@ -127,7 +128,8 @@ def fit(
     Args:
         batches: see `Batches`.
         loss: see `Loss`; the part called `"loss"` is minimised, all are logged.
-        output: folder for `checkpoint.safetensors`, `metrics.csv` and `curves.png`; None to write nothing.
+        output: folder for `checkpoint.safetensors`, `metrics.csv` and `curves.png` (drawn at the end, and at most once
+            a minute before); None to write nothing.
         ema: a moving average of the model's weights, updated after every step; it is what `evaluate` and `save` get.
         evaluate: called after every epoch, its numbers are logged.
         save: called after every epoch to write the model in a form that others load.
@@ -209,7 +211,7 @@ class _Run:
         self.sums: dict[str, float] = {}
         self.seconds = 0.0
         self.history: list[Record] = []
-        self.written = time.monotonic()
+        self.written = self.drawn = time.monotonic()
 
     def train_epoch(self, stop: threading.Event, description: str) -> None:
         """From wherever this epoch stands to its end, and its record."""
@@ -283,7 +285,10 @@ class _Run:
         if self.output and self.is_main:
             if save is not None:
                 save(self.ema.module if self.ema is not None else self.model)
-            write_history(self.history, self.output)
+            write_metrics(self.history, self.output)
+            if self.epoch == self.settings.epochs or time.monotonic() - self.drawn > SECONDS_BETWEEN_PICTURES:
+                draw_curves(self.history, self.output)
+                self.drawn = time.monotonic()
         self.checkpoint()
 
     def checkpoint(self) -> None:

@@ -1,4 +1,4 @@
-"""Hand-made features on the folds of `leave_source_out.py`: the baseline a transformer has to beat.
+"""Hand-made features on the folds of `docvit train --fold K/5`: the baseline a transformer has to beat.
 
     python examples/benchmarks/hog_baseline.py DOCUMENTS.csv --output results/hog_baseline.json
 

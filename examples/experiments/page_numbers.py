@@ -2,92 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from glyphs import LETTER, OTHER, Pixels, find_glyphs, read_glyphs
-from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
-from docvit import DocumentError, DocViT, Rendering
-from docvit.documents.workers import read_documents
+from docvit.documents.words import Words
 
-SHARP = Rendering(size=1536, multiple=1, supersample=1, mode="L")  # digits of 10 pt on A4 are 13 px high
-PITCH = 1.05  # heights from middle to middle of a number's digits; with a space between them it is 1.15 and more
-GAP = 0.23  # heights up to which a letter belongs to the same word; a space is 0.35 and more
+EDGE = 0.13  # of a page's height, at its top and at its bottom
+NUMBER = re.compile(r"(?<!\w)\d+(?!\w)")  # no letters beside it
 NUMBERS = 12  # kept of a page: those nearest to its edges
 SAME_PLACE = 0.03, 0.01  # of a page's width and height; also mirrored, as on left and right pages
 COMPARED = 4  # features per page
 
 
-def numbers_of(classes: NDArray[np.int64], boxes: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Numbers (N, 3) from the classes (K,) and boxes (K, 4) of glyphs: value, and its middle, x and y, in px.
+def read_page(words: Words) -> Tensor:
+    """The numbers nearest to the edges of a page: (12, 3), value, x and y in 0..1, NaN to the end.
 
-    A number is digits of one height and on one line that stand side by side, without a letter beside them; of more than
-    four digits, the last four.
+    A number is digits without letters beside them; of more than four digits, the last four.
     """
-    letters = boxes[classes == LETTER]
-    digits, boxes = (values[classes < LETTER] for values in (classes, boxes))
-    runs: list[list[int]] = []
-    for here in boxes[:, 0].argsort(kind="stable"):
-        for run in runs:
-            if _follows(boxes[run[-1]], boxes[here]):
-                run.append(int(here))
-                break
-        else:
-            runs.append([int(here)])
     found = []
-    for run in runs:
-        left, top = boxes[run, :2].min(0)
-        right, bottom = boxes[run, 2:].max(0)
-        near = GAP * (bottom - top)
-        beside = (letters[:, 0] < right + near) & (letters[:, 2] > left - near)
-        beside &= (letters[:, 1] < bottom) & (letters[:, 3] > top)
-        if not beside.any():
-            value = int("".join(map(str, digits[run[-4:]])))
-            found.append((value, (left + right) / 2, (top + bottom) / 2))
-    return np.array(found, float).reshape(-1, 3)
-
-
-def _follows(one: NDArray[np.int64], other: NDArray[np.int64]) -> bool:
-    height = max(one[3] - one[1], other[3] - other[1])
-    apart = (other[0] + other[2] - one[0] - one[2]) / 2
-    uneven = max(abs(one[1] - other[1]), abs(one[3] - other[3]))
-    return bool(0 < apart <= PITCH * height and uneven <= max(1, 0.15 * height))
-
-
-def read_page(model: DocViT, page: Pixels) -> Tensor:
-    """The numbers nearest to the edges of a grey page (H, W): (12, 3), value, x and y in 0..1, NaN to the end."""
-    dark, light = find_glyphs(page), find_glyphs(255 - page)
-    read, other = read_glyphs(model, dark), read_glyphs(model, light)
-    inks = (_outside(read, dark.boxes, other, light.boxes), _outside(other, light.boxes, read, dark.boxes))
-    found = np.concatenate([numbers_of(*ink) for ink in inks]) / (1, page.shape[1], page.shape[0])
-    found = found[np.minimum(found[:, 2], 1 - found[:, 2]).argsort(kind="stable")[:NUMBERS]]
-    return F.pad(torch.from_numpy(found).float(), (0, 0, 0, NUMBERS - len(found)), value=torch.nan)
-
-
-def _outside(
-    classes: NDArray[np.int64], boxes: NDArray[np.int64], other: NDArray[np.int64], around: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Without what lies in a character of the other ink, as what an 8 encloses does."""
-    around = around[other < OTHER]
-    within = (boxes[:, None, :2] >= around[None, :, :2]).all(2) & (boxes[:, None, 2:] <= around[None, :, 2:]).all(2)
-    keep = ~within.any(1)
-    return classes[keep], boxes[keep]
-
-
-def read_numbers(model: DocViT, paths: Sequence[str], *, workers: int) -> Iterator[tuple[str, dict[int, Tensor]]]:
-    """Each document's numbers, as `read_page` gives them, by page index; those that cannot be read are left out."""
-    results = read_documents(paths, SHARP, workers=workers)
-    for result in tqdm(results, total=len(paths), desc="reading numbers", unit="doc", disable=None):
-        if isinstance(result, DocumentError):
-            tqdm.write(f"without numbers: {type(result).__name__}: {result}")
-        else:
-            pages = [read_page(model, page) for page in result.pages]
-            yield result.path, dict(zip(result.indices, pages, strict=True))
+    for text, (left, top, right, bottom) in words:
+        y = (top + bottom) / 2
+        if min(y, 1 - y) < EDGE:
+            for number in NUMBER.finditer(text):
+                x = left + (right - left) * (number.start() + number.end()) / (2 * len(text))
+                found.append((int(number[0][-4:]), x, y))
+    found.sort(key=lambda number: min(number[2], 1 - number[2]))
+    numbers = torch.tensor(found[:NUMBERS]).reshape(-1, 3)
+    return F.pad(numbers, (0, 0, 0, NUMBERS - len(numbers)), value=torch.nan)
 
 
 def compare_numbers(numbers: Tensor) -> Tensor:

@@ -16,8 +16,9 @@ so it is the same before and after the pages are moved. In all schemes class tok
 others of its document, and how the numbers at its edges compare with theirs (`ApartStem`, which the library does not
 have): neither depends on the order of the pages.
 
-The ink stem's features are not learned. They are computed once, of the page as it is and of augmented copies, and
-numbers are read once (`page_numbers`). All models train on them: a run takes about three minutes on one core.
+The numbers come from the text layer (`page_numbers`); `--no-words` leaves them out. The ink stem's features are not
+learned. They are computed once, of the page as it is and of augmented copies, and all models train on them: a run takes
+about three minutes on one core.
 """
 
 from __future__ import annotations
@@ -34,11 +35,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from glyphs import train_reader
 from measured import Kept, MeasuredSequence, MeasuredStem, Page, measure, pages_of, put_together
 from page_moves import COPIES, TASKS, moved, ordered, undone
-from page_numbers import COMPARED, NUMBERS, compare_numbers, numbering, read_numbers
-from runs import configuration, one_core, open_results, parser, run_all
+from page_numbers import COMPARED, compare_numbers, numbering, read_page
+from runs import configuration, open_results, parser, run_all
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -49,6 +49,7 @@ from docvit.data.labels import LabelledDocuments, read_labelled, split_groups
 from docvit.documents.cache import CachedDocument, PageCache, default_cache
 from docvit.documents.finding import find_documents
 from docvit.documents.pages import PageStack, spread
+from docvit.documents.words import Words
 from docvit.files import replaced
 from docvit.model.stems import InkStem
 from docvit.training.ema import EMATeacher
@@ -57,7 +58,7 @@ from docvit.training.loop import TrainSettings, fit
 SCHEMES = ("page-independent", "pages-concat", "continued", "sincos", "sincos2d+page", "spatial+page", "rope")
 PLACES = 3  # first, last, between
 SAME = 1e-3  # a difference that rounding can make
-PAGES_FILE, NUMBERS_FILE = "pages.pt", "numbers.pt"  # delete them after a change to what they hold
+PAGES_FILE = "pages.pt"  # delete it after a change to what it holds
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Settings:
     Attributes:
         max_pages: pages of a document that are seen, its first and last always among them.
         views: per page, the first one without augmentation.
-        glyphs, glyph_epochs: drawn for the model that reads numbers, and how often it sees them.
+        words: whether page numbers are read.
         documents: per batch, each in several orders.
         silent, numbered: shares of documents in training whose numbers are left out, and which are given drawn page
             numbers before their own: the model has to learn a document's order from looks alone and from numbers alone.
@@ -81,8 +82,7 @@ class Settings:
     min_pages: int = 3
     max_pages: int = 8
     views: int = 8
-    glyphs: int = 100_000
-    glyph_epochs: int = 6
+    words: bool = True
     documents: int = 4
     silent: float = 0.3
     numbered: float = 0.3
@@ -169,10 +169,10 @@ def build(scheme: str, settings: Settings, stem: type[InkStem] = ApartStem) -> D
     return DocViT(c, stem=stem(c.in_chans, c.patch_size, c.embed_dim))
 
 
-def measure_all(data: LabelledDocuments, settings: Settings) -> dict[int, list[Kept]]:
-    """All views by index in the data set, without the documents that are too short."""
+def measure_all(data: LabelledDocuments, settings: Settings) -> dict[int, tuple[list[Kept], Tensor]]:
+    """All views, and numbers (pages, 12, 3), by index in the data set, without the documents that are too short."""
     model = build("page-independent", settings, InkStem)
-    files, errors = PageCache(default_cache(), model.config.rendering).prepare(data.paths)
+    files, errors = PageCache(default_cache(), model.config.rendering, words=True).prepare(data.paths)
     for error in errors:
         tqdm.write(f"left out: {type(error).__name__}: {error}")
     measured = {}
@@ -180,7 +180,9 @@ def measure_all(data: LabelledDocuments, settings: Settings) -> dict[int, list[K
         document = CachedDocument.open(files[path]) if path in files else None
         if document is not None and len(document.indices) >= settings.min_pages:
             pages = document.load(document.indices)
-            measured[index] = [_view(pages, model, settings, index, view) for view in range(settings.views)]
+            numbers = torch.stack([read_page(words if settings.words else Words()) for words in pages.words])
+            views = [_view(pages, model, settings, index, view) for view in range(settings.views)]
+            measured[index] = views, numbers
     return measured
 
 
@@ -192,24 +194,10 @@ def _view(pages: PageStack, model: DocViT, settings: Settings, index: int, view:
     return measure(model, model.pack([pages]))
 
 
-def read_all(data: LabelledDocuments, settings: Settings, jobs: int) -> dict[int, dict[int, Tensor]]:
-    """The numbers at the edges of all documents' pages, by index in the data set and page index."""
-    if not settings.glyphs:
-        return {}
-    index = {path: i for i, path in enumerate(data.paths)}
-    with one_core():
-        reader = train_reader(settings.glyphs, settings.glyph_epochs)
-        return {index[path]: numbers for path, numbers in read_numbers(reader, data.paths, workers=jobs)}
-
-
 def load(folder: Path) -> dict[int, Document]:
-    """The documents of `measure_all` and `read_all`, by index in the data set."""
-    numbers, documents = torch.load(folder / NUMBERS_FILE), {}
-    none = torch.full((NUMBERS, 3), torch.nan)
-    for index, kept in torch.load(folder / PAGES_FILE, mmap=True).items():
-        views, read = [pages_of(view) for view in kept], numbers.get(index, {})
-        documents[index] = Document(views, torch.stack([read.get(int(page.index), none) for page in views[0]]))
-    return documents
+    """The documents of `measure_all`, by index in the data set."""
+    kept = torch.load(folder / PAGES_FILE, mmap=True)
+    return {i: Document([pages_of(view) for view in views], numbers) for i, (views, numbers) in kept.items()}
 
 
 class Shuffled:
@@ -369,28 +357,19 @@ def main() -> None:
     options.add_argument("--group-by", default="source_repo")
     options.add_argument("--schemes", nargs="+", default=SCHEMES)
     options.add_argument("--epochs", type=int, default=Settings().train.epochs)
-    options.add_argument(
-        "--glyphs",
-        type=int,
-        default=Settings().glyphs,
-        help="drawn digits to learn from; 0: none are read",
-    )
+    options.add_argument("--no-words", action="store_true", help="page numbers are not read")
     arguments = options.parse_args()
-    settings = Settings()
-    settings = replace(settings, glyphs=arguments.glyphs, train=replace(settings.train, epochs=arguments.epochs))
-    if not settings.glyphs:
+    settings = Settings(words=not arguments.no_words)
+    settings = replace(settings, train=replace(settings.train, epochs=arguments.epochs))
+    if not settings.words:
         settings = replace(settings, numbered=0.0)
     data = read(arguments.data, arguments.group_by)
     digest = hashlib.sha256("\n".join(Path(p).name for p in data.paths).encode()).hexdigest()
     about = {"documents": len(data), "sources": len(set(data.groups or ())), "names": digest}
     results = open_results(arguments.output, {"experiment": "page order", "data": about, **asdict(settings)})
-    for name, make in (
-        (PAGES_FILE, lambda: measure_all(data, settings)),
-        (NUMBERS_FILE, lambda: read_all(data, settings, arguments.jobs)),
-    ):
-        if not (arguments.output / name).exists():
-            with replaced(arguments.output / name) as partial:
-                torch.save(make(), partial)
+    if not (arguments.output / PAGES_FILE).exists():
+        with replaced(arguments.output / PAGES_FILE) as partial:
+            torch.save(measure_all(data, settings), partial)
     tasks = {
         f"{scheme} seed {seed}": (scheme, seed, data, arguments.output, settings)
         for seed in range(arguments.seeds)

@@ -4,9 +4,8 @@
 
 DOCUMENTS.csv has the columns path, label and source_repo. Seed S leaves out fold S of scikit-learn's
 StratifiedGroupKFold(5), so that five seeds leave out every source once. All runs train the compact variant alike and
-shortly: too short for its best accuracy, long enough to compare. The ink stem's features of augmented pages are not
-learned, and are computed once for all runs: a run takes about a minute on one core. The strategies judge the models of
-the scheme `spatial+page`.
+shortly: too short for its best accuracy, long enough to compare. The strategies judge the models of the scheme
+`spatial+page`.
 """
 
 from __future__ import annotations
@@ -20,21 +19,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from measured import files_of, measure_all, train_measured
 from runs import open_results, parser, run_all
 
-from docvit import DocumentClassifier
+from docvit import DocumentClassifier, train_documents
 from docvit.data.labels import LabelledDocuments, read_labelled, split_groups
 from docvit.data.metrics import report
 from docvit.documents.cache import CachedDocument
 from docvit.documents.pages import PageStack
 from docvit.evaluation.cost import predict_cost
-from docvit.files import replaced
 from docvit.inference.strategies import STRATEGIES
 from docvit.model.config import POSITIONS
 from docvit.model.variants import BASELINES, with_baseline
-from docvit.training.loop import TrainSettings
-from docvit.training.recipe import Recipe
+from docvit.training.distributed import Process
+from docvit.training.loop import CHECKPOINT, TrainSettings
+from docvit.training.recipe import Recipe, build_model
+from docvit.training.rendering import render_all
 
 DEFAULT = {"positions": "spatial+page", "scopes": "page-then-document:2"}
 TABLES: dict[str, dict[str, dict[str, Any]]] = {
@@ -44,17 +43,19 @@ TABLES: dict[str, dict[str, dict[str, Any]]] = {
 }
 METRICS = ("accuracy", "macro_f1", "ece", "aurc")
 BATCH = 8  # documents judged at once
+CPU = Process(torch.device("cpu"))
 
 
 def run(
-    table: str, name: str, seed: int, data: LabelledDocuments, measured: Path, recipe: Recipe, folds: int
+    table: str, name: str, seed: int, data: LabelledDocuments, output: Path, recipe: Recipe, folds: int
 ) -> dict[str, Any]:
     """Trains one model on all sources but those of fold `seed`, and judges it on those."""
     training, held_out = split_groups(data, seed % folds, folds)
     seeded = replace(
         recipe, settings={**recipe.settings, **TABLES[table][name]}, train=replace(recipe.train, seed=seed)
     )
-    model, history = train_measured(data, training, torch.load(measured, mmap=True), seeded)
+    resume = (output / CHECKPOINT).exists()
+    model, history = train_documents(training, output, seeded, resume=resume, device="cpu", workers=1)
     classifier = DocumentClassifier(model, device="cpu")
     documents = rendered(held_out, classifier)
     metrics = judge(classifier, documents, held_out)
@@ -68,7 +69,8 @@ def run(
 
 def rendered(data: LabelledDocuments, classifier: DocumentClassifier) -> list[PageStack]:
     """All pages of all documents."""
-    documents = [CachedDocument.open(file) for file in files_of(data, classifier.model.config)]
+    files = render_all(data.paths, classifier.model.config.rendering, CPU, workers=1)
+    documents = [CachedDocument.open(files[path]) for path in data.paths]
     return [document.load(document.indices) for document in documents]
 
 
@@ -117,16 +119,13 @@ def main() -> None:
     loop = TrainSettings(epochs=arguments.epochs, bf16=False)  # every batch has shapes of its own: no kernels for each
     recipe = Recipe(settings={"page_size": arguments.page_size}, train=loop, budget=600, ema=0.99, mix_pages=0.0)
     results = open_results(arguments.output, settings_of(data, recipe, arguments.folds))
-    measured = arguments.output / "measured.pt"
-    if not measured.exists():
-        with replaced(measured) as partial:
-            torch.save(measure_all(data, recipe, recipe.train.epochs, arguments.jobs), partial)
-    tasks = {
-        f"{table} {name} seed {seed}": (table, name, seed, data, measured, recipe, arguments.folds)
-        for seed in range(arguments.seeds)
-        for table, names in TABLES.items()
-        for name in names
-    }
+    render_all(data.paths, build_model(recipe, data.classes).config.rendering, CPU, workers=arguments.jobs)
+    tasks = {}
+    for seed in range(arguments.seeds):
+        for table, names in TABLES.items():
+            for name in names:
+                output = arguments.output / "models" / f"{table}_{name}_seed_{seed}".replace(":", "_")
+                tasks[f"{table} {name} seed {seed}"] = (table, name, seed, data, output, recipe, arguments.folds)
     run_all(results, tasks, run, arguments)
 
 

@@ -221,13 +221,6 @@ class PairedBatches:
         return {name: cast(PairedDataset, of_kind.dataset) for name, of_kind in batches.items()}
 
 
-def student_batches(
-    data: LabelledDocuments, files: Mapping[str, Path], student: DocViTConfig, recipe: Recipe, process: Process
-) -> PairedBatches:
-    """The labelled batches of a recipe for a student alone: `paired_batches` without teachers."""
-    return paired_batches(data, files, student, [], recipe, process)[0]
-
-
 def paired_batches(
     data: LabelledDocuments,
     files: Mapping[str, Path],

@@ -27,7 +27,7 @@ from docvit.training.word_counts import count_words
 from kd.config import DistillationError, DistillConfig
 from kd.distill import SETTINGS, distill
 from kd.documents.outputs import DocumentTeacher, document_outputs
-from kd.documents.paired import paired_batches, student_batches
+from kd.documents.paired import paired_batches
 from kd.documents.probabilities import TeacherProbabilities, read_probabilities
 from kd.documents.teacher_cache import CachedBatches
 from kd.student import plain, reuse_classifier, with_projections
@@ -158,6 +158,7 @@ def distill_documents(
         if process.rank == 0:
             write_recipe(folder, recipe)
         held_out = None if valid is None else held_out_batches(valid, files, model.config, recipe)
+        labelled = paired_batches(data, files, model.config, [], recipe, process)[0] if config.fine_tune else None
         networks = [average] if own and average is not None else teachers
 
         def evaluate(network: nn.Module) -> Record:
@@ -178,7 +179,7 @@ def distill_documents(
             batches,
             config,
             outputs=document_outputs,
-            labelled=student_batches(data, files, model.config, recipe, process) if config.fine_tune else None,
+            labelled=labelled,
             ema=average,
             settings=recipe.train,
             evaluate=evaluate if held_out is not None else None,

@@ -310,7 +310,7 @@ def test_pages_are_mixed_as_often_as_asked_and_without_labels_across_classes(doc
 def test_patch_dropout_leaves_out_a_share_drawn_for_each_document(documents):
     whole = training(documents, patch_dropout=0.0, augmentation=None)
     thinned = training(documents, patch_dropout=0.4, augmentation=None)
-    keys = [(epoch, index) for epoch in range(30) for index in range(len(whole))]
+    keys = [(epoch, index) for epoch in range(10) for index in range(len(whole))]
     counts = [d.collate([d[key] for key in keys]).sequence.num_patches for d in (whole, thinned)]
     assert counts[1] / counts[0] == pytest.approx(0.8, abs=0.03)  # a share between none and 0.4, drawn each time
     shares = [thinned.collate([thinned[key]]).sequence.num_patches for key in keys if key[1] == 0]

@@ -55,18 +55,16 @@ def test_the_words_of_a_scan_are_read_at_their_boxes_without_network_or_noise(sc
 
 @needs_ocr
 def test_a_blank_page_has_no_words():
-    assert len(ocr.ocr_words(Image.new("RGB", (850, 1100), "white"))) == 0
+    assert len(ocr.ocr_words(Image.new("RGB", (160, 160), "white"))) == 0
 
 
 @needs_ocr
 def test_scans_are_read_in_workers_under_their_limits_and_kept(scan, tmp_path):
-    (stack,) = read_documents([str(scan)], RENDERING, words=True, ocr_pages=1, workers=1, timeout=300)
-    assert stack.words_read == 6
     cache = PageCache(tmp_path / "cache", RENDERING, words=True, ocr_pages=1)
-    files, _ = cache.prepare([str(scan)], workers=0)
+    files, _ = cache.prepare([str(scan)], workers=1)
     document = CachedDocument.open(files[str(scan)])
     assert document.words_from == ("ocr", None)
-    assert document.load([0]).words[0].texts == stack.words[0].texts
+    assert document.load([0]).words[0].texts == ("Invoice", "number", "Total", "amount", "due", "Page")
 
 
 def test_ocr_is_off_by_default_and_left_alone_where_there_is_text(scan, make_pdf, monkeypatch):

@@ -34,7 +34,6 @@ TINY = replace(
 def in_float32_and_quick(monkeypatch):
     for module in (train, results_file, sweep):
         monkeypatch.setattr(module, "has_fast_bf16", lambda _: False)
-    monkeypatch.setattr(train, "write_history", lambda *_: None)
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from kd.teacher import TeacherCache
 
 @pytest.fixture(autouse=True)
 def without_plots(monkeypatch):
-    monkeypatch.setattr(train, "write_history", lambda *_: None)
     monkeypatch.setattr(report, "draw_figures", lambda *_: {})
 
 

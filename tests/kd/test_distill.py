@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from docvit.training import loop as train
 from docvit.training.ema import EMATeacher
 from docvit.training.loop import CHECKPOINT, TrainingError, TrainSettings
 from kd.cifar10.batches import Augment, ImageLoader
@@ -23,12 +22,6 @@ from kd.teacher import Teacher
 SETTINGS = TrainSettings(
     epochs=3, lr=1e-2, weight_decay=0.0, optimizer="adam", schedule="constant", warmup=0.0, clip=None, bf16=False
 )
-
-
-@pytest.fixture(autouse=True)
-def without_plots(monkeypatch):
-    """Drawing takes longer than all that is trained here."""
-    monkeypatch.setattr(train, "write_history", lambda *_: None)
 
 
 def coloured(count=48, seed=0):

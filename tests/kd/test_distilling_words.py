@@ -21,7 +21,6 @@ from docvit.documents.pages import read_document
 from docvit.evaluation.compare import compare
 from docvit.model.config import DocViTConfig
 from docvit.model.docvit import DocViT
-from docvit.training import loop as train
 from docvit.training.distributed import Process
 from docvit.training.loop import TrainingError, TrainSettings
 from docvit.training.recipe import Recipe, build_model
@@ -42,12 +41,6 @@ RECIPE = Recipe(
 )
 COARSE = {"patch_size": 32, "grid": (2, 2), "page_size": 128}
 PROCESS = Process(torch.device("cpu"))
-
-
-@pytest.fixture(autouse=True)
-def without_plots(monkeypatch):
-    """Drawing takes longer than all that is trained here."""
-    monkeypatch.setattr(train, "write_history", lambda *_: None)
 
 
 @pytest.fixture(scope="module")

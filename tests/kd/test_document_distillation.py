@@ -41,12 +41,6 @@ OTHER = TINY | {"embed_dim": 48, "depth": 3, "scopes": "alternate:2", "positions
 COARSE = OTHER | {"patch_size": 32, "grid": (2, 2), "page_size": 128, "in_chans": 3}
 
 
-@pytest.fixture(autouse=True)
-def without_plots(monkeypatch):
-    """Drawing takes longer than all that is trained here."""
-    monkeypatch.setattr(train, "write_history", lambda *_: None)
-
-
 @pytest.fixture(scope="module")
 def data(corpus):
     return read_labelled(corpus)

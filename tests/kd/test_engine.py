@@ -13,7 +13,6 @@ from torch import nn
 
 from docvit.data.labels import read_labelled
 from docvit.documents.cache import PageCache
-from docvit.training import loop as train
 from docvit.training.distributed import Process
 from docvit.training.ema import EMATeacher
 from docvit.training.loop import TrainSettings
@@ -28,12 +27,6 @@ from kd.documents.run import distill_documents
 SETTINGS = TrainSettings(
     epochs=2, lr=1e-2, weight_decay=0.0, optimizer="adam", schedule="constant", warmup=0.0, clip=None, bf16=False
 )
-
-
-@pytest.fixture(autouse=True)
-def without_plots(monkeypatch):
-    """Drawing takes longer than all that is trained here."""
-    monkeypatch.setattr(train, "write_history", lambda *_: None)
 
 
 def assert_same(one, two):

@@ -79,7 +79,6 @@ class Stops(Exception):
 
 @pytest.mark.parametrize("step", [1, 6, 11])
 def test_interrupted_is_uninterrupted(tmp_path, monkeypatch, step):
-    monkeypatch.setattr(train, "write_history", lambda *_: None)
     run = partial(distill, teacher=net(1), data=loader(), settings=SETTINGS, device="cpu", ema=0.9)
     whole = run(net(0), output=tmp_path / "whole").student.state_dict()
     plain_step, taken = train._Run._step, []

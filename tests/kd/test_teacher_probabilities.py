@@ -18,7 +18,6 @@ from docvit.data.labels import DataError, read_labelled
 from docvit.documents.patches import pack
 from docvit.model.config import DocViTConfig
 from docvit.model.docvit import DocViT
-from docvit.training import loop as train
 from docvit.training.distributed import Process
 from docvit.training.loop import TrainingError, TrainSettings
 from docvit.training.recipe import Recipe, build_model
@@ -37,12 +36,6 @@ PROCESS = Process(torch.device("cpu"))
 RECIPE = Recipe(
     model="docvit_small_patch16", settings=TINY, budget=200, ema=0.9, train=TrainSettings(epochs=1, lr=3e-3)
 )
-
-
-@pytest.fixture(autouse=True)
-def without_plots(monkeypatch):
-    """Drawing takes longer than all that is trained here."""
-    monkeypatch.setattr(train, "write_history", lambda *_: None)
 
 
 @pytest.fixture(scope="module")

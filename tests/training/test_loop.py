@@ -13,10 +13,12 @@ from PIL import Image
 from torch import nn
 from toy_training import PLAIN, Listed, Pair, interrupt_at, loss, net, weights
 
+import docvit.training.loop as train
 from docvit.model.config import DocViTConfig
 from docvit.model.docvit import DocViT
 from docvit.training.checkpoint import load_checkpoint
 from docvit.training.ema import EMATeacher
+from docvit.training.history import draw_curves
 from docvit.training.loop import CHECKPOINT, TrainSettings, fit
 
 # --- what a step does ---
@@ -117,7 +119,8 @@ def test_the_moving_average_is_one():
 # --- what is written and logged ---
 
 
-def test_records_are_means_over_the_epoch_and_end_in_files(tmp_path):
+def test_records_are_means_over_the_epoch_and_end_in_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "draw_curves", draw_curves)
     parts = []
 
     def remembering(model, pair, progress):
@@ -151,6 +154,16 @@ def test_records_are_means_over_the_epoch_and_end_in_files(tmp_path):
         assert min(curves.size) > 300
         assert np.ptp(np.array(curves.convert("L"))) > 200
     assert sorted(p.name for p in tmp_path.iterdir()) == [CHECKPOINT, "curves.png", "metrics.csv"]
+
+
+def test_curves_are_drawn_at_the_end_and_now_and_then_before(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(train, "draw_curves", lambda history, folder: drawn.append(len(history)))
+    fit(net(), Listed(), loss, PLAIN, output=tmp_path / "short")
+    assert drawn == [3]
+    monkeypatch.setattr(train, "SECONDS_BETWEEN_PICTURES", -1)
+    fit(net(), Listed(), loss, PLAIN, output=tmp_path / "long")
+    assert drawn == [3, 1, 2, 3]
 
 
 def test_without_an_output_nothing_is_written(tmp_path, monkeypatch):
