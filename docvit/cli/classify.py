@@ -18,6 +18,7 @@ from docvit.cli.options import (
     Model,
     NoWords,
     OCRPages,
+    Password,
     RendererName,
     Timeout,
     Workers,
@@ -45,7 +46,7 @@ def classify(
     no_words: NoWords = False,
     ocr: OCR = False,
     ocr_pages: OCRPages = defaults.OCR_PAGES,
-    password: Annotated[str | None, typer.Option(help="Opens PDFs that have this password.")] = None,
+    password: Password = None,
     renderer: Annotated[
         RendererName | None, typer.Option(help="Render pages with this (default: the model's renderer).")
     ] = None,

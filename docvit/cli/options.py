@@ -112,6 +112,8 @@ Timeout = Annotated[
     ),
 ]
 
+Password = Annotated[str | None, typer.Option(help="Opens PDFs that have this password.")]
+
 NoWords = Annotated[bool, typer.Option("--no-words", help="Pixels alone, also for a model that reads words.")]
 
 OCR = Annotated[bool, typer.Option("--ocr", help='Read pages without a text layer by OCR: pip install "docvit[ocr]".')]

@@ -8,7 +8,7 @@ import os
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,21 +57,21 @@ def _table_writer(paths: Sequence[str]) -> Callable[[Prediction], None]:
     def write(prediction: Prediction) -> None:
         path = prediction.path if len(prediction.path) <= width else "…" + prediction.path[1 - width :]
         if prediction.error is not None:
-            _print_line(f"{path:<{width}}  {prediction.error.kind}: {prediction.error.message}")
+            print_line(f"{path:<{width}}  {prediction.error.kind}: {prediction.error.message}")
             return
         pages = str(prediction.num_pages)
         if prediction.pages_read != prediction.num_pages:
             pages = f"{prediction.pages_read} of {pages}"
-        _print_line(f"{path:<{width}}  {prediction.label:<14} {prediction.score:5.2f}  {pages}")
+        print_line(f"{path:<{width}}  {prediction.label:<14} {prediction.score:5.2f}  {pages}")
 
     return write
 
 
-def _print_line(row: str) -> None:
-    print(_in_one_line(row), flush=True)
+def print_line(row: str) -> None:
+    print(in_one_line(row), flush=True)
 
 
-def _in_one_line(text: str) -> str:
+def in_one_line(text: str) -> str:
     """Whatever a file's name contains."""
     return "".join("?" if unicodedata.category(c) == "Cc" else c for c in text)
 
@@ -83,10 +83,17 @@ def print_passed_over(paths: Sequence[str]) -> None:
     kinds = Counter("written by a training" if os.path.isdir(path) else _suffix(path) for path in paths)
     count = f"{len(paths)} file{'' if len(paths) == 1 else 's'}"
     counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    shown = [f"  {_in_one_line(path)}" for path in paths[:MAX_LISTED]]
+    shown = [f"  {in_one_line(path)}" for path in paths[:MAX_LISTED]]
     if len(paths) > MAX_LISTED:
         shown.append(f"  ... and {len(paths) - MAX_LISTED} more")
     print(f"{count} passed over, no documents by their suffix: {counted}", *shown, sep="\n", file=sys.stderr)
+
+
+def print_folders(folders: Iterable[str]) -> None:
+    """The number of documents in each folder, from a folder for each document."""
+    counts = Counter(folders)
+    rows = [(in_one_line(folder), str(count)) for folder, count in sorted(counts.items())]
+    _print_aligned([("folder", "documents"), *rows, ("all", str(counts.total()))], left=(0,))
 
 
 def _suffix(path: str) -> str:
