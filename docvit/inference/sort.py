@@ -125,9 +125,9 @@ def find_to_sort(paths: Sequence[str], into: str, before: Iterable[Entry]) -> tu
         if lies_in(home, path):
             raise UserError(f"--into {into} lies in {path}, which is one document: choose a folder outside")
         problem = _problem(path)
-        if problem:
+        if problem and not any(lies_in(source, path) for source in known):  # else what lay in it was moved
             problems.append(Row(path, problem=problem))
-        else:
+        elif not problem:
             found.append(path)
     return sorted(found, key=lambda path: suffix_of(path) not in PAGE_SUFFIXES), problems
 
@@ -257,8 +257,9 @@ def advance(log: SortLog, entry: Entry) -> Entry:
     """
     source, target, back = entry.source, log.path(entry), entry.back or entry.source
     if entry.state == "begun":
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        sync_folder(log.folder)
+        if not os.path.isdir(os.path.dirname(target)):
+            os.makedirs(os.path.dirname(target))
+            sync_folder(log.folder)
         copy_checked(source, target)
         entry = log.write(replace(entry, state="copied"))
     if entry.state == "copied":

@@ -79,7 +79,7 @@ class SortLog:
         self._file.close()
 
     def write(self, entry: Entry) -> Entry:
-        """Appends a line, which is on the disk when this returns; gives `entry`.
+        """Appends a line; gives `entry`. It is on the disk then, unless it says what the next command would find out.
 
         Raises:
             OSError: the disk is full; the log is as before then.
@@ -87,7 +87,8 @@ class SortLog:
         line = json.dumps(asdict(entry)).encode("ascii") + b"\n"
         try:
             written = self._file.write(line)
-            os.fsync(self._file.fileno())
+            if entry.state not in ("sorted", "undone"):
+                os.fsync(self._file.fileno())
             if written != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.path.join(self.folder, LOG))
         except BaseException:
