@@ -24,7 +24,7 @@ from docvit.cli.options import (
     Workers,
     words_options,
 )
-from docvit.cli.output import RowFormat, print_passed_over, row_writer
+from docvit.cli.output import RowFormat, print_passed_over, print_unreadable, row_writer
 
 if TYPE_CHECKING:
     from docvit.inference.classify import DocumentClassifier
@@ -77,17 +77,19 @@ def classify(
     classifier = DocumentClassifier.from_pretrained(model, device=device, renderer=renderer.value if renderer else None)
     found = find_documents(paths)
     predictions = classifier.predict(found, workers=workers, timeout=timeout, **reading)
-    failed = 0
+    failed = []
     write = row_writer(format, found)
     drawn: set[str] = set()
     # rows go to standard output, the bar to standard error: together on one terminal the bar would cut through rows
     bar = tqdm(predictions, total=len(found), unit="doc", disable=True if sys.stdout.isatty() else None)
     for prediction in bar:
         write(prediction)
-        failed += prediction.error is not None and not prediction.blank
+        if prediction.error is not None and not prediction.blank:
+            failed.append(prediction.error)
         if explain_to is not None and prediction.error is None:
             name = _picture(prediction.path, drawn)
             _explain(classifier, prediction, explain_to / name, reading)
+    print_unreadable(failed, len(found))
     print_passed_over(find_passed_over(paths))
     if failed:
         raise typer.Exit(1)

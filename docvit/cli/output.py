@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from docvit.data.metrics import Report
+    from docvit.documents.errors import DocumentError
     from docvit.evaluation.cost import Cost, Inspection, MeasuredCost
     from docvit.inference.prediction import Prediction
 
@@ -87,6 +90,29 @@ def print_passed_over(paths: Sequence[str]) -> None:
     if len(paths) > MAX_LISTED:
         shown.append(f"  ... and {len(paths) - MAX_LISTED} more")
     print(f"{count} passed over, no documents by their suffix: {counted}", *shown, sep="\n", file=sys.stderr)
+
+
+@contextmanager
+def repeated_at_the_end(*loggers: str) -> Iterator[None]:
+    """Prints again what these loggers warned of before a long run, for those who look when it has ended."""
+    kept: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: kept.append(record.getMessage())  # type: ignore[method-assign]
+    for name in loggers:
+        logging.getLogger(name).addHandler(handler)
+    try:
+        yield
+    finally:
+        for name in loggers:
+            logging.getLogger(name).removeHandler(handler)
+    print(*kept, sep="\n", end="\n" if kept else "", file=sys.stderr)
+
+
+def print_unreadable(errors: Sequence[DocumentError], total: int) -> None:
+    """The number of documents that could not be read, by the kind of the error."""
+    if errors:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(error.kind for error in errors).most_common())
+        print(f"{len(errors)} of {total} documents could not be read: {kinds}", file=sys.stderr)
 
 
 def print_folders(folders: Iterable[str]) -> None:
