@@ -33,7 +33,8 @@ atexit.register(lambda: print("imported:", *(m for m in {of!r} if m in sys.modul
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], *([name, "--help"] for name in ("classify", "evaluate", "inspect", "sort"))]
+    "arguments",
+    [["--help"], ["--version"], *([name, "--help"] for name in ("classify", "evaluate", "inspect", "sort"))],
 )
 def test_help_imports_nothing_heavy(arguments):
     assert imported(MAIN, *arguments, of=(*HEAVY, "numpy", "rich")) == []
