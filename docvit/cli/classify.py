@@ -19,12 +19,13 @@ from docvit.cli.options import (
     Model,
     NoWords,
     OCRPages,
+    Password,
     RendererName,
     Timeout,
     Workers,
     words_options,
 )
-from docvit.cli.output import RowFormat, print_passed_over, row_writer
+from docvit.cli.output import RowFormat, print_passed_over, print_unreadable, row_writer
 
 if TYPE_CHECKING:
     from docvit.inference.classify import DocumentClassifier
@@ -47,7 +48,7 @@ def classify(
     ocr: OCR = False,
     ocr_pages: OCRPages = defaults.OCR_PAGES,
     min_score: MinScore = None,
-    password: Annotated[str | None, typer.Option(help="Opens PDFs that have this password.")] = None,
+    password: Password = None,
     renderer: Annotated[
         RendererName | None, typer.Option(help="Render pages with this (default: the model's renderer).")
     ] = None,
@@ -78,17 +79,19 @@ def classify(
     classifier = DocumentClassifier.from_pretrained(model, device=device, renderer=renderer.value if renderer else None)
     found = find_documents(paths)
     predictions = classifier.predict(found, workers=workers, timeout=timeout, min_score=min_score, **reading)
-    failed = 0
+    failed = []
     write = row_writer(format, found)
     drawn: set[str] = set()
     # rows go to standard output, the bar to standard error: together on one terminal the bar would cut through rows
     bar = tqdm(predictions, total=len(found), unit="doc", disable=True if sys.stdout.isatty() else None)
     for prediction in bar:
         write(prediction)
-        failed += prediction.error is not None and not prediction.blank
+        if prediction.error is not None and not prediction.blank:
+            failed.append(prediction.error)
         if explain_to is not None and prediction.error is None:
             name = _picture(prediction.path, drawn)
             _explain(classifier, prediction, explain_to / name, reading)
+    print_unreadable(failed, len(found))
     print_passed_over(find_passed_over(paths))
     if failed:
         raise typer.Exit(1)

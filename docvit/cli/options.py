@@ -117,6 +117,8 @@ MinScore = Annotated[
     typer.Option(min=0, max=1, help="Documents whose score * known is lower are unsure (default: the model's own)."),
 ]
 
+Password = Annotated[str | None, typer.Option(help="Opens PDFs that have this password.")]
+
 NoWords = Annotated[bool, typer.Option("--no-words", help="Pixels alone, also for a model that reads words.")]
 
 OCR = Annotated[bool, typer.Option("--ocr", help='Read pages without a text layer by OCR: pip install "docvit[ocr]".')]

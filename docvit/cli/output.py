@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from docvit.data.metrics import Report
+    from docvit.documents.errors import DocumentError
     from docvit.evaluation.cost import Cost, Inspection, MeasuredCost
     from docvit.inference.prediction import Prediction
 
@@ -57,7 +60,7 @@ def _table_writer(paths: Sequence[str]) -> Callable[[Prediction], None]:
     def write(prediction: Prediction) -> None:
         path = prediction.path if len(prediction.path) <= width else "…" + prediction.path[1 - width :]
         if prediction.error is not None:
-            _print_line(f"{path:<{width}}  {prediction.error.kind}: {prediction.error.message}")
+            print_line(f"{path:<{width}}  {prediction.error.kind}: {prediction.error.message}")
             return
         pages = str(prediction.num_pages)
         if prediction.pages_read != prediction.num_pages:
@@ -65,16 +68,16 @@ def _table_writer(paths: Sequence[str]) -> Callable[[Prediction], None]:
         label = f"{prediction.label:<14} {prediction.score:5.2f}"
         if prediction.unsure:
             label = f"{f'unsure ({prediction.label} {prediction.score:.2f})'.replace(' 0.', ' .'):<20}"
-        _print_line(f"{path:<{width}}  {label}  {pages}" + (f"  {prediction.note}" if prediction.note else ""))
+        print_line(f"{path:<{width}}  {label}  {pages}" + (f"  {prediction.note}" if prediction.note else ""))
 
     return write
 
 
-def _print_line(row: str) -> None:
-    print(_in_one_line(row), flush=True)
+def print_line(row: str) -> None:
+    print(in_one_line(row), flush=True)
 
 
-def _in_one_line(text: str) -> str:
+def in_one_line(text: str) -> str:
     """Whatever a file's name contains."""
     return "".join("?" if unicodedata.category(c) == "Cc" else c for c in text)
 
@@ -86,10 +89,40 @@ def print_passed_over(paths: Sequence[str]) -> None:
     kinds = Counter("written by a training" if os.path.isdir(path) else _suffix(path) for path in paths)
     count = f"{len(paths)} file{'' if len(paths) == 1 else 's'}"
     counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    shown = [f"  {_in_one_line(path)}" for path in paths[:MAX_LISTED]]
+    shown = [f"  {in_one_line(path)}" for path in paths[:MAX_LISTED]]
     if len(paths) > MAX_LISTED:
         shown.append(f"  ... and {len(paths) - MAX_LISTED} more")
     print(f"{count} passed over, no documents by their suffix: {counted}", *shown, sep="\n", file=sys.stderr)
+
+
+@contextmanager
+def repeated_at_the_end(*loggers: str) -> Iterator[None]:
+    """Prints again what these loggers warned of before a long run, for those who look when it has ended."""
+    kept: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: kept.append(record.getMessage())  # type: ignore[method-assign]
+    for name in loggers:
+        logging.getLogger(name).addHandler(handler)
+    try:
+        yield
+    finally:
+        for name in loggers:
+            logging.getLogger(name).removeHandler(handler)
+    print(*kept, sep="\n", end="\n" if kept else "", file=sys.stderr)
+
+
+def print_unreadable(errors: Sequence[DocumentError], total: int) -> None:
+    """The number of documents that could not be read, by the kind of the error."""
+    if errors:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(error.kind for error in errors).most_common())
+        print(f"{len(errors)} of {total} documents could not be read: {kinds}", file=sys.stderr)
+
+
+def print_folders(folders: Iterable[str]) -> None:
+    """The number of documents in each folder, from a folder for each document."""
+    counts = Counter(folders)
+    rows = [(in_one_line(folder), str(count)) for folder, count in sorted(counts.items())]
+    _print_aligned([("folder", "documents"), *rows, ("all", str(counts.total()))], left=(0,))
 
 
 def _suffix(path: str) -> str:

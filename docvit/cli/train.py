@@ -40,11 +40,14 @@ from docvit.cli.options import (
     more_epochs,
     options_of,
 )
-from docvit.cli.output import print_last, print_passed_over
+from docvit.cli.output import print_last, print_passed_over, repeated_at_the_end
 from docvit.model.variants import BASELINES
 
 if TYPE_CHECKING:
     from docvit.data.labels import LabelledDocuments
+
+# they warn of files that are passed over, and of documents that cannot be read
+_LEAVING_OUT = ("docvit.data.labels", "docvit.training.rendering")
 
 
 @app.command()
@@ -99,7 +102,7 @@ def train(
 ) -> None:
     """Train on labelled documents.
 
-    Ctrl-C leaves a checkpoint that --resume continues exactly.
+    Ctrl-C leaves a checkpoint that --resume continues exactly. What was passed over or left out is said at the end.
     """
     from docvit.model.variants import with_baseline
     from docvit.training.loop import TrainSettings
@@ -125,11 +128,13 @@ def train(
     )
     if resume:
         check_resumed(context, options_of(recipe), options_of(read_recipe(output)), may_grow=("epochs",))
-    labelled, held_out = read_parts(data, valid, fold, group_by=group_by, workers=workers)
     options: dict[str, Any] = {"resume": resume, "epochs": more_epochs(context), "device": device, "workers": workers}
-    options |= {"skip_unreadable": skip_unreadable, "calibrated_like": calibrated_like or ()}
-    _, history = train_documents(labelled, output, recipe, valid=held_out, **options)
-    print_last(output, history)
+    with repeated_at_the_end(*_LEAVING_OUT):
+        labelled, held_out = read_parts(data, valid, fold, group_by=group_by, workers=workers)
+        options |= {"valid": held_out, "skip_unreadable": skip_unreadable}
+        options["calibrated_like"] = calibrated_like or ()
+        _, history = train_documents(labelled, output, recipe, **options)
+        print_last(output, history)
 
 
 @app.command()
@@ -185,16 +190,17 @@ def pretrain(
         check_resumed(
             context, options_of(recipe), options_of(read_recipe(output, PretrainRecipe)), may_grow=("epochs",)
         )
-    _, history = pretrain_documents(
-        find_unlabelled(data),
-        output,
-        recipe,
-        resume=resume,
-        epochs=more_epochs(context),
-        device=device,
-        workers=workers,
-    )
-    print_last(output, history)
+    with repeated_at_the_end(*_LEAVING_OUT):
+        _, history = pretrain_documents(
+            find_unlabelled(data),
+            output,
+            recipe,
+            resume=resume,
+            epochs=more_epochs(context),
+            device=device,
+            workers=workers,
+        )
+        print_last(output, history)
     print_passed_over(find_passed_over([data]))
 
 

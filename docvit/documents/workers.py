@@ -6,6 +6,7 @@ import faulthandler
 import functools
 import logging
 import multiprocessing
+import multiprocessing.util
 import os
 import pickle
 import signal
@@ -71,7 +72,7 @@ def read_documents(
     if workers == 0 or not _may_have_children():
         yield from map(read, sources)
         return
-    pool = _new_pool(workers, memory_limit, _start_method())
+    pool, stop = _new_pool(workers, memory_limit, _start_method())
     waiting: deque[tuple[str, Future[PageStack | DocumentError]]] = deque()
     try:
         for source in sources:
@@ -81,8 +82,7 @@ def read_documents(
         while waiting:
             yield _outcome(*waiting.popleft(), timeout)
     finally:
-        pool.stop()
-        pool.join()
+        stop()
 
 
 def read_alone(
@@ -142,15 +142,25 @@ def _start_method() -> str:
     return "fork" if sys.platform == "linux" and chosen != "spawn" else "spawn"
 
 
-def _new_pool(workers: int, memory_limit: int | None, method: str) -> Any:
+def _new_pool(workers: int, memory_limit: int | None, method: str) -> tuple[Any, Callable[[], None]]:
+    """A pool, and what stops it, at the latest when this process ends.
+
+    A process that `multiprocessing` started runs nothing of `atexit`: it would wait for these workers for good.
+    """
     context = multiprocessing.get_context("fork") if method == "fork" else SpawnWithoutMain()
-    return pebble.ProcessPool(workers, context=context, initializer=_start_worker, initargs=(memory_limit,))
+    pool = pebble.ProcessPool(workers, context=context, initializer=_start_worker, initargs=(memory_limit,))
+    return pool, multiprocessing.util.Finalize(None, _stop, args=(pool,), exitpriority=0)
+
+
+def _stop(pool: Any) -> None:
+    pool.stop()
+    pool.join()
 
 
 @functools.cache
 def _standing_pool(process: int, method: str) -> Any:
     """The workers of `read_alone`; a forked process has its own."""
-    return _new_pool(2, MEMORY_LIMIT, method)
+    return _new_pool(2, MEMORY_LIMIT, method)[0]
 
 
 def _schedule(pool: Any, read: Callable[..., Any], source: Source, timeout: float | None) -> Future[Any]:

@@ -14,7 +14,7 @@ import pytest
 from conftest import CLASSES, ENCRYPTED, assemble, classed_pdf, pdf_bytes, process
 from PIL import Image
 
-COMMANDS = ("classify", "evaluate", "inspect", "train", "pretrain")
+COMMANDS = ("classify", "evaluate", "inspect", "sort", "train", "pretrain")
 KEYS = {"path", "label", "score", "scores", "num_pages", "pages_read", "page_relevance", "error", "pages", "note"}
 KEYS |= {"words_read", "words_from"}
 
@@ -238,6 +238,16 @@ def test_what_is_passed_over_is_said_at_the_end(classify, tmp_path):
         (tmp_path / f"{i}.txt").touch()
     lines = classify(tmp_path)[2].splitlines()
     assert (len(lines), lines[-1]) == (1 + 20 + 1, "  ... and 14 more")
+
+
+def test_how_many_could_not_be_read_is_said_at_the_end(classify, tmp_path):
+    (tmp_path / "a.pdf").write_bytes(classed_pdf("text"))
+    (tmp_path / "white.pdf").write_bytes(pdf_bytes(contents=[b""]))
+    assert classify(tmp_path)[2] == ""
+    (tmp_path / "b.pdf").write_bytes(ENCRYPTED)
+    for name in ("c.pdf", "d.pdf"):
+        (tmp_path / name).write_bytes(b"%PDF-1.4")
+    assert classify(tmp_path)[2] == "3 of 5 documents could not be read: 2 Unreadable, 1 Encrypted\n"
 
 
 def test_a_password_opens_a_document_and_its_explanation(classify, tmp_path):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+import sys
 
 import pytest
 from conftest import CLASSES, TINY, process
 from safetensors.torch import load_file
 
+from docvit.cli import train
 from docvit.training.loop import CHECKPOINT
 from docvit.training.run_folder import read_recipe
 
@@ -54,6 +57,23 @@ def test_training_leaves_a_model_that_classifies(docvit, corpus, start, tmp_path
     code, out, _ = docvit("classify", corpus, "--model", output, "--workers", 0, "--format", "jsonl")
     assert code == 0
     assert {row["label"] for row in map(json.loads, out.splitlines())} <= set(CLASSES)
+
+
+@pytest.mark.parametrize("name", ["train", "pretrain"])
+def test_what_was_passed_over_and_left_out_is_said_at_the_end(docvit, corpus, start, tmp_path, monkeypatch, name):
+    data = tmp_path / "data"
+    shutil.copytree(corpus, data)
+    (data / "bars" / "broken.pdf").write_bytes(b"%PDF-1.4")
+    (data / "bars" / "letter.docx").touch()
+    monkeypatch.setattr(train, "print_last", lambda *_: print("the end of the training", file=sys.stderr))
+    line = ("--output", tmp_path / "out", "--init", start, "--device", "cpu", "--workers", 0, "--epochs", 1)
+    code, _, err = docvit(name, data, *line, *(["--skip-unreadable"] if name == "train" else []))
+    assert code == 0
+    at_the_end = err.partition("the end of the training")[2]
+    assert "1 file passed over" in at_the_end
+    assert "letter.docx" in at_the_end
+    assert "1 of 13 documents are left out" in at_the_end
+    assert f"Unreadable: {data}/bars/broken.pdf: " in at_the_end
 
 
 def test_options_reach_the_model(docvit, corpus, start, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -153,6 +154,17 @@ OPTIONS = {
         "timeout": (["--timeout", "3.5"], of("timeout"), 3.5),
         "device": (["--device", "meta"], of("device"), "meta"),
     },
+    "sort": {
+        "paths": ([], lambda seen: len(seen["paths"]), 12),
+        "into": (["--into", "elsewhere"], lambda seen: Path("elsewhere/bars/bars0.pdf").exists(), True),
+        "model": (["--model", "m"], of("model"), "m"),
+        "min_score": (["--min-score", "0.6"], lambda seen: Path("sorted/unsure/bars0.pdf").exists(), True),
+        "no_words": (["--no-words"], of("words"), False),
+        "password": (["--password", "secret"], of("password"), "secret"),
+        "move": (["--move"], lambda seen: list(Path("pile").rglob("*.pdf")), []),
+        "dry_run": (["--dry-run"], lambda seen: Path("sorted").exists(), False),
+        "undo": (["--undo"], lambda seen: Path("sorted/bars/bars0.pdf").exists(), False),
+    },
     "train": BUILT
     | {
         "data": ([], lambda seen: len(seen["data"]), 12),
@@ -205,7 +217,13 @@ def test_an_option_arrives(docvit, seen, corpus, table, tmp_path, monkeypatch, n
     monkeypatch.setattr("docvit.cli.train.options_of", lambda recipe: {})
     words, look, expected = OPTIONS[name][option]
     data = {"inspect": corpus / "bars" / "bars0.pdf", "train": table, "pretrain": corpus}.get(name, corpus)
-    output = ["--output", "run"] if name in ("train", "pretrain") and option != "output" else []
+    output = {"train": ["--output", "run"], "pretrain": ["--output", "run"], "sort": ["--into", "sorted"]}.get(name, [])
+    if name == "sort":
+        data = shutil.copytree(corpus, "pile")
+        if option == "undo":
+            docvit(name, data, *output)
+            assert Path("sorted/bars/bars0.pdf").exists()
+    output = [] if option in ("output", "into") else output
     code, out, err = docvit(name, data, *output, *[word.format(corpus=corpus) for word in words])
     assert code == 0, err
     seen["out"] = out

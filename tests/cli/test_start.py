@@ -44,7 +44,7 @@ for arguments in (["--version"], ["--help"], *([name, "--help"] for name in sys.
 
 
 def test_help_imports_nothing_heavy():
-    assert imported(HELP_OF_ALL, "classify", "evaluate", "inspect", of=(*HEAVY, "numpy", "rich")) == []
+    assert imported(HELP_OF_ALL, "classify", "evaluate", "inspect", "sort", of=(*HEAVY, "numpy", "rich")) == []
 
 
 def test_help_of_training_imports_nothing_heavy():

@@ -1,0 +1,60 @@
+"""Where processes are spawned, as on macOS and Windows: threads, limits, and workers of other pools."""
+
+from __future__ import annotations
+
+import json
+
+from conftest import classed_pdf, process
+
+SCRIPT = """
+import json, multiprocessing, sys
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+
+import docvit
+
+model, *paths = sys.argv[1:]
+
+def labels(paths):
+    classifier = docvit.DocumentClassifier.from_pretrained(model, device="cpu")
+    return [p.label for p in classifier.predict(paths)], classifier(paths[0]).label
+
+def main():
+    multiprocessing.set_start_method("spawn")
+    classifier = docvit.DocumentClassifier.from_pretrained(model, device="cpu")
+    said = {}
+    with ThreadPoolExecutor(4) as threads:
+        said["threads"] = [p.label for p in threads.map(classifier, paths * 3)]
+        said["streams"] = [[p.label for p in rows] for rows in threads.map(classifier.predict, [paths] * 2)]
+    try:
+        classifier(paths[0], timeout=1e-6)
+    except docvit.DocumentError as error:
+        said["limit"] = error.kind
+    with multiprocessing.Pool(1) as pool:  # its workers may have no children
+        said["pool"] = pool.map(labels, [paths])
+    with ProcessPoolExecutor(1) as pool:
+        said["executor"] = list(pool.map(labels, [paths]))
+    print(json.dumps(said))
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_threads_limits_and_workers_of_other_pools_where_processes_are_spawned(trained, tmp_path):
+    kinds = ["text", "bars", "blocks"]
+    for kind in kinds:
+        (tmp_path / f"{kind}.pdf").write_bytes(classed_pdf(kind))
+    (tmp_path / "script.py").write_text(SCRIPT)
+    run = "import runpy, sys; sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')"
+    out, err = process(run, tmp_path / "script.py", trained, *(tmp_path / f"{kind}.pdf" for kind in kinds)).communicate(
+        timeout=600
+    )
+    assert json.loads(out or "null") == {
+        "threads": kinds * 3,
+        "streams": [kinds] * 2,
+        "limit": "Timeout",
+        "pool": [[kinds, "text"]],
+        "executor": [[kinds, "text"]],
+    }, err
+    assert "workers=0" in err
+    assert "Traceback" not in err
