@@ -8,20 +8,22 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import Any, cast, overload
 
 import torch
 from torch import Tensor
 
 from docvit.documents.errors import DocumentError, Empty, Unsupported
-from docvit.documents.pages import PageStack
+from docvit.documents.pages import PageStack, spread
 from docvit.documents.patches import PatchSequence
 from docvit.documents.rendering import Rendering
 from docvit.documents.sources import Data, is_one_document
 from docvit.documents.workers import read_alone, read_documents
 from docvit.errors import SettingError
 from docvit.hardware import cast_linear, choose_device, cpu_streams, has_fast_bf16, in_streams
-from docvit.inference.prediction import Page, Prediction
+from docvit.inference.prediction import Page, Part, Prediction
+from docvit.inference.segments import segment
 from docvit.inference.strategies import get_strategy
 from docvit.model.docvit import DocViT
 
@@ -32,6 +34,7 @@ PathLike = str | os.PathLike[str]
 Read = PageStack | DocumentError
 
 BUDGET = 1280
+SURE = 0.98  # probability of a cut from which on a classified file is said to hold several documents
 OCR_SECONDS = 15.0  # added to the limit of a document's time for each page that may be read by OCR
 
 
@@ -215,23 +218,57 @@ class DocumentClassifier:
         used = [way.select(stack) for stack in stacks]
         views = [way.views(stack, self.rendering) for stack in used]
         batch = self.model.pack([view for group in views for view in group]).to(self.device)
-        scores, by_page = (part.cpu() for part in self.run(batch))
+        scores, by_page, boundaries = (part.cpu() for part in self.run(batch))
         combined = torch.stack([way.combine(rows) for rows in scores.split([len(group) for group in views])])
         counts = [sum(len(view.pages) for view in group) for group in views]
         blank = (batch.page_bounds.diff() == 0).split(counts)
         rows = zip(used, combined, by_page.split(counts), blank, strict=True)
         predictions = [self._prediction(*row) for row in rows]
+        if strategy == "document" and self.model.boundaries is not None:
+            of_pages = zip(predictions, used, boundaries.split(counts), by_page.split(counts), strict=True)
+            predictions = [self._with_parts(*row) for row in of_pages]
         if not self.model.config.words:
             return predictions
         return [_with_words(row, group) for row, group in zip(predictions, views, strict=True)]
 
     @torch.inference_mode()
-    def run(self, batch: PatchSequence) -> tuple[Tensor, Tensor]:
-        """Probabilities of documents (B, C), and what each page token alone says (N, C)."""
+    def run(self, batch: PatchSequence) -> tuple[Tensor, Tensor, Tensor]:
+        """Probabilities of documents (B, C), what each page token alone says (N, C), and logits of boundaries (N,).
+
+        A model that knows no boundaries gives zeros.
+        """
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             features = self.model.forward_features(batch)
             logits, by_page = self.model.forward_head(features), self.model.forward_pages(features)
-        return logits.float().softmax(1), by_page.float().softmax(1)
+            known = self.model.boundaries is not None and batch.num_pages > batch.num_documents
+            begins = self.model.forward_boundaries(features, batch) if known else by_page.new_zeros(len(by_page))
+        return logits.float().softmax(1), by_page.float().softmax(1), begins.float()
+
+    def _with_parts(self, row: Prediction, stack: PageStack, boundaries: Tensor, by_page: Tensor) -> Prediction:
+        """The row with the documents that the file holds, where all pages are read and the model is sure of several."""
+        count = len(stack.pages)
+        if row.error is not None or count != stack.num_pages or count < 2:
+            return row
+        _, sure = segment(boundaries.double().numpy(), by_page.double().clamp(min=1e-12).log().numpy())
+        begins = [0, *(1 + (sure[1:] >= SURE).nonzero()[0]).tolist()]
+        if len(begins) == 1:
+            return row
+        parts = [
+            replace(self.label_pages(stack, begin, end), first=begin + 1, last=end, cut=float(sure[begin]))
+            for begin, end in pairwise([*begins, count])
+        ]
+        note = f"holds {len(parts)} documents: docvit split cuts it"
+        return replace(row, parts=parts, note="; ".join(n for n in (row.note, note) if n))
+
+    def label_pages(self, stack: PageStack, begin: int, end: int) -> Part:
+        """What the model makes of the pages read from `begin` to `end` as a document of their own.
+
+        No label where all are blank. Of more than 64 so many are read, spread evenly.
+        """
+        pages = stack.take(begin + i for i in spread(end - begin, 64))
+        own = pages._replace(indices=[i - stack.indices[begin] for i in pages.indices], failed={})
+        (row,) = self.classify_pages([own], strategy="document")
+        return Part(begin + 1, end, label=row.label, score=row.score)
 
     def _prediction(self, stack: PageStack, scores: Tensor, by_page: Tensor, blank: Tensor) -> Prediction:
         """One row from `scores` (C,), `by_page` (N, C) and `blank` (N,); N is 1 where pages are tiled."""
@@ -242,7 +279,7 @@ class DocumentClassifier:
             num_pages=stack.num_pages,
             pages_read=len(stack.indices),
             pages=_with_failed(read, stack),
-            note=_note(stack),
+            note=note_of(stack),
         )
         if blank.all():
             return replace(row, error=Empty(stack.path, "every page is blank: nothing is written or drawn on it"))
@@ -280,7 +317,7 @@ def _with_failed(read: list[Page], stack: PageStack) -> list[Page]:
     return sorted([*read, *(Page(i + 1, failed=True) for i in stack.failed)], key=lambda page: page.number)
 
 
-def _note(stack: PageStack) -> str:
+def note_of(stack: PageStack) -> str:
     """The document's note, and why pages failed; pages that failed alike stand together."""
     numbers: dict[str, list[str]] = {}
     for index, message in stack.failed.items():
