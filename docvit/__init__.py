@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from docvit.evaluation.compare import compare
     from docvit.inference.classify import DocumentClassifier
     from docvit.inference.explain import explain
-    from docvit.inference.prediction import Prediction
+    from docvit.inference.prediction import Part, Prediction
+    from docvit.inference.split import split
     from docvit.model.attention import attend
     from docvit.model.config import DocViTConfig
     from docvit.model.docvit import DocViT
@@ -34,6 +35,7 @@ __all__ = [
     "DocumentClassifier",
     "DocumentError",
     "ModelError",
+    "Part",
     "PatchSequence",
     "Prediction",
     "Recipe",
@@ -47,6 +49,7 @@ __all__ = [
     "open_document",
     "pack",
     "read_labelled",
+    "split",
     "train_documents",
 ]
 
@@ -58,6 +61,7 @@ _MODULES = {
     "DocumentClassifier": "inference.classify",
     "DocumentError": "documents.errors",
     "ModelError": "model.errors",
+    "Part": "inference.prediction",
     "PatchSequence": "documents.patches",
     "Prediction": "inference.prediction",
     "Recipe": "training.recipe",
@@ -71,6 +75,7 @@ _MODULES = {
     "open_document": "documents.pages",
     "pack": "documents.patches",
     "read_labelled": "data.labels",
+    "split": "inference.split",
     "train_documents": "training.supervised",
 }
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from docvit.data.metrics import Report
@@ -32,12 +32,12 @@ class RowFormat(str, Enum):
 def row_writer(format: RowFormat, paths: Sequence[str]) -> Callable[[Prediction], None]:
     """A function that prints a prediction as a row, at once; the head of the table is already printed."""
     if format is RowFormat.jsonl:
-        return _print_json
+        return lambda prediction: print_json(prediction.as_dict())
     return _csv_writer() if format is RowFormat.csv else _table_writer(paths)
 
 
-def _print_json(prediction: Prediction) -> None:
-    print(json.dumps(prediction.as_dict(), ensure_ascii=False), flush=True)
+def print_json(row: Mapping[str, Any]) -> None:
+    print(json.dumps(row, ensure_ascii=False), flush=True)
 
 
 def _csv_writer() -> Callable[[Prediction], None]:
@@ -54,11 +54,11 @@ def _csv_writer() -> Callable[[Prediction], None]:
 
 
 def _table_writer(paths: Sequence[str]) -> Callable[[Prediction], None]:
-    width = min(60, max(len(path) for path in paths))
+    width = table_width(paths)
     print(f"{'path':<{width}}  {'label':<14} {'score':>5}  pages", flush=True)
 
     def write(prediction: Prediction) -> None:
-        path = prediction.path if len(prediction.path) <= width else "…" + prediction.path[1 - width :]
+        path = short_path(prediction.path, width)
         if prediction.error is not None:
             print_line(f"{path:<{width}}  {prediction.error.kind}: {prediction.error.message}")
             return
@@ -71,6 +71,15 @@ def _table_writer(paths: Sequence[str]) -> Callable[[Prediction], None]:
         print_line(f"{path:<{width}}  {label}  {pages}" + (f"  {prediction.note}" if prediction.note else ""))
 
     return write
+
+
+def table_width(paths: Sequence[str]) -> int:
+    """Of the column of paths in a table."""
+    return min(60, max(len(path) for path in paths))
+
+
+def short_path(path: str, width: int) -> str:
+    return path if len(path) <= width else "…" + path[1 - width :]
 
 
 def print_line(row: str) -> None:

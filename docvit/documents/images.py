@@ -47,7 +47,7 @@ class ImagePages:
         self._decoded: Any = None  # how large, if at all
         self._image = self._open()
         try:
-            self._frames, self.note = ([0], "") if self._image is content else _page_frames(self._image)
+            self._frames, self.note = ([0], "") if self._image is content else page_frames(self._image)
         except Exception as error:  # Pillow's plugins let anything through
             raise _image_error(path, error) from None
         self.num_pages = len(self._frames)
@@ -56,7 +56,7 @@ class ImagePages:
         if isinstance(self._content, Image.Image):
             return self._content
         try:
-            with _no_pixel_limit() as limit:
+            with no_pixel_limit() as limit:
                 image = Image.open(opened(self._content), formats=IMAGE_FORMATS)
         except Exception as error:
             raise _image_error(self.path, error) from None
@@ -78,7 +78,7 @@ class ImagePages:
             self._image.close()
             self._image = self._open()
         self._decoded = size if len(self._frames) == 1 else None
-        with _no_pixel_limit() as limit:
+        with no_pixel_limit() as limit:
             self._image.seek(self._frames[index])
         self._check_cost(self._image, limit)
         return self._image
@@ -86,7 +86,7 @@ class ImagePages:
     def size(self, index: int) -> tuple[float, float]:
         try:
             if len(self._frames) > 1:
-                with _no_pixel_limit():
+                with no_pixel_limit():
                     self._image.seek(self._frames[index])
             width, height = self._image.size
         except Exception as error:
@@ -140,7 +140,7 @@ class ImagePages:
 
 
 @contextmanager
-def _no_pixel_limit() -> Iterator[int | None]:
+def no_pixel_limit() -> Iterator[int | None]:
     """Pillow's limit counts pixels, of whatever depth; gives it."""
     with _LOCK:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -151,7 +151,7 @@ def _no_pixel_limit() -> Iterator[int | None]:
 
 
 def _load(image: Image.Image) -> None:
-    with _no_pixel_limit() as limit:
+    with no_pixel_limit() as limit:
         large = limit is not None and image.width * image.height > limit
         if large:
             image.load()
@@ -159,12 +159,12 @@ def _load(image: Image.Image) -> None:
         image.load()
 
 
-def _page_frames(image: Image.Image) -> tuple[list[int], str]:
+def page_frames(image: Image.Image) -> tuple[list[int], str]:
     """The frames that are pages: of a TIFF all but reduced copies and masks, up to one that cannot be found; a note."""
     if image.format != "TIFF":
         return [0], ""
     frames, count, note = [], 0, ""
-    with _no_pixel_limit():
+    with no_pixel_limit():
         while True:
             try:
                 image.seek(count)

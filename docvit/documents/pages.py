@@ -205,6 +205,7 @@ def read_document(
     words: bool = False,
     ocr_pages: int = 0,
     password: str | None = None,
+    cut_pages: bool = True,
 ) -> PageStack:
     """Read a document's pages into arrays, at most `max_pages` of them, spread evenly.
 
@@ -214,13 +215,14 @@ def read_document(
     Args:
         words: read their words, too.
         ocr_pages: of the document's first so many pages, those without a text layer are read by OCR for their words.
+        cut_pages: read a page that is far longer than wide, or wider than high, in parts.
     """
     with open_document(data, rendering, password=password) as document:
         pages: list[NDArray[np.uint8]] = []
         indices: list[int] = []
         found: list[Words] = []
         failed: dict[int, DocumentError] = {}
-        chosen, num_pages, note = _parts(document, max_pages)
+        chosen, num_pages, note = _parts(document, max_pages, cut_pages)
         for index, page, box in chosen:
             try:
                 pages.append(np.array(document.render(page, box=box)))
@@ -238,12 +240,12 @@ def read_document(
         return PageStack(document.path, pages, indices, num_pages, found, reasons, notes)
 
 
-def _parts(document: Document, max_pages: int | None) -> tuple[list[tuple[int, int, Box]], int, str]:
+def _parts(document: Document, max_pages: int | None, cut_pages: bool) -> tuple[list[tuple[int, int, Box]], int, str]:
     """What is read: (index, page, part of it), how many pages the document has with parts for pages, and a note."""
     parts: list[tuple[int, int, Box]] = []
     more, cut = 0, []
     for page in spread(document.num_pages, max_pages):
-        boxes = _boxes(document, page)
+        boxes = _boxes(document, page) if cut_pages else [WHOLE]
         parts += [(page + more + i, page, box) for i, box in enumerate(boxes)]
         more += len(boxes) - 1
         cut += [str(page + 1)] if len(boxes) > 1 else []

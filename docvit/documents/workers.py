@@ -48,6 +48,7 @@ def read_documents(
     memory_limit: int | None = MEMORY_LIMIT,
     ahead: int = 8,
     password: str | None = None,
+    cut_pages: bool = True,
 ) -> Iterator[PageStack | DocumentError]:
     """Read documents with `read_document`, one result per document, in their order.
 
@@ -68,7 +69,8 @@ def read_documents(
     if ocr_pages:
         require_ocr()
     sources = map(as_source, documents)
-    read = partial(_read, rendering=rendering, max_pages=max_pages, words=words, ocr_pages=ocr_pages, password=password)
+    options: dict[str, Any] = {"max_pages": max_pages, "words": words, "ocr_pages": ocr_pages, "password": password}
+    read = partial(_read, rendering=rendering, cut_pages=cut_pages, **options)
     if workers == 0 or not _may_have_children():
         yield from map(read, sources)
         return

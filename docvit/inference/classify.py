@@ -8,20 +8,22 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple, cast, overload
 
 import torch
 from torch import Tensor
 
 from docvit.documents.errors import DocumentError, Empty, Unsupported
-from docvit.documents.pages import PageStack
+from docvit.documents.pages import PageStack, spread
 from docvit.documents.patches import PatchSequence
 from docvit.documents.rendering import Rendering
 from docvit.documents.sources import Data, is_one_document
 from docvit.documents.workers import read_alone, read_documents
 from docvit.errors import SettingError
 from docvit.hardware import cast_linear, choose_device, cpu_streams, has_fast_bf16, in_streams
-from docvit.inference.prediction import Page, Prediction
+from docvit.inference.prediction import Page, Part, Prediction
+from docvit.inference.segments import segment
 from docvit.inference.strategies import get_strategy
 from docvit.model.docvit import DocViT
 
@@ -32,17 +34,26 @@ PathLike = str | os.PathLike[str]
 Read = PageStack | DocumentError
 
 BUDGET = 1280
+SURE = 0.98  # probability of a cut from which on a classified file is said to hold several documents
 OCR_SECONDS = 15.0  # added to the limit of a document's time for each page that may be read by OCR
 
 
 class Answers(NamedTuple):
-    """Probabilities of B documents (B, C), what each of their N page tokens alone says (N, C), quarter turns clockwise
-    by which pages lie turned (N,), and the probability that a document is of a known class (B,)."""
+    """What a model says of B documents with N pages.
+
+    Attributes:
+        documents: probabilities (B, C).
+        pages: what each page token alone says (N, C).
+        turned: quarter turns clockwise (N,) by which pages lie turned.
+        known: the probability (B,) that a document is of a class that the model knows.
+        begins: logits (N,) that a document begins at a page; zeros from a model that cannot tell.
+    """
 
     documents: Tensor
     pages: Tensor
     turned: Tensor
     known: Tensor
+    begins: Tensor
 
 
 class DocumentClassifier:
@@ -237,7 +248,7 @@ class DocumentClassifier:
         used = [way.select(stack) for stack in stacks]
         views = [way.views(stack, self.rendering) for stack in used]
         batch = self.model.pack([view for group in views for view in group]).to(self.device)
-        scores, by_page, turned, known = (part.cpu() for part in self.run(batch))
+        scores, by_page, turned, known, boundaries = (part.cpu() for part in self.run(batch))
         of_document = [len(group) for group in views]
         combined = torch.stack([way.combine(rows) for rows in scores.split(of_document)])
         knowns = [float(group.mean()) for group in known.split(of_document)]
@@ -247,6 +258,9 @@ class DocumentClassifier:
         blank = (batch.page_bounds.diff() == 0).split(counts)
         rows = zip(used, combined, by_page.split(counts), blank, knowns, strict=True)
         predictions = [self._prediction(*row) for row in rows]
+        if strategy == "document" and self.model.boundaries is not None:
+            of_pages = zip(predictions, used, boundaries.split(counts), by_page.split(counts), strict=True)
+            predictions = [self._with_parts(*row) for row in of_pages]
         if not self.model.config.words:
             return predictions
         return [_with_words(row, group) for row, group in zip(predictions, views, strict=True)]
@@ -268,10 +282,38 @@ class DocumentClassifier:
             features = self.model.forward_features(batch)
             logits, by_page = self.model.forward_head(features), self.model.forward_pages(features)
             turned = self.model.forward_turns(features)
+            cuts = self.model.boundaries is not None and batch.num_pages > batch.num_documents
+            begins = self.model.forward_boundaries(features, batch) if cuts else by_page.new_zeros(len(by_page))
         written = (batch.page_bounds.diff() > 0).to(turned.device)
         logits = logits.float()
         known = self.model.known(logits)
-        return Answers(logits.softmax(1), by_page.float().softmax(1), turned.where(written, 0), known)
+        return Answers(logits.softmax(1), by_page.float().softmax(1), turned.where(written, 0), known, begins.float())
+
+    def _with_parts(self, row: Prediction, stack: PageStack, boundaries: Tensor, by_page: Tensor) -> Prediction:
+        """The row with the documents that the file holds, where all pages are read and the model is sure of several."""
+        count = len(stack.pages)
+        if row.error is not None or count != stack.num_pages or count < 2:
+            return row
+        _, sure = segment(boundaries.double().numpy(), by_page.double().clamp(min=1e-12).log().numpy())
+        begins = [0, *(1 + (sure[1:] >= SURE).nonzero()[0]).tolist()]
+        if len(begins) == 1:
+            return row
+        parts = [
+            replace(self.label_pages(stack, begin, end), first=begin + 1, last=end, cut=float(sure[begin]))
+            for begin, end in pairwise([*begins, count])
+        ]
+        note = f"holds {len(parts)} documents: docvit split cuts it"
+        return replace(row, parts=parts, note="; ".join(n for n in (row.note, note) if n))
+
+    def label_pages(self, stack: PageStack, begin: int, end: int) -> Part:
+        """What the model makes of the pages read from `begin` to `end` as a document of their own.
+
+        No label where all are blank. Of more than 64 so many are read, spread evenly.
+        """
+        pages = stack.take(begin + i for i in spread(end - begin, 64))
+        own = pages._replace(indices=[i - stack.indices[begin] for i in pages.indices], failed={})
+        (row,) = self.classify_pages([own], strategy="document")
+        return Part(begin + 1, end, label=row.label, score=row.score)
 
     def _prediction(self, stack: PageStack, scores: Tensor, by_page: Tensor, blank: Tensor, known: float) -> Prediction:
         """One row from `scores` (C,), `by_page` (N, C) and `blank` (N,); N is 1 where pages are tiled."""
@@ -282,7 +324,7 @@ class DocumentClassifier:
             num_pages=stack.num_pages,
             pages_read=len(stack.indices),
             pages=_with_failed(read, stack),
-            note=_note(stack),
+            note=note_of(stack),
         )
         if blank.all():
             return replace(row, error=Empty(stack.path, "every page is blank: nothing is written or drawn on it"))
@@ -333,7 +375,7 @@ def _with_failed(read: list[Page], stack: PageStack) -> list[Page]:
     return sorted([*read, *(Page(i + 1, failed=True) for i in stack.failed)], key=lambda page: page.number)
 
 
-def _note(stack: PageStack) -> str:
+def note_of(stack: PageStack) -> str:
     """The document's note, and why pages failed; pages that failed alike stand together."""
     numbers: dict[str, list[str]] = {}
     for index, message in stack.failed.items():

@@ -36,6 +36,26 @@ class Page:
 
 
 @dataclass(frozen=True)
+class Part:
+    """One document in a file of several.
+
+    Attributes:
+        first, last: its pages, 1-based, both included.
+        label: what the model makes of these pages as a document of their own; None where all are blank.
+        score: the probability of `label`.
+        cut: the probability that a document begins at `first`; 1 at the beginning of the file.
+        file: the file that it was written to, if any.
+    """
+
+    first: int
+    last: int
+    label: str | None = None
+    score: float | None = None
+    cut: float = 1.0
+    file: str | None = None
+
+
+@dataclass(frozen=True)
 class Prediction:
     """What a model makes of one document; without a label, `error` says why.
 
@@ -54,6 +74,7 @@ class Prediction:
         error: why there is no label: the file could not be read, all pages are blank, or the model gives no numbers.
         pages: the pages read, and those that failed, in order; under a strategy, of those read the ones that it uses.
         note: what a reader should know, such as why a page failed; empty if nothing.
+        parts: the documents that the file holds, where the model is sure that there are several; else empty.
         words_read: number of words on the pages read; None where the model saw pixels alone.
         words_from: `text` if a page read has a text layer, else `ocr` if one was read by OCR, else None.
     """
@@ -70,6 +91,7 @@ class Prediction:
     error: DocumentError | None = None
     pages: list[Page] = field(default_factory=list)
     note: str = ""
+    parts: list[Part] = field(default_factory=list)
     words_read: int | None = None
     words_from: str | None = None
 
@@ -107,7 +129,8 @@ class Prediction:
         )
         values = {name: getattr(self, name) for name in (*names, "words_read", "words_from")}
         error = self.error.as_dict() if self.error else None
-        return values | {"pages": [asdict(page) for page in self.pages], "error": error}
+        values |= {name: [asdict(item) for item in getattr(self, name)] for name in ("pages", "parts")}
+        return values | {"error": error}
 
     def _repr_html_(self) -> str:
         """A table of the most probable classes, as notebooks show it."""

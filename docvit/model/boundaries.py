@@ -7,7 +7,8 @@ ties are measured, nothing in them is learned, and the head weighs them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from docvit.documents.hashing import hash_ngrams
-from docvit.documents.patches import PatchSequence
+from docvit.documents.patches import PatchSequence, segment_ids
+from docvit.model.stems import normalise
 from docvit.model.words import WordEmbedding, page_ngrams
 
 GAPS = (1, 2, 3)  # pages between the two that a tie joins
@@ -75,7 +77,7 @@ class BoundaryHead(nn.Module):
         tokens = [page, before, (page - before).abs(), page * before, at(page, -2), at(page, 1)]
         ties = [one, at(one, -1), at(one, 1), two, at(two, 1), at(three, 1)]
         inputs = torch.cat([*tokens, *(tie.to(page.dtype) for tie in ties)], 1)
-        return self.mlp(self.norm(inputs))[:, 0]
+        return self.mlp(normalise(self.norm, inputs))[:, 0]
 
     @torch.no_grad()
     def ties(self, batch: PatchSequence, words: WordEmbedding | None) -> list[Tensor]:
@@ -86,13 +88,15 @@ class BoundaryHead(nn.Module):
         """
         document = batch.document_of_page.to(batch.patches.device)
         found: list[list[Tensor]] = [[] for _ in GAPS]
-        for part in (batch, *_bands(batch)):
+        bands = _bands(batch)
+        for part in (batch, *bands):
             pixels = F.normalize(self._canvas(part), dim=1)  # (N, F)
-            text = None if words is None else _Text(part, words)
+            text = pixels.new_zeros(len(pixels), 1) if words is None else _weigh_words(part, words)
+            worded = text.any(1)
             for of_gap, gap in zip(found, GAPS, strict=True):
-                of_gap.append((pixels * shift(pixels, -gap, document)).sum(1))
-                of_gap += [torch.zeros_like(of_gap[0])] * 2 if text is None else text.cosine(gap, document)
-        numbers = self._numbers(batch)
+                of_gap += [_products(x, gap, document) for x in (pixels, text)]
+                of_gap.append(worded & shift(worded, -gap, document))
+        numbers = self._numbers(batch, bands)
         grids = batch.grids.to(document.device)
         for of_gap, gap in zip(found, GAPS, strict=True):
             before = shift(numbers, -gap, document)
@@ -110,37 +114,30 @@ class BoundaryHead(nn.Module):
         canvas[batch.page_of_patch.to(ink.device), batch.row, batch.col] = ink
         return rearrange(canvas, "n r c y x -> n (r c y x)")
 
-    def _numbers(self, batch: PatchSequence) -> Tensor:
+    def _numbers(self, batch: PatchSequence, bands: Sequence[PatchSequence]) -> Tensor:
         """(N, MOST_NUMBERS) which numbers stand in the first or the last eighth of each page."""
         found = batch.words.new_zeros(batch.num_pages, MOST_NUMBERS, dtype=torch.bool)
-        for band in _bands(batch):
+        for band in bands:
             place = torch.searchsorted(self.number_hashes, band.words).clamp(max=MOST_NUMBERS - 1)
             is_number = self.number_hashes[place] == band.words
-            page = torch.repeat_interleave(page_ngrams(band).diff()).to(place.device)
+            page = segment_ids(page_ngrams(band), band.words.shape[0]).to(place.device)
             found[page[is_number], self.numbers[place[is_number]] - 1] = True
         return found
 
 
-class _Text:
-    """The words of the pages of a batch, weighed as `WordEmbedding` does."""
+def _weigh_words(batch: PatchSequence, words: WordEmbedding) -> Tensor:
+    """(N, buckets) TF-IDF of each page, of norm 1 or 0, as in `WordEmbedding`; dense, which is faster to compare."""
+    page = segment_ids(page_ngrams(batch), batch.words.shape[0]).to(batch.words.device)
+    ids = page * words.buckets + batch.words % words.buckets
+    counts = torch.bincount(ids, minlength=batch.num_pages * words.buckets).view(batch.num_pages, -1).to(words.idf)
+    # log(e * 1) = 1; where there are none, the clamp gives 1 / e and so 0
+    return F.normalize((counts * math.e).clamp(min=1).log() * words.idf, dim=1)
 
-    def __init__(self, batch: PatchSequence, words: WordEmbedding) -> None:
-        self.found, self.pages, self.buckets = words.weigh(batch, page_ngrams(batch)), batch.num_pages, words.buckets
 
-    def cosine(self, gap: int, document: Tensor) -> list[Tensor]:
-        """(N,) cosine of the words of each page and of the one `gap` pages before it, and whether both have words."""
-        bags, ids, _, weights = self.found
-        assert weights is not None
-        worded = torch.zeros_like(document, dtype=torch.bool)
-        worded[bags] = True
-        both = worded & shift(worded, -gap, document)
-        cosine = weights.new_zeros(self.pages)
-        if len(ids):
-            keys = bags * self.buckets + ids  # sorted
-            there = torch.searchsorted(keys, keys - gap * self.buckets).clamp(max=len(keys) - 1)
-            same = keys[there] == keys - gap * self.buckets
-            cosine = cosine.index_add(0, bags, weights * weights[there] * same)
-        return [cosine * both, both]
+def _products(x: Tensor, gap: int, document: Tensor) -> Tensor:
+    """(N,) the inner product of each row of `x` (N, F) with the one `gap` before it; 0 in another document."""
+    products = F.pad(torch.linalg.vecdot(x[gap:], x[:-gap]), (gap, 0))[: len(x)]
+    return products * (shift(document + 1, -gap, document) > 0)
 
 
 def shift(x: Tensor, steps: int, document: Tensor) -> Tensor:
@@ -151,11 +148,10 @@ def shift(x: Tensor, steps: int, document: Tensor) -> Tensor:
     return torch.where(same.reshape(-1, *[1] * (x.ndim - 1)), x[inside], torch.zeros_like(x))
 
 
-def _bands(batch: PatchSequence) -> Iterator[PatchSequence]:
+def _bands(batch: PatchSequence) -> list[PatchSequence]:
     """The first and the last eighth of each page."""
     rows = batch.grids[:, 0][batch.page_of_patch.to(batch.grids.device)]
-    yield batch.select(batch.row * BAND < rows)
-    yield batch.select((rows - 1 - batch.row) * BAND < rows)
+    return [batch.select(edge * BAND < rows) for edge in (batch.row, rows - 1 - batch.row)]
 
 
 def _number_hashes() -> tuple[Tensor, Tensor]:

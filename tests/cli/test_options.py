@@ -16,6 +16,8 @@ from conftest import CLASSES
 from docvit import cli
 from docvit.documents.pages import PageStack
 from docvit.inference import classify as inference
+from docvit.inference.prediction import Part
+from docvit.inference.split import Split
 from docvit.model.variants import BASELINES
 
 SCORES = {"bars": 0.5, "blocks": 0.3, "text": 0.2}
@@ -33,6 +35,17 @@ def seen(monkeypatch):
     def predict(paths, **options):
         seen.update(options, paths=list(paths))
         return [inference.Prediction(path, "bars", 0.5, SCORES, 1, 1) for path in seen["paths"]]
+
+    def split_files(_, paths, **options):
+        seen.update(options, paths=list(paths))
+        return [Split(path, 1, [Part(1, 1, "bars", 0.5)]) for path in seen["paths"]]
+
+    def write_part(path, pages, folder, name):
+        seen.update(written=folder)
+        return folder / name
+
+    monkeypatch.setattr("docvit.inference.split.split_files", split_files)
+    monkeypatch.setattr("docvit.documents.parts.write_part", write_part)
 
     def explain(_, path, **options):
         seen.update(explained=path, explaining=options)
@@ -132,6 +145,15 @@ OPTIONS = {
         "timeout": (["--timeout", "3.5"], of("timeout"), 3.5),
         "workers": (["--workers", "3"], of("workers"), 3),
         "device": (["--device", "cuda:7"], of("device"), "cuda:7"),
+    },
+    "split": {
+        "paths": ([], lambda seen: len(seen["paths"]), 12),
+        "output": (["--output", "parts"], lambda seen: seen["written"], Path("parts")),
+        "format": (["--format", "jsonl"], lambda seen: json.loads(seen["out"].splitlines()[0])["num_pages"], 1),
+        "min_score": (["--min-score", "0.75"], of("min_score"), 0.75),
+        "drop_blank": (["--drop-blank"], of("drop_blank"), True),
+        "model": (["--model", "m"], of("model"), "m"),
+        "no_words": (["--no-words"], of("words"), False),
     },
     "evaluate": {
         "data": ([], lambda seen: len(seen["paths"]), 12),

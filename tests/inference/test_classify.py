@@ -149,6 +149,7 @@ def test_keys_of_a_json_line(classifier, paths):
         "words_read",
         "words_from",
         "note",
+        "parts",
     }
     for prediction in (good, missing):
         assert set(json.loads(json.dumps(prediction.as_dict()))) == keys

@@ -95,7 +95,7 @@ def test_page_numbers_that_go_on_are_seen_at_the_edges_alone(model):
 def test_numbers_of_every_length_are_known(model, number):
     said = words((str(number), TOP), ("1995", TOP), (f"{number}a", TOP))
     batch = pack([stack([page(0)], [said])], P, channels=1, words=True)
-    assert (model.boundaries._numbers(batch)[0].nonzero() + 1).tolist() == [[number]]
+    assert (model.boundaries._numbers(batch, [batch])[0].nonzero() + 1).tolist() == [[number]]
 
 
 def test_pages_of_different_shapes_are_not_alike(model):

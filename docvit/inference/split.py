@@ -1,0 +1,157 @@
+"""`split`: a file that holds several documents becomes its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from docvit.documents.errors import DocumentError, Empty, TooLarge
+from docvit.documents.pages import PageStack
+from docvit.documents.sources import Data, as_source
+from docvit.documents.workers import read_documents
+from docvit.errors import SettingError
+from docvit.inference.classify import DocumentClassifier, note_of
+from docvit.inference.prediction import Part
+from docvit.inference.segments import segment
+from docvit.model.errors import ModelError
+
+MOST_PAGES = 2000  # of a file; its pages take 300 MB as they are read
+
+TIMEOUT = 600.0  # seconds that reading a file may take
+
+WINDOW, MARGIN = 256, 16  # pages that the model sees at once, and those at an edge within a file that do not count
+
+
+@dataclass(frozen=True)
+class Split:
+    """The parts of one file; without any, `error` says why. `note` says what a reader should know, if anything."""
+
+    path: str
+    num_pages: int | None = None
+    parts: list[Part] = field(default_factory=list)
+    error: DocumentError | None = None
+    note: str = ""
+
+    @property
+    def blank(self) -> bool:
+        """Whether it could be read, and every page is blank."""
+        return isinstance(self.error, Empty) and self.num_pages is not None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields of a JSON line; `error` is null or `{"type", "message"}`."""
+        values = {"path": self.path, "num_pages": self.num_pages, "parts": [asdict(part) for part in self.parts]}
+        return values | {"note": self.note, "error": self.error.as_dict() if self.error else None}
+
+
+def split(
+    data: Data,
+    *,
+    model: DocumentClassifier | str | Path | None = None,
+    min_score: float = 0.0,
+    drop_blank: bool = False,
+    words: bool = True,
+) -> list[Part]:
+    """The documents that one file holds, in order.
+
+    Args:
+        data: a path, or another document as for `DocumentClassifier`.
+        model: a classifier, or a folder or hub id of a model; the bundled model by default.
+        min_score: only cuts that are at least so probable are made.
+        drop_blank: blank pages before and after a document are in no part.
+        words: read the words of the pages, too; False for pixels alone.
+
+    Raises:
+        DocumentError: the file cannot be read, has more than 2,000 pages, or all of them are blank.
+        ModelError: the model is none, or has not learnt where documents begin.
+    """
+    classifier = model if isinstance(model, DocumentClassifier) else DocumentClassifier.from_pretrained(model)
+    (result,) = split_files(classifier, [data], min_score=min_score, drop_blank=drop_blank, words=words, workers=1)
+    if result.error is not None:
+        raise result.error
+    return result.parts
+
+
+def split_files(
+    classifier: DocumentClassifier,
+    files: Iterable[Data],
+    *,
+    min_score: float = 0.0,
+    drop_blank: bool = False,
+    words: bool = True,
+    workers: int = 2,
+) -> Iterator[Split]:
+    """Splits a stream of files, in order; one that cannot be read yields its error and the rest goes on.
+
+    Raises:
+        ModelError: the model has not learnt where documents begin.
+        ValueError: `min_score` lies outside 0..1.
+    """
+    if not 0 <= min_score <= 1:
+        raise SettingError(f"min_score is a probability from 0 to 1, not {min_score}")
+    if classifier.model.boundaries is None:
+        raise ModelError("the model has not learnt where documents begin: train one with docvit train --packets 0.1")
+    options = classifier.reading(max_pages=MOST_PAGES, timeout=TIMEOUT, words=words, ocr_pages=0)
+    sources = (as_source(data) for data in files)
+    stacks = read_documents(sources, classifier.rendering, workers=workers, ahead=0, cut_pages=False, **options)
+    ready = classifier.for_stream()
+    for stack in stacks:
+        if isinstance(stack, DocumentError):
+            yield Split(stack.path, error=stack)
+        else:
+            yield _split(ready, stack, min_score=min_score, drop_blank=drop_blank)
+
+
+def _split(classifier: DocumentClassifier, stack: PageStack, *, min_score: float, drop_blank: bool) -> Split:
+    if stack.num_pages > MOST_PAGES:
+        problem = f"it has {stack.num_pages:,} pages, and at most {MOST_PAGES:,} are split: cut it into several files"
+        return Split(stack.path, stack.num_pages, error=TooLarge(stack.path, problem))
+    boundaries, kinds, blank = classify_windows(classifier, stack)
+    result = Split(stack.path, stack.num_pages, note=note_of(stack))
+    if blank.all():
+        problem = "every page is blank: nothing is written or drawn on it"
+        return replace(result, error=Empty(stack.path, problem))
+    begins, sure = segment(boundaries, kinds)
+    begins = [begin for begin in begins if begin == 0 or sure[begin] >= min_score]
+    parts = []
+    for begin, end in zip(begins, [*begins[1:], len(blank)], strict=True):
+        part = classifier.label_pages(stack, begin, end)
+        first, last = _bounds(stack, begin, end)
+        if drop_blank:
+            written = np.flatnonzero(~blank[begin:end])
+            if not len(written):
+                continue
+            first, last = stack.indices[begin + written[0]] + 1, stack.indices[begin + written[-1]] + 1
+        parts.append(replace(part, first=first, last=last, cut=float(sure[begin])))
+    return replace(result, parts=parts)
+
+
+def _bounds(stack: PageStack, begin: int, end: int) -> tuple[int, int]:
+    """First and last page, 1-based, of the pages read from `begin` to `end`; one that failed goes with those before."""
+    first = stack.indices[begin] + 1 if begin else 1
+    return first, stack.indices[end] if end < len(stack.indices) else stack.num_pages
+
+
+@torch.inference_mode()
+def classify_windows(classifier: DocumentClassifier, stack: PageStack) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each page of a file the logit (N,) that a document begins there, log-probabilities (N, C), blank or not (N,).
+
+    Long files are read in windows that overlap; pages keep their page indices.
+    """
+    count, found = len(stack.pages), []
+    for begin in range(0, count, WINDOW - 2 * MARGIN):
+        window = range(max(0, begin - MARGIN), min(count, begin + WINDOW - MARGIN))
+        batch = classifier.model.pack([stack.take(window)]).to(classifier.device)
+        with torch.autocast(classifier.device.type, torch.bfloat16, enabled=classifier.bf16):
+            features = classifier.model.forward_features(batch)
+            logits = classifier.model.forward_boundaries(features, batch)
+            kinds = classifier.model.forward_pages(features)
+        own = slice(begin - window.start, min(count, begin + WINDOW - 2 * MARGIN) - window.start)
+        parts = logits.double(), kinds.double().log_softmax(1), batch.page_bounds.diff() == 0
+        found.append([part[own].cpu().numpy() for part in parts])
+    boundaries, by_page, blank = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return boundaries, by_page, blank

@@ -1,0 +1,233 @@
+"""`docvit.split`: the best segmentation, the rows, and everything that files may be."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from conftest import ENCRYPTED, classed_pdf, pdf_bytes
+from PIL import Image
+
+import docvit
+from docvit.documents.errors import DocumentError, Empty, TooLarge
+from docvit.documents.pages import read_document
+from docvit.errors import SettingError
+from docvit.inference import classify, split
+from docvit.inference.classify import DocumentClassifier
+from docvit.inference.segments import KIND_WEIGHT, segment
+from docvit.model.docvit import DocViT
+from docvit.model.errors import ModelError
+
+
+def enumerated(boundaries, kinds):
+    """The most probable segmentation and the marginals of all cuts, by going through every segmentation."""
+    count, found = len(boundaries), {}
+    for cuts in product([False, True], repeat=count - 1):
+        begins = [0, *(i + 1 for i, cut in enumerate(cuts) if cut)]
+        score = sum(-np.log1p(np.exp(-z if cut else z)) for z, cut in zip(boundaries[1:], cuts, strict=True))
+        for first, end in zip(begins, [*begins[1:], count], strict=True):
+            agreed = np.exp(KIND_WEIGHT * (kinds[first:end] + np.log(kinds.shape[1])).sum(0))
+            score += np.log(agreed.mean())
+        found[tuple(begins)] = score
+    weights = {begins: np.exp(score) for begins, score in found.items()}
+    total = sum(weights.values())
+    marginals = [sum(w for begins, w in weights.items() if i in begins) / total for i in range(count)]
+    return list(max(found, key=found.get)), marginals
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_segmentation_is_the_best_of_all_and_cuts_have_their_marginal_probabilities(seed):
+    random = np.random.default_rng(seed)
+    boundaries = random.normal(0, 2, 8)
+    kinds = np.log(random.dirichlet([0.3] * 4, 8))
+    begins, sure = segment(boundaries, kinds)
+    best, marginals = enumerated(boundaries, kinds)
+    assert begins == best
+    assert sure.tolist() == pytest.approx(marginals)
+
+
+def test_kinds_that_change_make_a_cut_and_one_kind_mends_a_doubtful_one():
+    a, b = np.log([0.98, 0.01, 0.01]), np.log([0.01, 0.98, 0.01])
+    doubtful = np.array([0, -3, 0.1, -3])
+    assert segment(doubtful, np.stack([a, a, b, b]))[0] == [0, 2]
+    assert segment(doubtful, np.stack([a, a, a, a]))[0] == [0]
+
+
+def test_one_page_is_one_document():
+    assert segment(np.array([-9.0]), np.zeros((1, 3)))[0] == [0]
+
+
+@pytest.fixture(scope="module")
+def classifier(trained):
+    return DocumentClassifier(DocViT.from_pretrained(trained).adapt(boundaries=8), device="cpu")
+
+
+@pytest.fixture
+def begins(monkeypatch):
+    """Page indices at which the head sees a document begin; elsewhere it sees none."""
+    found: dict[int, float] = {}
+
+    def forward_boundaries(self, features, batch):
+        return torch.tensor([found.get(int(i), -6.0) for i in batch.page_index])
+
+    monkeypatch.setattr(DocViT, "forward_boundaries", forward_boundaries)
+    return found
+
+
+@pytest.fixture
+def packet(tmp_path, make_packet):
+    return make_packet(("bars", 2), ("text", 3), ("blocks", 1))
+
+
+@pytest.fixture
+def make_packet(tmp_path):
+    """`make_packet(("bars", 2), ...)` writes a PDF of such documents."""
+    import pypdfium2
+
+    def make(*documents, name="packet.pdf"):
+        whole = pypdfium2.PdfDocument.new()
+        for kind, pages in documents:
+            content = pdf_bytes([(612, 792)] * pages, contents=[b""] * pages) if kind == "blank" else None
+            whole.import_pages(pypdfium2.PdfDocument(content or classed_pdf(kind, pages)))
+        whole.save(tmp_path / name)
+        return tmp_path / name
+
+    return make
+
+
+def bounds(parts):
+    return [(part.first, part.last) for part in parts]
+
+
+def test_parts_have_the_labels_and_scores_of_files_of_their_own(classifier, packet, begins, tmp_path):
+    begins |= {2: 6.0, 5: 6.0}
+    parts = docvit.split(packet, model=classifier)
+    assert bounds(parts) == [(1, 2), (3, 5), (6, 6)]
+    assert [part.label for part in parts] == ["bars", "text", "blocks"]
+    assert parts[0].cut == 1
+    assert all(0.99 < part.cut < 1 for part in parts[1:])
+    (tmp_path / "own.pdf").write_bytes(classed_pdf("text", 3))
+    assert parts[1].score == pytest.approx(classifier(tmp_path / "own.pdf").score, abs=0.02)
+
+
+def test_min_score_makes_only_the_surer_cuts(classifier, packet, begins):
+    begins |= {2: 0.5, 5: 6.0}
+    cuts = {part.first: part.cut for part in docvit.split(packet, model=classifier)}
+    assert cuts[3] < 0.99 < cuts[6]
+    assert bounds(docvit.split(packet, model=classifier, min_score=0.99)) == [(1, 5), (6, 6)]
+    with pytest.raises(SettingError, match="from 0 to 1"):
+        docvit.split(packet, model=classifier, min_score=2)
+
+
+def test_blank_pages_at_the_edges_of_a_document_are_left_out_if_asked(classifier, make_packet, begins):
+    path = make_packet(("blank", 1), ("bars", 1), ("blank", 1), ("bars", 1), ("blank", 2), ("text", 1))
+    begins |= {6: 6.0}
+    assert bounds(docvit.split(path, model=classifier)) == [(1, 6), (7, 7)]
+    assert bounds(docvit.split(path, model=classifier, drop_blank=True)) == [(2, 4), (7, 7)]
+    begins |= {1: 9.0}
+    assert bounds(docvit.split(path, model=classifier, drop_blank=True)) == [(2, 4), (7, 7)]
+    assert docvit.split(path, model=classifier)[0].label is None
+
+
+def test_only_blank_pages(classifier, make_packet):
+    (row,) = split.split_files(classifier, [make_packet(("blank", 3))], workers=0)
+    assert isinstance(row.error, Empty)
+    assert (row.num_pages, row.parts, row.blank) == (3, [], True)
+
+
+def test_a_damaged_page_goes_with_the_document_before_it(classifier, make_packet, begins, monkeypatch):
+    original = docvit.Document.render
+
+    def render(self, index, *arguments, **options):
+        if index in (0, 2):
+            raise DocumentError(self.path, "damaged")
+        return original(self, index, *arguments, **options)
+
+    monkeypatch.setattr(docvit.Document, "render", render)
+    path = make_packet(("bars", 3), ("text", 2))
+    begins |= {3: 6.0}
+    (row,) = split.split_files(classifier, [path], workers=0)
+    assert bounds(row.parts) == [(1, 3), (4, 5)]
+    assert row.note == "page 1, 3 could not be read: damaged"
+
+
+def test_files_that_cannot_be_read_are_rows_and_the_rest_goes_on(classifier, packet, begins, tmp_path):
+    (tmp_path / "secret.pdf").write_bytes(ENCRYPTED)
+    (tmp_path / "broken.pdf").write_bytes(b"%PDF-1.4 no more")
+    files = [tmp_path / "gone.pdf", tmp_path / "secret.pdf", tmp_path / "broken.pdf", packet]
+    rows = list(split.split_files(classifier, files, workers=0))
+    assert [row.error and row.error.kind for row in rows] == ["NotFound", "Encrypted", "Unreadable", None]
+    assert rows[0].as_dict()["error"]["type"] == "NotFound"
+    assert not rows[1].blank
+    with pytest.raises(DocumentError, match="no such file"):
+        docvit.split(tmp_path / "gone.pdf", model=classifier)
+
+
+def test_windows_give_what_all_pages_at_once_give(classifier, make_packet, monkeypatch):
+    """Pages keep their indices, every page counts once, and windows overlap by more than the head reads."""
+    path = make_packet(*[("bars", 2), ("text", 3), ("blocks", 1)] * 4)
+    stack = read_document(path, classifier.rendering)
+    model = classifier.model
+    scopes = DocumentClassifier(model.adapt(scopes="page"), device="cpu")  # else a window changes what blocks see
+    whole = split.classify_windows(scopes, stack)
+    seen = []
+    original = DocViT.forward_features
+    monkeypatch.setattr(
+        DocViT, "forward_features", lambda m, batch: seen.append(batch.page_index.tolist()) or original(m, batch)
+    )
+    monkeypatch.setattr(split, "WINDOW", 12)
+    monkeypatch.setattr(split, "MARGIN", 4)
+    for one, other in zip(split.classify_windows(scopes, stack), whole, strict=True):
+        np.testing.assert_allclose(one, other, atol=0.03)
+    assert seen == [[*range(max(0, i - 4), min(24, i + 8))] for i in range(0, 24, 4)]
+
+
+def test_too_many_pages(classifier, make_packet, monkeypatch):
+    monkeypatch.setattr(split, "MOST_PAGES", 4)
+    (row,) = split.split_files(classifier, [make_packet(("bars", 5))], workers=0)
+    assert isinstance(row.error, TooLarge)
+    assert "5 pages, and at most 4" in row.error.message
+
+
+def test_a_long_strip_is_one_page(classifier, make_pdf, begins):
+    path = make_pdf("strip.pdf", [(100, 2000), (612, 792)])
+    begins |= {1: 6.0}
+    assert bounds(docvit.split(path, model=classifier)) == [(1, 1), (2, 2)]
+
+
+def test_words_are_read_unless_they_are_not_wanted(classifier, packet, monkeypatch):
+    asked = []
+    monkeypatch.setattr(split, "read_documents", lambda *a, words, **o: asked.append(words) or [])
+    worded = DocumentClassifier(classifier.model.adapt(words=64), device="cpu")
+    for wanted in (True, False):
+        list(split.split_files(worded, [packet], words=wanted))
+    assert asked == [True, False]
+
+
+def test_a_model_without_the_head(trained, packet):
+    with pytest.raises(ModelError, match="docvit train --packets"):
+        docvit.split(packet, model=trained)
+
+
+def test_tiffs_and_images(classifier, begins, tmp_path):
+    pages = [Image.new("L", (64, 96), 255) for _ in range(3)]
+    for page in pages:
+        page.paste(0, (10, 10, 40, 20))
+    pages[0].save(tmp_path / "scan.tif", save_all=True, append_images=pages[1:])
+    begins |= {1: 6.0}
+    assert bounds(docvit.split(tmp_path / "scan.tif", model=classifier)) == [(1, 1), (2, 3)]
+    assert bounds(docvit.split(pages, model=classifier)) == [(1, 1), (2, 3)]
+
+
+def test_classify_says_so_where_the_model_is_sure_of_several_documents(classifier, packet, begins):
+    begins |= {2: 9.0, 5: 1.0}
+    row = classifier(packet)
+    assert bounds(row.parts) == [(1, 2), (3, 6)]
+    assert row.parts == docvit.split(packet, model=classifier, min_score=classify.SURE)
+    assert row.note == "holds 2 documents: docvit split cuts it"
+    assert row.as_dict()["parts"][1]["first"] == 3
+    assert classifier(packet, max_pages=3).parts == []  # not all pages are read
+    begins.clear()
+    assert (classifier(packet).parts, classifier(packet).note) == ([], "")
