@@ -10,7 +10,7 @@ own, trained without its documents:
 
 The baselines read the same pages with the same model. Label: a document begins where the label of the page changes.
 Text: where the TF-IDF cosine of neighbours is below the threshold that gives the best F1 on packets of training
-documents. Both: where the label changes and the cosine is below. 200 packets per fold take about five minutes on a core.
+documents. Both: where the label changes and the cosine is below. 200 packets per fold take some five minutes on a core.
 """
 
 from __future__ import annotations
