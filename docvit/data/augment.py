@@ -41,7 +41,7 @@ class Augmentation:
     ink: float = 0.7
     contrast: float = 0.4
     grey: float = 0.3
-    scan: float = 0.3
+    scan: float = 0.5
 
 
 def augment(pages: Sequence[np.ndarray], settings: Augmentation, random: np.random.Generator) -> list[Tensor]:
