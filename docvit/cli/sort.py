@@ -100,8 +100,8 @@ def _sort(folder: str, paths: Sequence[str], load: Load, min_score: float, *, mo
 
     find_to_sort(paths, folder, read_log(folder).values())  # an error here must come before the folder is made
     with _interruptible(), SortLog(folder) as log:
-        rows = _shown(resume(log))
         before = len(folders_in_use(log))
+        rows = _shown(resume(log))
         copied = sum(entry.state == "sorted" and not entry.move for entry in log.entries.values())
         documents, unfit = find_to_sort(paths, folder, log.entries.values())
         rows += _shown(unfit)
