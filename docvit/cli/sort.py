@@ -99,9 +99,9 @@ def _sort(folder: str, paths: Sequence[str], load: Load, min_score: float, *, mo
     from docvit.inference.sort_log import SortLog, read_log
 
     find_to_sort(paths, folder, read_log(folder).values())  # an error here must come before the folder is made
-    with _said_to_go_on(), SortLog(folder) as log:
-        rows = _shown(resume(log))
+    with _interruptible(), SortLog(folder) as log:
         before = len(folders_in_use(log))
+        rows = _shown(resume(log))
         copied = sum(entry.state == "sorted" and not entry.move for entry in log.entries.values())
         documents, unfit = find_to_sort(paths, folder, log.entries.values())
         rows += _shown(unfit)
@@ -130,7 +130,7 @@ def _undo(folder: str, paths: Sequence[str], *, dry_run: bool) -> bool:
         for entry in to_undo(read_log(folder).values(), paths):
             print_line(f"{os.path.join(folder, entry.target)} -> {entry.source}")
         return False
-    with _said_to_go_on(), SortLog(folder) as log:
+    with _interruptible(), SortLog(folder) as log:
         rows = _shown(resume(log, undo=True))
         entries = to_undo(log.entries.values(), paths)
         rows += _shown(undo_documents(log, entries), len(entries))
@@ -158,9 +158,13 @@ def _print_passed_over(paths: Sequence[str], folder: str) -> None:
 
 
 @contextmanager
-def _said_to_go_on() -> Iterator[None]:
+def _interruptible() -> Iterator[None]:
+    """For what is logged step by step: it may end at any moment, by Ctrl-C or where the log cannot be written."""
     try:
         yield
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
     except KeyboardInterrupt:
         logging.getLogger(__name__).warning("stopped: the same command goes on from here")
         raise

@@ -211,8 +211,7 @@ def sort_documents(
             mark = fingerprint(path)
             target = os.path.join(inner, names.free(inner, os.path.basename(path)))
             number = max(log.entries, default=0) + 1
-            moved = move and not os.path.islink(path)
-            entry = Entry(number, path, target, moved, prediction.label, prediction.score, mark)
+            entry = Entry(number, path, target, move, prediction.label, prediction.score, mark)
             advance(log, log.write(entry))
         except OSError as error:
             yield Row(path, problem=_said(error))
@@ -268,7 +267,7 @@ def advance(log: SortLog, entry: Entry) -> Entry:
                 return log.write(replace(entry, state="undone"))
             if contains(target, source):
                 remove(source)
-            else:  # changed since it was copied: it stays
+            else:  # it is a link, or has changed since it was copied: it stays
                 entry = replace(entry, move=False)
         entry = log.write(replace(entry, state="sorted"))
     if entry.state == "returning":

@@ -123,3 +123,11 @@ def test_wrong_usage_is_one_line(docvit, inbox, tmp_path):
         assert (code, out, err.count("\n")) == (2, "", 1), line
         assert said in err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_one_line_and_status_1(docvit, inbox, tmp_path):
+    (tmp_path / "file").touch()
+    code, out, err = docvit("sort", "in", "--into", "file/out")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "file/out" in err
+    assert len(files(inbox)) == 3

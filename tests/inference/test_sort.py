@@ -320,6 +320,20 @@ def test_a_name_that_is_taken_meanwhile_is_not_overwritten(tmp_path, monkeypatch
     assert tree(tmp_path) == {"a": b"new", "b": b"old", "c": b"new"}
 
 
+def test_a_link_to_the_original_is_no_copy_of_it_and_links_in_a_folder_stay_links(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "1.png").write_text("a page")
+    (tmp_path / "folder" / "2.png").symlink_to("1.png")
+    (tmp_path / "link").symlink_to(tmp_path / "folder" / "1.png")
+    assert not transfer.contains(str(tmp_path / "link"), str(tmp_path / "folder" / "1.png"))
+    transfer.copy_checked(str(tmp_path / "folder"), str(tmp_path / "copy"))
+    assert os.readlink(tmp_path / "copy" / "2.png") == "1.png"
+    assert transfer.contains(str(tmp_path / "copy"), str(tmp_path / "folder"))
+    (tmp_path / "copy" / "2.png").unlink()
+    (tmp_path / "copy" / "2.png").write_text("a page")
+    assert not transfer.contains(str(tmp_path / "copy"), str(tmp_path / "folder"))
+
+
 # --- undo
 
 
