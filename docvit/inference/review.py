@@ -28,6 +28,7 @@ MAX_BYTES = 22_000_000  # of all documents together; the rest of 25 MB is for wh
 MAX_WORDS = 10  # shown of a document
 MAX_SCORES = 5
 SIZES = ((512, 70), (256, 60), (256, 35), (192, 35), (144, 30), (96, 25))  # longer side of a picture, and its quality
+LEAST_DENSITY = 0.05  # bytes per pixel of a written page; a size at which pages would need more room is not tried
 
 
 def review(
@@ -169,6 +170,9 @@ def _fitting(pages: Sequence[NDArray[np.uint8]], room: int) -> list[bytes]:
     """All pages at the best size at which they fit; at the smallest, as many of them as do."""
     pictures: list[bytes] = []
     for size, quality in SIZES:
+        hopeless = LEAST_DENSITY * sum(_pixels(page, size) for page in pages) > room
+        if hopeless and size > SIZES[-1][0]:
+            continue
         pictures, used = [], 0
         for page in pages:
             pictures.append(_picture(page, size, quality))
@@ -178,6 +182,11 @@ def _fitting(pages: Sequence[NDArray[np.uint8]], room: int) -> list[bytes]:
         else:
             return pictures
     return pictures[:-1]
+
+
+def _pixels(page: NDArray[np.uint8], size: int) -> float:
+    height, width = page.shape[:2]
+    return height * width * min(1.0, size / max(height, width)) ** 2
 
 
 def _picture(page: NDArray[np.uint8], size: int, quality: int) -> bytes:
