@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from docvit.inference.classify import DocumentClassifier
     from docvit.inference.explain import explain
     from docvit.inference.prediction import Prediction
+    from docvit.inference.review import review
     from docvit.model.attention import attend
     from docvit.model.config import DocViTConfig
     from docvit.model.docvit import DocViT
@@ -47,6 +48,7 @@ __all__ = [
     "open_document",
     "pack",
     "read_labelled",
+    "review",
     "train_documents",
 ]
 
@@ -71,6 +73,7 @@ _MODULES = {
     "open_document": "documents.pages",
     "pack": "documents.patches",
     "read_labelled": "data.labels",
+    "review": "inference.review",
     "train_documents": "training.supervised",
 }
 

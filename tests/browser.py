@@ -72,7 +72,7 @@ class Browser:
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._read:
-            assert select.select([self._in], [], [], 120)[0], "the browser does not answer"
+            assert select.select([self._in], [], [], 300)[0], "the browser does not answer"
             piece = os.read(self._in, 1 << 20)
             assert piece, "the browser has ended"
             self._read += piece
@@ -90,7 +90,7 @@ class Browser:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
-    def wait(self, condition: str, seconds: float = 60) -> None:
+    def wait(self, condition: str, seconds: float = 120) -> None:
         end = time.monotonic() + seconds
         while not self.run(condition):
             assert time.monotonic() < end, f"never came: {condition}"
@@ -114,7 +114,7 @@ class Browser:
             event = {"type": kind, "button": "left", "clickCount": 1, "modifiers": modifiers}
             self.call("Input.dispatchMouseEvent", x=x, y=y, **event)
 
-    def downloaded(self, name: str, seconds: float = 30) -> bytes:
+    def downloaded(self, name: str, seconds: float = 120) -> bytes:
         """The content of a file that the page has given; it is taken away."""
         end, file = time.monotonic() + seconds, self.downloads / name
         while not (file.exists() and not list(self.downloads.glob("*.crdownload"))):

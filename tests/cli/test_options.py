@@ -41,6 +41,12 @@ def seen(monkeypatch):
         seen.update(options, models=list(models.values()), compared=len(labelled))
         return SimpleNamespace(errors=[], as_dict=dict, markdown=str)
 
+    def review(classifier, paths, file, **options):
+        Path(file).touch()
+        seen.update(options, paths=paths, file=file)
+        return []
+
+    monkeypatch.setattr("docvit.inference.review.review", review)
     monkeypatch.setattr("docvit.inference.classify.DocumentClassifier.from_pretrained", load)
     monkeypatch.setattr("docvit.inference.explain.explain", explain)
     monkeypatch.setattr("docvit.evaluation.compare.compare", compare)
@@ -145,6 +151,19 @@ OPTIONS = {
         "workers": (["--workers", "3"], of("workers"), 3),
         "device": (["--device", "cuda:7"], of("device"), "cuda:7"),
     },
+    "review": {
+        "paths": ([], lambda seen: len(seen["paths"]), 12),
+        "output": (["--output", "page.html"], lambda seen: str(seen["file"]), "page.html"),
+        "model": (["--model", "m"], of("model"), "m"),
+        "max_pages": (["--max-pages", "9"], of("max_pages"), 9),
+        "no_words": (["--no-words"], of("words"), False),
+        "ocr": (["--ocr"], of("ocr_pages"), 1),
+        "ocr_pages": (["--ocr", "--ocr-pages", "7"], of("ocr_pages"), 7),
+        "password": (["--password", "secret"], of("password"), "secret"),
+        "timeout": (["--timeout", "3.5"], of("timeout"), 3.5),
+        "workers": (["--workers", "3"], of("workers"), 3),
+        "device": (["--device", "cuda:7"], of("device"), "cuda:7"),
+    },
     "inspect": {
         "file": ([], lambda seen: Path(seen["paths"][0]).name, "bars0.pdf"),
         "model": (["--model", "m"], of("model"), "m"),
@@ -204,7 +223,7 @@ def test_an_option_arrives(docvit, seen, corpus, table, tmp_path, monkeypatch, n
     monkeypatch.setattr("docvit.cli.train.options_of", lambda recipe: {})
     words, look, expected = OPTIONS[name][option]
     data = {"inspect": corpus / "bars" / "bars0.pdf", "train": table, "pretrain": corpus}.get(name, corpus)
-    output = ["--output", "run"] if name in ("train", "pretrain") and option != "output" else []
+    output = ["--output", "run"] if name in ("train", "pretrain", "review") and option != "output" else []
     code, out, err = docvit(name, data, *output, *[word.format(corpus=corpus) for word in words])
     assert code == 0, err
     seen["out"] = out
