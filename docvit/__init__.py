@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from docvit.inference.classify import DocumentClassifier
     from docvit.inference.explain import explain
     from docvit.inference.prediction import Part, Prediction
+    from docvit.inference.review import review
     from docvit.inference.split import split
     from docvit.model.attention import attend
     from docvit.model.config import DocViTConfig
@@ -49,6 +50,7 @@ __all__ = [
     "open_document",
     "pack",
     "read_labelled",
+    "review",
     "split",
     "train_documents",
 ]
@@ -75,6 +77,7 @@ _MODULES = {
     "open_document": "documents.pages",
     "pack": "documents.patches",
     "read_labelled": "data.labels",
+    "review": "inference.review",
     "split": "inference.split",
     "train_documents": "training.supervised",
 }

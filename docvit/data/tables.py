@@ -47,8 +47,10 @@ def read_table(path: Path, columns: tuple[str, ...] | None = None) -> Table:
 def _decoded(content: bytes) -> str:
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return content.decode("utf-16")
+    if content.startswith(codecs.BOM_UTF8):  # the rest is UTF-8, but for names of files that are not
+        return content.decode("utf-8-sig", "surrogateescape")
     try:
-        return content.decode("utf-8-sig")
+        return content.decode("utf-8")
     except UnicodeDecodeError:
         return content.decode("cp1252")
 

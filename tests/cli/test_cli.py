@@ -14,7 +14,7 @@ import pytest
 from conftest import CLASSES, ENCRYPTED, assemble, classed_pdf, pdf_bytes, process
 from PIL import Image
 
-COMMANDS = ("classify", "evaluate", "inspect", "sort", "train", "pretrain")
+COMMANDS = ("classify", "evaluate", "inspect", "review", "sort", "split", "train", "pretrain")
 KEYS = {"path", "label", "score", "scores", "num_pages", "pages_read", "page_relevance", "error", "pages", "note"}
 KEYS |= {"words_read", "words_from"}
 

@@ -55,6 +55,12 @@ def seen(monkeypatch):
         seen.update(options, models=list(models.values()), compared=len(labelled))
         return SimpleNamespace(errors=[], as_dict=dict, markdown=str)
 
+    def review(classifier, paths, file, **options):
+        Path(file).touch()
+        seen.update(options, paths=paths, file=file)
+        return []
+
+    monkeypatch.setattr("docvit.inference.review.review", review)
     monkeypatch.setattr("docvit.inference.classify.DocumentClassifier.from_pretrained", load)
     monkeypatch.setattr("docvit.inference.explain.explain", explain)
     monkeypatch.setattr("docvit.evaluation.compare.compare", compare)
@@ -168,6 +174,19 @@ OPTIONS = {
         "workers": (["--workers", "3"], of("workers"), 3),
         "device": (["--device", "cuda:7"], of("device"), "cuda:7"),
     },
+    "review": {
+        "paths": ([], lambda seen: len(seen["paths"]), 12),
+        "output": (["--output", "page.html"], lambda seen: str(seen["file"]), "page.html"),
+        "model": (["--model", "m"], of("model"), "m"),
+        "max_pages": (["--max-pages", "9"], of("max_pages"), 9),
+        "no_words": (["--no-words"], of("words"), False),
+        "ocr": (["--ocr"], of("ocr_pages"), 1),
+        "ocr_pages": (["--ocr", "--ocr-pages", "7"], of("ocr_pages"), 7),
+        "password": (["--password", "secret"], of("password"), "secret"),
+        "timeout": (["--timeout", "3.5"], of("timeout"), 3.5),
+        "workers": (["--workers", "3"], of("workers"), 3),
+        "device": (["--device", "cuda:7"], of("device"), "cuda:7"),
+    },
     "inspect": {
         "file": ([], lambda seen: Path(seen["paths"][0]).name, "bars0.pdf"),
         "model": (["--model", "m"], of("model"), "m"),
@@ -239,8 +258,9 @@ def test_an_option_arrives(docvit, seen, corpus, table, tmp_path, monkeypatch, n
     monkeypatch.setattr("docvit.cli.train.options_of", lambda recipe: {})
     words, look, expected = OPTIONS[name][option]
     data = {"inspect": corpus / "bars" / "bars0.pdf", "train": table, "pretrain": corpus}.get(name, corpus)
-    output = {"train": ["--output", "run"], "pretrain": ["--output", "run"], "sort": ["--into", "sorted"]}.get(name, [])
+    output = ["--output", "run"] if name in ("train", "pretrain", "review") else []
     if name == "sort":
+        output = ["--into", "sorted"]
         data = shutil.copytree(corpus, "pile")
         if option == "undo":
             docvit(name, data, *output)

@@ -1,0 +1,61 @@
+"""`docvit review`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from docvit.cli import defaults
+from docvit.cli.app import app
+from docvit.cli.entry import fail
+from docvit.cli.options import OCR, Device, MaxPages, Model, NoWords, OCRPages, Timeout, Workers, words_options
+from docvit.cli.output import print_passed_over
+
+
+@app.command()
+def review(
+    context: typer.Context,
+    paths: Annotated[
+        list[str], typer.Argument(metavar="PATH...", help="Files, or folders of files.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option(metavar="FILE.html", help="The page to write.")],
+    model: Model = None,
+    max_pages: MaxPages = 64,
+    no_words: NoWords = False,
+    ocr: OCR = False,
+    ocr_pages: OCRPages = defaults.OCR_PAGES,
+    password: Annotated[str | None, typer.Option(help="Opens PDFs that have this password.")] = None,
+    timeout: Timeout = 60.0,
+    workers: Workers = 2,
+    device: Device = None,
+) -> None:
+    """Write a page to look through documents and correct their labels.
+
+    One HTML file, which a browser opens without a server or a network: first pages by label, the least sure first; all
+    pages of a document with what counted; a chooser of labels, known or new. It exports a CSV for docvit train.
+
+    Exit status: 0 all files were read, 1 some were not, 2 wrong usage.
+    """
+    reading: dict[str, Any] = {"max_pages": max_pages, "password": password, "timeout": timeout, "workers": workers}
+    reading |= words_options(context, no_words=no_words, ocr=ocr, ocr_pages=ocr_pages)
+    if output.is_dir():
+        fail(f"{output} is a folder: give --output a name in it, such as {output / 'review.html'}")
+    output.parent.mkdir(parents=True, exist_ok=True)  # an error here must come before the first document is read
+
+    from docvit.documents.finding import find_documents, find_passed_over
+    from docvit.inference.classify import DocumentClassifier
+    from docvit.inference.review import review
+
+    classifier = DocumentClassifier.from_pretrained(model, device=device)
+    predictions = review(classifier, find_documents(paths), output, **reading)
+    failed = [p.error for p in predictions if p.error is not None and not p.blank]
+    for error in failed:
+        print(f"{error.kind}: {error}", file=sys.stderr)
+    print_passed_over(find_passed_over(paths))
+    count = f"{len(predictions)} document{'' if len(predictions) == 1 else 's'}"
+    print(f"{output}: {count}, {output.stat().st_size / 1e6:.1f} MB; open it in a browser")
+    if failed:
+        raise typer.Exit(1)
