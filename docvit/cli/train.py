@@ -76,9 +76,8 @@ def train(
         typer.Option(
             metavar="SHARE",
             min=0,
-            max=1,
-            help="Learn where documents begin in a file of several (docvit split): number of packets per batch, as a "
-            "share of its documents, such as 0.1.",
+            help="Learn where documents begin in a file of several (docvit split), from so many packets glued from the "
+            "documents, as a share of their number, such as 1.",
         ),
     ] = defaults.PACKETS,
     label_smoothing: Annotated[

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from docvit.data.augment import Augmentation, augment
-from docvit.data.packets import Packets, Piece, draw_packet, glue
 from docvit.data.sampling import Key, Partners, put_after
 from docvit.documents.cache import CachedDocument
 from docvit.documents.pages import PageStack, spread
@@ -24,32 +23,24 @@ from docvit.model.config import DocViTConfig
 
 UNLABELLED = -1
 
-PACKET_PAGES = 24  # of a document in a packet, at most
-
 
 @dataclass(frozen=True)
 class DocumentBatch:
-    """A packed batch of B documents with their labels (B,) and their indices in the data set (B,).
-
-    `packets` come beside them where the view asks for any.
-    """
+    """A packed batch of B documents with their labels (B,) and their indices in the data set (B,)."""
 
     sequence: PatchSequence
     labels: Tensor
     index: Tensor
-    packets: Packets | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> DocumentBatch:
         return DocumentBatch(
             self.sequence.to(device, non_blocking),
             self.labels.to(device, non_blocking=non_blocking),
             self.index.to(device, non_blocking=non_blocking),
-            None if self.packets is None else self.packets.to(device, non_blocking),
         )
 
     def pin_memory(self) -> DocumentBatch:
-        packets = None if self.packets is None else self.packets.pin_memory()
-        return DocumentBatch(self.sequence.pin_memory(), self.labels.pin_memory(), self.index.pin_memory(), packets)
+        return DocumentBatch(self.sequence.pin_memory(), self.labels.pin_memory(), self.index.pin_memory())
 
 
 @dataclass(frozen=True)
@@ -68,7 +59,6 @@ class View:
         lose_words: in training, share of documents that lose all their words, as a scan does.
         word_dropout: in training, largest share of the words that are dropped one by one; the share is drawn for each
             document.
-        packets: in training, number of packets beside a batch, as a share of its documents; at least one.
         training: choose pages at random and mix them.
     """
 
@@ -82,7 +72,6 @@ class View:
     words: bool = False
     lose_words: float = 0.0
     word_dropout: float = 0.0
-    packets: float = 0.0
     training: bool = False
 
 
@@ -110,7 +99,7 @@ class DocumentDataset(Dataset[tuple[int, int, PageStack]]):
         self.documents = [CachedDocument.open(file) for file in files]
         self.labels = [UNLABELLED] * len(files) if labels is None else list(labels)
         self.view, self.seed, self.draw = view, seed, draw
-        self.partners = Partners(self.labels, groups) if view.training and (view.mix_pages or view.packets) else None
+        self.partners = Partners(self.labels, groups) if view.training and view.mix_pages else None
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -143,37 +132,16 @@ class DocumentDataset(Dataset[tuple[int, int, PageStack]]):
         stack = document.load(self._choose(document, random))
         if self.draw:
             random = np.random.default_rng((self.seed, epoch, index, 2 * self.draw))
-        return self._augment(stack, random)
+        return self.augment(stack, random)
 
-    def _augment(self, stack: PageStack, random: np.random.Generator) -> PageStack:
+    def augment(self, stack: PageStack, random: np.random.Generator) -> PageStack:
+        """The pages of one document under the view's augmentation, normalised; as they are without any."""
         view = self.view
         if view.augmentation is None:
             return stack
         changed = augment([np.asarray(page) for page in stack.pages], view.augmentation, random)
         mean, std = (torch.tensor(v)[:, None, None] for v in (view.mean, view.std))
         return stack._replace(pages=[(page - mean) / std for page in changed])  # `pack` takes them as they are
-
-    def packet(self, epoch: int, index: int) -> tuple[PageStack, list[bool]]:
-        """A packet that begins with a document of the data set, and for each page whether a document begins there.
-
-        Half of its documents are augmented. Half of the packets keep all their words, a third none, the others lose
-        those of half of their documents.
-        """
-        assert self.partners is not None
-        random = np.random.default_rng((self.seed, epoch, index, 2 * self.draw, 3))  # a stream of its own
-        lengths = [len(document.indices) for document in self.documents]
-        labels, groups = self.partners.labels, self.partners.groups
-        pieces = draw_packet(index, labels, groups, lengths, random, max_pages=PACKET_PAGES)
-        worded = random.choice([1.0, 0.0, 0.5], p=[0.5, 0.35, 0.15])
-
-        def load(piece: Piece) -> PageStack:
-            document = self.documents[piece.document]
-            stack = document.load(document.indices[: piece.pages])
-            if random.random() < 0.5:
-                stack = self._augment(stack, random)
-            return stack if random.random() < worded else stack._replace(words=[])
-
-        return glue(pieces, load)
 
     def _choose(self, document: CachedDocument, random: np.random.Generator) -> list[int]:
         """Page indices: evenly spread, in training the first page and random others."""
@@ -200,20 +168,16 @@ class DocumentDataset(Dataset[tuple[int, int, PageStack]]):
     def collate(self, samples: list[tuple[int, int, PageStack]]) -> DocumentBatch:
         """Packs samples into a batch and drops patches at random."""
         view = self.view
-        sequence = self._pack([stack for _, _, stack in samples])
+        sequence = self.pack([stack for _, _, stack in samples])
         if view.patch_dropout:
             counts = sequence.page_bounds[sequence.document_bounds].diff().tolist()
             keep = [self._keep(epoch, index, count) for (index, epoch, _), count in zip(samples, counts, strict=True)]
             sequence = sequence.select(torch.from_numpy(np.concatenate(keep)))
         indices = [index for index, _, _ in samples]
-        labels, packets = torch.tensor([self.labels[i] for i in indices]), None
-        if view.training and view.packets:
-            wanted = samples[: max(1, round(view.packets * len(samples)))]
-            stacks, begins = zip(*(self.packet(epoch, index) for index, epoch, _ in wanted), strict=True)
-            packets = Packets(self._pack(stacks), torch.tensor([page for packet in begins for page in packet]))
-        return DocumentBatch(sequence, labels, torch.tensor(indices), packets)
+        return DocumentBatch(sequence, torch.tensor([self.labels[i] for i in indices]), torch.tensor(indices))
 
-    def _pack(self, stacks: Sequence[PageStack]) -> PatchSequence:
+    def pack(self, stacks: Sequence[PageStack]) -> PatchSequence:
+        """Documents as the view shows them, packed."""
         view, channels = self.view, 1 if self.view.rendering.mode == "L" else 3
         options: dict[str, Any] = {"channels": channels, "mean": view.mean, "std": view.std, "words": view.words}
         return pack(stacks, view.rendering.multiple, **options)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from docvit.data.dataset import DocumentDataset
 from docvit.documents.pages import PageStack
-from docvit.documents.patches import PatchSequence
 from docvit.documents.words import Words
 
 MOST_DOCUMENTS = 8
@@ -20,6 +19,8 @@ ALIKE = 0.5  # of the neighbours are of one kind ...
 ONE_SOURCE = 0.35  # ... and of those so many of one source
 
 FIRST_PAGES = 0.25  # of the documents are one to three first pages
+
+MOST_PAGES = 24  # of a document in a packet
 
 WITH_BLANKS, AFTER_EACH = 0.2, 0.8  # packets with blank pages between documents, and gaps that have one in these
 
@@ -30,27 +31,6 @@ class Piece(NamedTuple):
     document: int
     pages: int
     blank_after: bool
-
-
-@dataclass(frozen=True)
-class Packets:
-    """A batch of packets: their patches, and for each page (N,) whether a document begins there."""
-
-    sequence: PatchSequence
-    begins: Tensor
-
-    @property
-    def within(self) -> Tensor:
-        """(N,) whether a page has one before it in its packet (CPU)."""
-        first = torch.zeros(len(self.begins), dtype=torch.bool)
-        first[self.sequence.document_bounds[:-1]] = True
-        return ~first
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Packets:
-        return Packets(self.sequence.to(device, non_blocking), self.begins.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> Packets:
-        return Packets(self.sequence.pin_memory(), self.begins.pin_memory())
 
 
 def draw_packet(
@@ -117,6 +97,31 @@ def glue(pieces: Sequence[Piece], load: Callable[[Piece], PageStack]) -> tuple[P
             words.append(Words())
             begins.append(False)
     return PageStack("<packet>", pages, list(range(len(pages))), len(pages), words), begins
+
+
+def make_packet(
+    dataset: DocumentDataset, groups: np.ndarray, index: int, random: np.random.Generator
+) -> tuple[PageStack, list[bool]]:
+    """A packet that begins with document `index` of a data set, and for each page whether a document begins there.
+
+    Half of its documents are augmented. Half of the packets keep all their words, a third none, the others lose those
+    of half of their documents.
+
+    Args:
+        groups: (documents,) source of each document.
+    """
+    lengths = [len(document.indices) for document in dataset.documents]
+    pieces = draw_packet(index, np.array(dataset.labels), groups, lengths, random, max_pages=MOST_PAGES)
+    worded = random.choice([1.0, 0.0, 0.5], p=[0.5, 0.35, 0.15])
+
+    def load(piece: Piece) -> PageStack:
+        document = dataset.documents[piece.document]
+        stack = document.load(document.indices[: piece.pages])
+        if random.random() < 0.5:
+            stack = dataset.augment(stack, random)
+        return stack if random.random() < worded else stack._replace(words=[])
+
+    return glue(pieces, load)
 
 
 def _blank(page: Any) -> Any:

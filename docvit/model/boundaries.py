@@ -64,24 +64,26 @@ class BoundaryHead(nn.Module):
             nn.Linear(hidden, 1),
         )
 
-    def forward(self, pages: Tensor, batch: PatchSequence, words: WordEmbedding | None) -> Tensor:
-        """Page tokens (N, D) of a batch: logits (N,). The first page of a document of the batch has no neighbour."""
-        document = batch.document_of_page.to(pages.device)
+    def forward(self, pages: Tensor, ties: Tensor, document: Tensor) -> Tensor:
+        """Logits (N,) from page tokens (N, D), their ties (N, 3, `TIES`) and the files (N,) they belong to.
+
+        The first page of a file has no neighbour.
+        """
 
         def at(x: Tensor, steps: int) -> Tensor:
             return shift(x, steps, document)
 
-        one, two, three = self.ties(batch, words)
+        one, two, three = ties.to(pages.dtype).unbind(1)
         page = self.proj(pages)
         before = at(page, -1)
         tokens = [page, before, (page - before).abs(), page * before, at(page, -2), at(page, 1)]
-        ties = [one, at(one, -1), at(one, 1), two, at(two, 1), at(three, 1)]
-        inputs = torch.cat([*tokens, *(tie.to(page.dtype) for tie in ties)], 1)
+        near = [one, at(one, -1), at(one, 1), two, at(two, 1), at(three, 1)]
+        inputs = torch.cat([*tokens, *near], 1)
         return self.mlp(normalise(self.norm, inputs))[:, 0]
 
     @torch.no_grad()
-    def ties(self, batch: PatchSequence, words: WordEmbedding | None) -> list[Tensor]:
-        """For each of `GAPS`, ties (N, TIES) of each page with the one so many pages before it; 0 where none is.
+    def ties(self, batch: PatchSequence, words: WordEmbedding | None) -> Tensor:
+        """(N, 3, `TIES`) ties of each page with the ones 1, 2 and 3 (`GAPS`) before it; 0 where none is.
 
         Cosines of the pixels of the whole pages, of their first and of their last eighth; cosines of the words there,
         and whether both have any; whether page numbers go on, whether each has one, and whether it is 1; the same grid.
@@ -103,7 +105,7 @@ class BoundaryHead(nn.Module):
             goes_on = (before[:, :-gap] & numbers[:, gap:]).any(1)
             of_gap += [goes_on, numbers.any(1) & before.any(1), numbers[:, 0]]
             of_gap.append((grids == shift(grids, -gap, document)).all(1))
-        return [torch.stack([tie.float() for tie in of_gap], 1) for of_gap in found]
+        return torch.stack([torch.stack([tie.float() for tie in of_gap], 1) for of_gap in found], 1)
 
     def _canvas(self, batch: PatchSequence) -> Tensor:
         """(N, F) ink of each page, at a quarter of its resolution; patches that are left out have none."""

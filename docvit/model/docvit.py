@@ -76,7 +76,10 @@ class DocViT(nn.Module):
         self._init_weights()
         # last, so that they change no other weight's draw
         self.boundaries = self._create_boundaries()
-        self.turns = TurnHead(dim).requires_grad_(False) if config.turns else None  # trained after everything else
+        self.turns = TurnHead(dim) if config.turns else None
+        for head in (self.boundaries, self.turns):
+            if head is not None:
+                head.requires_grad_(False)  # trained after everything else
 
     def _create_boundaries(self) -> BoundaryHead | None:
         c = self.config
@@ -206,14 +209,14 @@ class DocViT(nn.Module):
         return self.turns.decide(self.turns(x.pages.float()), x.document_of_page)
 
     def forward_boundaries(self, x: Features, batch: PatchSequence) -> Tensor:
-        """Logits (N,) of each page of a batch that a new document begins there; its features are read, not trained.
+        """Logits (N,) of each page of a batch that a new document begins there.
 
         Raises:
             ModelError: the model has no head for it.
         """
         if self.boundaries is None:
-            raise ModelError("the model does not tell where documents begin: train one with docvit train --packets .1")
-        return self.boundaries(x.pages.detach(), batch, self.words)
+            raise ModelError("the model does not tell where documents begin: train one with docvit train --packets 1")
+        return self.boundaries(x.pages, self.boundaries.ties(batch, self.words), x.document_of_page)
 
     def alone(self, pages: Tensor) -> Tensor:
         """Features (N, F) of documents that consist of one of these page tokens (N, D) each."""

@@ -50,7 +50,6 @@ def training_view(config: DocViTConfig, recipe: Recipe) -> View:
         mix_pages=recipe.mix_pages,
         lose_words=recipe.lose_words,
         word_dropout=recipe.word_dropout,
-        packets=recipe.packets,
         training=True,
     )
 

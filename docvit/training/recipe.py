@@ -32,9 +32,8 @@ class Recipe:
             another source, so that the model cannot rely on what pages of one source have in common.
         lose_words: share of documents that lose all their words, so that the model serves scans, too.
         word_dropout: largest share of the words that are dropped one by one; the share is drawn for each document.
-        packets: number of packets per batch, as a share of its documents: several documents glued into one, with which
-            the model learns where documents begin (`docvit.model.boundaries`); 0 for none. What else it learns does not
-            depend on them.
+        packets: number of packets, as a share of the documents: several documents glued into one, with which the
+            finished model learns where documents begin (`docvit.training.boundaries`); 0 for none.
         label_smoothing: of the cross-entropy.
         page_loss: weight of a second cross-entropy, of each page token's own prediction.
         ema: decay of the moving average of the weights, which is the model that is saved; 0 for no average.

@@ -17,10 +17,10 @@ from docvit.data.dataset import DocumentBatch
 from docvit.data.labels import DataError, LabelledDocuments, check_copies
 from docvit.data.loader import DocumentLoader
 from docvit.data.metrics import report
-from docvit.data.packets import Packets
 from docvit.hardware import has_fast_bf16
 from docvit.model.docvit import DocViT
 from docvit.training.batches import held_out_batches, labelled_batches
+from docvit.training.boundaries import train_boundaries
 from docvit.training.calibrate import calibrate, calibrate_like
 from docvit.training.distributed import Process, process_group
 from docvit.training.ema import EMATeacher
@@ -35,19 +35,9 @@ logger = logging.getLogger(__name__)
 
 
 def classification_loss(recipe: Recipe) -> Callable[[DocViT, DocumentBatch, float], Mapping[str, Tensor]]:
-    """Cross-entropy of the documents, plus `page_loss` times that of the page tokens against the document's label.
-
-    With packets, plus the cross-entropy of their boundaries, which trains the head for them alone.
-    """
+    """Cross-entropy of the documents, plus `page_loss` times that of the page tokens against the document's label."""
 
     def loss(model: DocViT, batch: DocumentBatch, progress: float) -> Mapping[str, Tensor]:
-        parts = dict(of_documents(model, batch))
-        if batch.packets is not None:
-            parts["boundary_loss"] = boundary_loss(model, batch.packets)
-            parts["loss"] = parts["loss"] + parts["boundary_loss"]
-        return parts
-
-    def of_documents(model: DocViT, batch: DocumentBatch) -> Mapping[str, Tensor]:
         features = model.forward_features(batch.sequence)
         logits = model.forward_head(features).float()
         document = F.cross_entropy(logits, batch.labels, label_smoothing=recipe.label_smoothing)
@@ -62,19 +52,6 @@ def classification_loss(recipe: Recipe) -> Callable[[DocViT, DocumentBatch, floa
         return {"loss": total, "document_loss": document, "page_loss": page, "accuracy": accuracy}
 
     return loss
-
-
-def boundary_loss(model: DocViT, packets: Packets) -> Tensor:
-    """Binary cross-entropy of the pages that have one before them; the model but for its head is as in use."""
-    training = model.training
-    model.eval()  # else its batch norms would follow the packets, too
-    with torch.no_grad():
-        features = model.forward_features(packets.sequence)
-    model.train(training)
-    logits, within = model.forward_boundaries(features, packets.sequence).float(), packets.within
-    begins = packets.begins.to(logits)
-    losses = F.binary_cross_entropy_with_logits(logits, begins, reduction="none")[within.to(logits.device)]
-    return losses.sum() / max(1, len(losses))
 
 
 def train_documents(
@@ -203,7 +180,9 @@ def finish(
     *,
     held_out: DocumentLoader | None,
 ) -> None:
-    """What a trained model learns last, in seconds: how pages lie, and, by held-out documents, what it knows."""
-    train_turns(model, data, files, recipe.augmentation, seed=recipe.train.seed, device=process.device)
+    """What a trained model learns last: how pages lie, where documents begin, and what it knows."""
+    same: dict[str, Any] = {"seed": recipe.train.seed, "device": process.device}
+    train_turns(model, data, files, recipe.augmentation, **same)
+    train_boundaries(model, data, files, recipe.augmentation, share=recipe.packets, **same)
     if held_out is not None:
         calibrate(model.eval(), *logits_of(model, held_out, process.device))

@@ -16,7 +16,6 @@ from tqdm import tqdm
 from docvit.data.augment import Augmentation
 from docvit.data.dataset import DocumentDataset, View, view_of
 from docvit.data.labels import LabelledDocuments
-from docvit.documents.patches import pack
 from docvit.hardware import has_fast_bf16
 from docvit.model.docvit import DocViT
 from docvit.model.turns import TurnHead, log_odds, with_neighbours
@@ -70,10 +69,7 @@ def _tokens(model: DocViT, files: list[Path], view: View, *, seed: int, device: 
     for n in tqdm(range(len(files)), desc="turned pages", unit="doc", leave=False, disable=None):
         _, _, stack = dataset[(0, n)]
         stacks = [stack.turn([k] * len(stack.pages)) for k in range(4)]
-        channels = model.config.in_chans
-        batch = pack(
-            stacks, view.rendering.multiple, channels=channels, mean=view.mean, std=view.std, words=view.words
-        ).to(device)
+        batch = dataset.pack(stacks).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device)):
             features = model.forward_features(batch)
         written = batch.page_bounds.diff() > 0

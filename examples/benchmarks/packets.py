@@ -5,7 +5,7 @@ Packets are glued from documents of groups that the model has not seen, half of 
 own, trained without its documents:
 
     docvit train documents.csv --group-by group --fold 1/5 --model docvit_linear_patch32 --words 16384 --epochs 24 \
-        --packets 0.1 --output runs/1
+        --packets 1 --output runs/1
     python examples/benchmarks/packets.py documents.csv --models runs --output packets.json
 
 The baselines read the same pages with the same model. Label: a document begins where the label of the page changes.

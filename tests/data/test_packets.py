@@ -1,4 +1,4 @@
-"""Packets: what is drawn, how it is glued, and that it depends on seed, epoch and index alone."""
+"""Packets: what is drawn, how it is glued, and what it depends on."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-import torch
+from conftest import WORDS, worded_pdf
 
 from docvit.data import packets as module
 from docvit.data.augment import Augmentation
 from docvit.data.dataset import DocumentDataset, View
 from docvit.data.labels import read_labelled
-from docvit.data.loader import DocumentLoader
-from docvit.data.packets import Piece, draw_packet, glue
+from docvit.data.packets import Piece, draw_packet, glue, make_packet
 from docvit.documents.cache import PageCache
 from docvit.documents.pages import PageStack
 from docvit.documents.rendering import Rendering
@@ -86,62 +85,41 @@ def documents(corpus, page_cache):
     return [files[path] for path in data.paths], data.labels
 
 
-def dataset(documents, seed=0, **changes):
-    options = {"augmentation": Augmentation(), "packets": 0.25, "max_pages": 2, "training": True, "words": True}
-    return DocumentDataset(*documents, View(RENDERING, **options | changes), seed=seed)
+def dataset(documents, **changes):
+    options = {"augmentation": Augmentation(), "training": True, "words": True}
+    return DocumentDataset(*documents, View(RENDERING, **options | changes))
+
+
+def made(data, index=5, seed=0):
+    return make_packet(data, np.arange(12) % 4, index, np.random.default_rng(seed))
 
 
 def same(one, two):
-    return len(one.sequence.patches) == len(two.sequence.patches) and torch.equal(
-        one.sequence.patches, two.sequence.patches
-    )
+    pages = zip(one[0].pages, two[0].pages, strict=False)
+    return len(one[0].pages) == len(two[0].pages) and all(np.array_equal(a, b) for a, b in pages)
 
 
-def test_a_packet_depends_on_seed_epoch_and_index_alone(documents):
-    batches = dataset(documents)
-    key, other = (3, 5), (3, 6)
-    first = batches.collate([batches[key]]).packets
-    again = dataset(documents).collate([batches[key], batches[other]]).packets
-    assert same(first, again)
-    assert torch.equal(first.begins, again.begins)
-    assert not same(first, batches.collate([batches[other]]).packets)
-    assert not same(first, batches.collate([batches[4, 5]]).packets)
-    assert not same(first, dataset(documents, seed=1).collate([batches[key]]).packets)
+def test_a_packet_depends_on_what_draws_it_alone(documents):
+    first = made(dataset(documents))
+    assert same(first, made(dataset(documents)))
+    assert first[1] == made(dataset(documents))[1]
+    assert not same(first, made(dataset(documents), index=6))
+    assert not same(first, made(dataset(documents), seed=1))
 
 
-def test_their_number_is_a_share_of_the_batch_and_documents_stay_as_they_were(documents):
-    with_packets, without = dataset(documents), dataset(documents, packets=0.0)
-    keys = [(0, i) for i in range(12)]
-    batch, plain = (d.collate([d[key] for key in keys]) for d in (with_packets, without))
-    assert batch.packets.sequence.num_documents == 3
-    assert plain.packets is None
-    assert with_packets.collate([with_packets[0, 0]]).packets.sequence.num_documents == 1  # at least one
-    assert torch.equal(batch.sequence.patches, plain.sequence.patches)
-    assert len(batch.packets.begins) == batch.packets.sequence.num_pages
-    assert batch.packets.begins[~batch.packets.within].all()
-    assert (~batch.packets.within).sum() == 3
+def test_a_packet_begins_with_a_document_and_says_where_the_others_do(documents):
+    for seed in range(10):
+        stack, begins = made(dataset(documents), seed=seed)
+        assert begins[0]
+        assert len(begins) == len(stack.pages) == len(stack.words)
+        assert sum(begins) <= module.MOST_DOCUMENTS
 
 
-def test_evaluation_has_no_packets(documents):
-    (batch, *_) = DocumentLoader(dataset(documents, training=False, augmentation=None))
-    assert batch.packets is None
-
-
-def test_some_packets_have_words_some_have_none_and_some_have_both(documents):
-    batches = dataset(documents, augmentation=None)
-    seen = set()
-    for index in range(12):
-        for epoch in range(4):
-            stack, _ = batches.packet(epoch, index)
-            seen.add(frozenset(bool(words) for words in stack.words))
-    assert seen >= {frozenset({False})}
-
-
-def test_runs_on_other_sources_are_not_resumed(documents):
-    files, labels = documents
-    view = View(RENDERING, packets=0.25, training=True)
-    marks = {
-        DocumentLoader(DocumentDataset(files, labels, view, groups=groups)).fingerprint()
-        for groups in (["a"] * 12, ["a", "b"] * 6)
-    }
-    assert len(marks) == 2
+def test_some_packets_have_words_some_have_none_and_some_have_both(tmp_path, page_cache):
+    paths = [tmp_path / f"{kind}{n}.pdf" for kind in WORDS for n in range(4)]
+    for n, path in enumerate(paths):
+        path.write_bytes(worded_pdf(path.stem[:-1], n % 4))
+    files, _ = PageCache(page_cache, RENDERING, words=True).prepare(list(map(str, paths)), workers=0)
+    data = dataset(([files[str(path)] for path in paths], [n // 4 for n in range(12)]), augmentation=None)
+    seen = {frozenset(bool(words) for words in made(data, seed=seed)[0].words) for seed in range(40)}
+    assert seen == {frozenset({False}), frozenset({True}), frozenset({True, False})}

@@ -51,7 +51,7 @@ def model():
 
 def ties(model, *stacks):
     batch = pack(stacks, P, channels=1, mean=CONFIG.mean, std=CONFIG.std, words=True)
-    return model.boundaries.ties(batch, model.words)
+    return model.boundaries.ties(batch, model.words).unbind(1)
 
 
 def test_what_is_the_same_on_two_pages_has_cosine_1_in_its_band(model):
@@ -121,13 +121,9 @@ def test_shifted_rows_stay_in_their_document():
     assert shift(x, 9, document).tolist() == [0] * 5
 
 
-def test_the_head_reads_page_tokens_and_does_not_train_them(model):
+def test_the_head_reads_page_tokens(model):
     batch = model.pack([stack([page(i) for i in range(3)])])
     features = model.forward_features(batch)
-    model.forward_boundaries(features, batch).sum().backward()
-    trained = {name.split(".")[0] for name, weight in model.named_parameters() if weight.grad is not None}
-    assert trained == {"boundaries"}
-    model.zero_grad()
     other = features._replace(pages=features.pages + torch.randn_like(features.pages))
     assert not torch.allclose(model.forward_boundaries(features, batch), model.forward_boundaries(other, batch))
 

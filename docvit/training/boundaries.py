@@ -1,0 +1,133 @@
+"""Teaches a finished model where documents begin: packets are glued, and where is the label."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from docvit.data.augment import Augmentation
+from docvit.data.dataset import DocumentDataset, view_of
+from docvit.data.labels import LabelledDocuments
+from docvit.data.packets import make_packet
+from docvit.hardware import has_fast_bf16
+from docvit.model.boundaries import BoundaryHead
+from docvit.model.docvit import DocViT
+from docvit.training.loop import TrainSettings, fit
+
+BATCH = 16  # packets
+SETTINGS = TrainSettings(epochs=20, lr=2e-3, weight_decay=0.1, bf16=False)
+
+
+class Pages(NamedTuple):
+    """The pages of packets as the frozen model sees them.
+
+    Attributes:
+        tokens, ties: what `BoundaryHead` reads.
+        packet: (N,) the packet of each.
+        begins: (N,) whether a document begins there.
+    """
+
+    tokens: Tensor
+    ties: Tensor
+    packet: Tensor
+    begins: Tensor
+
+    def to(self, device: torch.device | str) -> Pages:
+        return Pages(*(part.to(device) for part in self))
+
+
+def train_boundaries(
+    model: DocViT,
+    data: LabelledDocuments,
+    files: Mapping[str, Path],
+    augmentation: Augmentation,
+    *,
+    share: float,
+    seed: int,
+    device: torch.device,
+) -> None:
+    """Trains the model's boundary head on packets glued from `data`; all other weights stay what they are.
+
+    Args:
+        files: rendered pages of the documents by path.
+        share: number of packets, as a share of the number of documents.
+    """
+    head = model.boundaries
+    if head is None or not share:
+        return
+    view = view_of(model.config, augmentation=augmentation, training=True)
+    dataset = DocumentDataset([files[path] for path in data.paths], data.labels, view, seed=seed)
+    groups = np.unique(data.groups or data.paths, return_inverse=True)[1]
+    count = max(1, round(share * len(data)))
+    packets = [see_packet(model.eval(), dataset, groups, n, device=device) for n in _progress(count)]
+    with torch.random.fork_rng(devices=[]):
+        batches = _Batches(packets, seed)
+        fit(
+            head.requires_grad_(True),
+            batches,
+            boundary_loss,
+            SETTINGS,
+            device=device,
+            description="where documents begin",
+        )
+    head.requires_grad_(False).eval()
+
+
+def _progress(count: int) -> tqdm[int]:
+    return tqdm(range(count), desc="packets", unit="packet", leave=False, disable=None)
+
+
+@torch.inference_mode()
+def see_packet(
+    model: DocViT, dataset: DocumentDataset, groups: np.ndarray, number: int, *, device: torch.device
+) -> Pages:
+    """Packet `number`, which depends on it and on the data set's seed alone."""
+    head = model.boundaries
+    assert head is not None
+    random = np.random.default_rng((dataset.seed, number, 3))
+    stack, begins = make_packet(dataset, groups, number % len(dataset), random)
+    batch = dataset.pack([stack]).to(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device)):
+        tokens = model.forward_features(batch).pages
+    ties = head.ties(batch, model.words)
+    return Pages(tokens.float().cpu(), ties.cpu(), torch.zeros(len(begins), dtype=torch.long), torch.tensor(begins))
+
+
+def boundary_loss(head: nn.Module, pages: Pages, progress: float = 0.0) -> dict[str, Tensor]:
+    """Binary cross-entropy of the pages that have one before them in their packet."""
+    assert isinstance(head, BoundaryHead)
+    logits = head(pages.tokens, pages.ties, pages.packet)
+    within = pages.packet == pages.packet.roll(1)
+    within[0] = False
+    losses = F.binary_cross_entropy_with_logits(logits, pages.begins.to(logits), reduction="none")[within]
+    return {"loss": losses.sum() / max(1, len(losses))}
+
+
+@dataclass
+class _Batches:
+    """Some packets at a time, in another order in each epoch."""
+
+    packets: Sequence[Pages]
+    seed: int
+    epoch: int = 0
+
+    def __len__(self) -> int:
+        return -(-len(self.packets) // BATCH)
+
+    def set_epoch(self, epoch: int, skip: int = 0) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Pages]:
+        random = torch.Generator().manual_seed(1000 * self.seed + self.epoch)
+        for chosen in torch.randperm(len(self.packets), generator=random).split(BATCH):
+            packets = [self.packets[i] for i in chosen.tolist()]
+            numbered = [pages._replace(packet=pages.packet + n) for n, pages in enumerate(packets)]
+            yield Pages(*(torch.cat(parts) for parts in zip(*numbered, strict=True)))
