@@ -113,8 +113,9 @@ def _known_scores(classifier: DocumentClassifier, unknown: Path | None, **readin
     """What the model says of documents of kinds that it does not know."""
     from docvit.documents.finding import find_documents
 
-    found = [] if unknown is None else find_documents([str(unknown)])
-    return [p for p in classifier.predict(found, **reading) if p.error is None]
+    if unknown is None:
+        return []
+    return [p for p in classifier.predict(find_documents([str(unknown)]), **reading) if p.error is None]
 
 
 def _sureness(known: list[Prediction], right: list[bool], unknown: list[Prediction]) -> dict[str, float | None]:

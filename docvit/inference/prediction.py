@@ -63,8 +63,6 @@ class Prediction:
         path: of the file; for what has none, a name in angle brackets.
         label: the most probable class.
         score: its probability.
-        known: the probability that the document is of a class that the model knows; 1 for a model that cannot tell.
-        unsure: `score * known` is below the model's threshold, or the one asked for (`min_score`).
         scores: class -> probability, the most probable first; under `top_k` only so many.
         num_pages: pages of the document.
         pages_read: pages that were read (see `max_pages`).
@@ -77,13 +75,13 @@ class Prediction:
         parts: the documents that the file holds, where the model is sure that there are several; else empty.
         words_read: number of words on the pages read; None where the model saw pixels alone.
         words_from: `text` if a page read has a text layer, else `ocr` if one was read by OCR, else None.
+        known: the probability that the document is of a class that the model knows; 1 for a model that cannot tell.
+        unsure: `score * known` is below the model's threshold, or the one asked for (`min_score`).
     """
 
     path: str
     label: str | None = None
     score: float | None = None
-    known: float | None = None
-    unsure: bool = False
     scores: dict[str, float] = field(default_factory=dict)
     num_pages: int | None = None
     pages_read: int | None = None
@@ -94,6 +92,8 @@ class Prediction:
     parts: list[Part] = field(default_factory=list)
     words_read: int | None = None
     words_from: str | None = None
+    known: float | None = None
+    unsure: bool = False
 
     @property
     def blank(self) -> bool:

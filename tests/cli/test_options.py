@@ -146,6 +146,7 @@ OPTIONS = {
         "no_words": (["--no-words"], of("words"), False),
         "ocr": (["--ocr"], of("ocr_pages"), 1),
         "ocr_pages": (["--ocr", "--ocr-pages", "7"], of("ocr_pages"), 7),
+        "min_score": (["--min-score", "0.75"], of("min_score"), 0.75),
         "password": (["--password", "secret"], of("password"), "secret"),
         "renderer": (["--renderer", "poppler"], of("renderer"), "poppler"),
         "timeout": (["--timeout", "3.5"], of("timeout"), 3.5),
@@ -165,6 +166,8 @@ OPTIONS = {
         "data": ([], lambda seen: len(seen["paths"]), 12),
         "model": (["--model", "m"], of("model"), "m"),
         "against": (["--model", "m", "--against", "n"], of("models"), ["m", "n"]),
+        "unknown": (["--unknown", "{corpus}/bars"], lambda seen: len(seen["paths"]), 4),
+        "min_score": (["--min-score", "0.75"], of("min_score"), 0.75),
         "strategy": (["--strategy", "soft-vote"], of("strategy"), "soft-vote"),
         "format": (["--format", "json"], lambda seen: json.loads(seen["out"])["documents"], 12),
         "max_pages": (["--max-pages", "9"], of("max_pages"), 9),
@@ -214,6 +217,7 @@ OPTIONS = {
         "lose_words": (["--lose-words", "0.75"], recipe("lose_words"), 0.75),
         "word_dropout": (["--word-dropout", "0.25"], recipe("word_dropout"), 0.25),
         "packets": (["--packets", "0.1"], recipe("packets"), 0.1),
+        "calibrated_like": (["--calibrated-like", "a", "--calibrated-like", "b"], of("calibrated_like"), ["a", "b"]),
         "skip_unreadable": (["--skip-unreadable"], of("skip_unreadable"), True),
         "label_smoothing": (["--label-smoothing", "0.2"], recipe("label_smoothing"), 0.2),
         "ema": (["--ema", "0.75"], recipe("ema"), 0.75),
@@ -332,7 +336,7 @@ def test_a_resumed_run_is_compared_with_the_options_given(docvit, seen, corpus, 
     original = {"train": Recipe, "pretrain": PretrainRecipe}[name]()
     monkeypatch.setattr("docvit.training.run_folder.read_recipe", lambda folder, kind=None: original)
     kept = set(OPTIONS[name]) - {"data", "output", "resume", "workers", "device", "valid", "group_by", "fold"}
-    kept -= {"skip_unreadable"}
+    kept -= {"skip_unreadable", "calibrated_like"}
     for option in kept:
         words, *_ = OPTIONS[name][option]
         code, _, err = docvit(name, corpus, "--output", "run", "--resume", *words)
