@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from docvit.documents.hashing import hash_ngrams
 from docvit.documents.patches import PatchSequence, segment_ids
+from docvit.model.stems import normalise
 from docvit.model.words import WordEmbedding, page_ngrams
 
 GAPS = (1, 2, 3)  # pages between the two that a tie joins
@@ -76,7 +77,7 @@ class BoundaryHead(nn.Module):
         tokens = [page, before, (page - before).abs(), page * before, at(page, -2), at(page, 1)]
         ties = [one, at(one, -1), at(one, 1), two, at(two, 1), at(three, 1)]
         inputs = torch.cat([*tokens, *(tie.to(page.dtype) for tie in ties)], 1)
-        return self.mlp(self.norm(inputs))[:, 0]
+        return self.mlp(normalise(self.norm, inputs))[:, 0]
 
     @torch.no_grad()
     def ties(self, batch: PatchSequence, words: WordEmbedding | None) -> list[Tensor]:

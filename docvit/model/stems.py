@@ -118,12 +118,12 @@ class InkStem(Stem):
         self.page_proj = nn.Linear(statistics, dim)
 
     def forward(self, patches: Tensor) -> Tensor:
-        return self.proj(_normalise(self.norm, self.describe(patches).to(patches.dtype)))
+        return self.proj(normalise(self.norm, self.describe(patches).to(patches.dtype)))
 
     def embed(self, batch: PatchSequence, page_lengths: Tensor) -> tuple[Tensor, Tensor]:
         features, statistics = (x.to(batch.patches.dtype) for x in self.observe(batch, page_lengths))
-        statistics = _normalise(self.page_norm, statistics).clamp(-FARTHEST, FARTHEST)
-        return self.proj(_normalise(self.norm, features)), self.project_pages(statistics, batch)
+        statistics = normalise(self.page_norm, statistics).clamp(-FARTHEST, FARTHEST)
+        return self.proj(normalise(self.norm, features)), self.project_pages(statistics, batch)
 
     def freeze_tokens(self) -> None:
         self.norm.requires_grad_(False)
@@ -151,7 +151,8 @@ class InkStem(Stem):
         return ink.measure(patches.unflatten(1, (self.in_chans, self.patch_size, self.patch_size)))
 
 
-def _normalise(norm: nn.BatchNorm1d, rows: Tensor) -> Tensor:
+def normalise(norm: nn.BatchNorm1d, rows: Tensor) -> Tensor:
+    """`norm` of rows (R, F), which in training may also be a single one."""
     if norm.training and len(rows) < 2:  # one row has no statistics of its own
         # copies: the backward pass reads them, and another forward may have moved the statistics by then
         mean, variance = cast(Tensor, norm.running_mean).clone(), cast(Tensor, norm.running_var).clone()
