@@ -34,7 +34,7 @@ PathLike = str | os.PathLike[str]
 Read = PageStack | DocumentError
 
 BUDGET = 1280
-SURE = 0.98  # probability of a cut from which on a classified file is said to hold several documents
+SURE = 0.99  # probability of a cut from which on a classified file is said to hold several documents
 OCR_SECONDS = 15.0  # added to the limit of a document's time for each page that may be read by OCR
 
 

@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 KIND_WEIGHT = 0.3  # of what pages say about their kind; they repeat each other, so that it is below 1
 
+ONE_DOCUMENT = 4.0  # log-odds in favour of a file being one document, as most are; in training few are
+
 Numbers = NDArray[np.float64]
 
 
@@ -17,6 +19,8 @@ def segment(boundaries: Numbers, kinds: Numbers) -> tuple[list[int], Numbers]:
     better the pages of a segment agree on one kind: evidence sum_c 1/C prod_k (C p(c | page k)) ** `KIND_WEIGHT`. The
     best one is found by dynamic programming; the probabilities, over all segmentations, by the forward-backward
     algorithm (Sarawagi and Cohen, "Semi-Markov Conditional Random Fields", NIPS 2004).
+
+    A file that is one document has `ONE_DOCUMENT` more: a cut that is doubtful alone is made where others are certain.
 
     Args:
         boundaries: (N,) logits that a document begins at each page; the first is not read.
@@ -38,6 +42,7 @@ def segment(boundaries: Numbers, kinds: Numbers) -> tuple[list[int], Numbers]:
     best, forward = np.zeros(count + 1), np.zeros(count + 1)
     start_of = np.zeros(count + 1, int)
     of_end = [np.zeros(0)] + [scores(end) for end in range(1, count + 1)]
+    of_end[count][0] += ONE_DOCUMENT
     for end in range(1, count + 1):
         reached = best[:end] + of_end[end]
         start_of[end] = reached.argmax()
@@ -50,4 +55,6 @@ def segment(boundaries: Numbers, kinds: Numbers) -> tuple[list[int], Numbers]:
     cuts = [count]
     while cuts[-1] > 0:
         cuts.append(int(start_of[cuts[-1]]))
-    return cuts[:0:-1], np.exp(forward[:-1] + backward[:-1] - forward[count]).clip(0, 1)
+    sure = np.exp(forward[:-1] + backward[:-1] - forward[count]).clip(0, 1)
+    sure[0] = 1.0  # but for rounding
+    return cuts[:0:-1], sure

@@ -152,7 +152,7 @@ class InkStem(Stem):
 
 
 def normalise(norm: nn.BatchNorm1d, rows: Tensor) -> Tensor:
-    """What a batch norm gives, also for a single row in training."""
+    """`norm` of rows (R, F), which in training may also be a single one."""
     if norm.training and len(rows) < 2:  # one row has no statistics of its own
         # copies: the backward pass reads them, and another forward may have moved the statistics by then
         mean, variance = cast(Tensor, norm.running_mean).clone(), cast(Tensor, norm.running_var).clone()

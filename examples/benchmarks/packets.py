@@ -10,7 +10,7 @@ own, trained without its documents:
 
 The baselines read the same pages with the same model. Label: a document begins where the label of the page changes.
 Text: where the TF-IDF cosine of neighbours is below the threshold that gives the best F1 on packets of training
-documents. Both: where the label changes and the cosine is below. 200 packets per fold take some five minutes on a core.
+documents. Both: where the label changes and the cosine is below. A fold takes about five minutes on a core.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,7 +74,7 @@ class Documents:
         files, _ = cache.prepare(data.paths, workers=1)
         self.documents = [CachedDocument.open(files[path]) for path in data.paths]
         self.labels = np.array(data.labels)
-        self.groups = np.unique(data.groups, return_inverse=True)[1]
+        self.groups = np.unique(np.array(data.groups), return_inverse=True)[1]
         self.lengths = [len(document.indices) for document in self.documents]
 
     def packets(self, count: int) -> list[list[Piece]]:
@@ -93,21 +93,20 @@ class Documents:
         return document.load(document.indices[: piece.pages])
 
     @torch.inference_mode()
-    def see(self, model: DocViT, pieces: Sequence[Piece]) -> tuple[Seen, Seen]:
+    def see(self, model: DocViT, pieces: Sequence[Piece]) -> Iterator[Seen]:
         """A packet with its words, and by pixels alone."""
         stack, begins = glue(pieces, self.load)
         kinds = self.labels[[piece.document for piece in pieces]]
         alike = np.zeros(len(begins), bool)
         alike[np.flatnonzero(begins)[1:]] = [a == b for a, b in pairwise(kinds)]
-        batch = model.pack([stack])
-        seen = []
+        batch, head = model.pack([stack]), model.boundaries
+        assert head is not None, "a model trained with --packets"
         for of_batch in (batch, batch.without_words()):
             features = model.forward_features(of_batch)
             logits = model.forward_boundaries(features, of_batch).double().numpy()
             by_page = model.forward_pages(features).double().log_softmax(1).numpy()
-            cosine = model.boundaries.ties(of_batch, model.words)[0][:, 1].numpy()
-            seen.append(Seen(np.array(begins), logits, by_page, cosine, alike))
-        return seen[0], seen[1]
+            cosine = head.ties(of_batch, model.words)[0][:, 1].numpy()
+            yield Seen(np.array(begins), logits, by_page, cosine, alike)
 
 
 def measure(packets: Sequence[Seen], singles: Sequence[Seen], cut: Cut) -> dict[str, float]:
@@ -136,10 +135,10 @@ def run_fold(data: LabelledDocuments, fold: int, folder: Path, cache: Path, coun
     model = DocViT.from_pretrained(folder)
     pages = PageCache(cache, model.config.rendering, words=True)
     known, held_out = (Documents(part, pages) for part in split_groups(data, fold, FOLDS))
-    tuning = [known.see(model, pieces)[0] for pieces in known.packets(TUNING)]
+    tuning = [next(known.see(model, pieces)) for pieces in known.packets(TUNING)]
     text, both = best_threshold(tuning, cut_by_text), best_threshold(tuning, cut_by_both)
-    packets = [held_out.see(model, pieces) for pieces in held_out.packets(count)]
-    singles = [held_out.see(model, pieces) for pieces in held_out.singles()]
+    packets = [list(held_out.see(model, pieces)) for pieces in held_out.packets(count)]
+    singles = [list(held_out.see(model, pieces)) for pieces in held_out.singles()]
     ways: dict[str, Cut] = {"split": cut_by_model, "split, min_score 0.9": lambda seen: cut_by_model(seen, 0.9)}
     ways["label"] = cut_by_label
     result = {}

@@ -24,7 +24,7 @@ def folder(trained, tmp_path_factory):
 @pytest.fixture
 def packet(tmp_path, monkeypatch):
     """Two documents, which begin on pages 1 and 3."""
-    monkeypatch.setattr(DocViT, "forward_boundaries", lambda *a: torch.where(a[2].page_index == 2, 6.0, -6.0))
+    monkeypatch.setattr(DocViT, "forward_boundaries", lambda *a: torch.where(a[2].page_index == 2, 12.0, -6.0))
     whole = pypdfium2.PdfDocument.new()
     for kind, pages in (("bars", 2), ("text", 1)):
         whole.import_pages(pypdfium2.PdfDocument(classed_pdf(kind, pages)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -16,7 +17,7 @@ from docvit.documents.pages import read_document
 from docvit.errors import SettingError
 from docvit.inference import classify, split
 from docvit.inference.classify import DocumentClassifier
-from docvit.inference.segments import KIND_WEIGHT, segment
+from docvit.inference.segments import KIND_WEIGHT, ONE_DOCUMENT, segment
 from docvit.model.docvit import DocViT
 from docvit.model.errors import ModelError
 
@@ -26,7 +27,9 @@ def enumerated(boundaries, kinds):
     count, found = len(boundaries), {}
     for cuts in product([False, True], repeat=count - 1):
         begins = [0, *(i + 1 for i, cut in enumerate(cuts) if cut)]
-        score = sum(-np.log1p(np.exp(-z if cut else z)) for z, cut in zip(boundaries[1:], cuts, strict=True))
+        score = ONE_DOCUMENT * (len(begins) == 1) + sum(
+            -np.log1p(np.exp(-z if cut else z)) for z, cut in zip(boundaries[1:], cuts, strict=True)
+        )
         for first, end in zip(begins, [*begins[1:], count], strict=True):
             agreed = np.exp(KIND_WEIGHT * (kinds[first:end] + np.log(kinds.shape[1])).sum(0))
             score += np.log(agreed.mean())
@@ -49,10 +52,18 @@ def test_the_segmentation_is_the_best_of_all_and_cuts_have_their_marginal_probab
 
 
 def test_kinds_that_change_make_a_cut_and_one_kind_mends_a_doubtful_one():
-    a, b = np.log([0.98, 0.01, 0.01]), np.log([0.01, 0.98, 0.01])
-    doubtful = np.array([0, -3, 0.1, -3])
-    assert segment(doubtful, np.stack([a, a, b, b]))[0] == [0, 2]
-    assert segment(doubtful, np.stack([a, a, a, a]))[0] == [0]
+    a, b, c = np.log(np.eye(3) * 0.97 + 0.01)
+    doubtful = np.array([0, -3, 12, -3, 0.1, -3])
+    assert segment(doubtful, np.stack([a, a, b, b, c, c]))[0] == [0, 2, 4]
+    assert segment(doubtful, np.stack([a, a, b, b, b, b]))[0] == [0, 2]
+
+
+def test_one_doubtful_cut_is_not_made_and_several_are():
+    alike = np.log(np.full((5, 3), 1 / 3))
+    begins, sure = segment(np.array([0.0, -9, 3, -9, -9]), alike)
+    assert begins == [0]
+    assert sure[2] == pytest.approx(1 / (1 + np.exp(ONE_DOCUMENT - 3)), abs=1e-3)
+    assert segment(np.array([0.0, -9, 4, -9, 4]), alike)[0] == [0, 2, 4]
 
 
 def test_one_page_is_one_document():
@@ -102,7 +113,7 @@ def bounds(parts):
 
 
 def test_parts_have_the_labels_and_scores_of_files_of_their_own(classifier, packet, begins, tmp_path):
-    begins |= {2: 6.0, 5: 6.0}
+    begins |= {2: 12.0, 5: 12.0}
     parts = docvit.split(packet, model=classifier)
     assert bounds(parts) == [(1, 2), (3, 5), (6, 6)]
     assert [part.label for part in parts] == ["bars", "text", "blocks"]
@@ -113,7 +124,7 @@ def test_parts_have_the_labels_and_scores_of_files_of_their_own(classifier, pack
 
 
 def test_min_score_makes_only_the_surer_cuts(classifier, packet, begins):
-    begins |= {2: 0.5, 5: 6.0}
+    begins |= {2: 0.5, 5: 12.0}
     cuts = {part.first: part.cut for part in docvit.split(packet, model=classifier)}
     assert cuts[3] < 0.99 < cuts[6]
     assert bounds(docvit.split(packet, model=classifier, min_score=0.99)) == [(1, 5), (6, 6)]
@@ -123,10 +134,10 @@ def test_min_score_makes_only_the_surer_cuts(classifier, packet, begins):
 
 def test_blank_pages_at_the_edges_of_a_document_are_left_out_if_asked(classifier, make_packet, begins):
     path = make_packet(("blank", 1), ("bars", 1), ("blank", 1), ("bars", 1), ("blank", 2), ("text", 1))
-    begins |= {6: 6.0}
+    begins |= {6: 12.0}
     assert bounds(docvit.split(path, model=classifier)) == [(1, 6), (7, 7)]
     assert bounds(docvit.split(path, model=classifier, drop_blank=True)) == [(2, 4), (7, 7)]
-    begins |= {1: 9.0}
+    begins |= {1: 12.0}
     assert bounds(docvit.split(path, model=classifier, drop_blank=True)) == [(2, 4), (7, 7)]
     assert docvit.split(path, model=classifier)[0].label is None
 
@@ -147,7 +158,7 @@ def test_a_damaged_page_goes_with_the_document_before_it(classifier, make_packet
 
     monkeypatch.setattr(docvit.Document, "render", render)
     path = make_packet(("bars", 3), ("text", 2))
-    begins |= {3: 6.0}
+    begins |= {3: 12.0}
     (row,) = split.split_files(classifier, [path], workers=0)
     assert bounds(row.parts) == [(1, 3), (4, 5)]
     assert row.note == "page 1, 3 could not be read: damaged"
@@ -193,7 +204,7 @@ def test_too_many_pages(classifier, make_packet, monkeypatch):
 
 def test_a_long_strip_is_one_page(classifier, make_pdf, begins):
     path = make_pdf("strip.pdf", [(100, 2000), (612, 792)])
-    begins |= {1: 6.0}
+    begins |= {1: 12.0}
     assert bounds(docvit.split(path, model=classifier)) == [(1, 1), (2, 2)]
 
 
@@ -216,16 +227,18 @@ def test_tiffs_and_images(classifier, begins, tmp_path):
     for page in pages:
         page.paste(0, (10, 10, 40, 20))
     pages[0].save(tmp_path / "scan.tif", save_all=True, append_images=pages[1:])
-    begins |= {1: 6.0}
+    begins |= {1: 12.0}
     assert bounds(docvit.split(tmp_path / "scan.tif", model=classifier)) == [(1, 1), (2, 3)]
     assert bounds(docvit.split(pages, model=classifier)) == [(1, 1), (2, 3)]
 
 
 def test_classify_says_so_where_the_model_is_sure_of_several_documents(classifier, packet, begins):
-    begins |= {2: 9.0, 5: 1.0}
+    begins |= {2: 13.0, 5: 1.0}
     row = classifier(packet)
     assert bounds(row.parts) == [(1, 2), (3, 6)]
-    assert row.parts == docvit.split(packet, model=classifier, min_score=classify.SURE)
+    for part, own in zip(row.parts, docvit.split(packet, model=classifier, min_score=classify.SURE), strict=True):
+        assert replace(part, cut=1) == replace(own, cut=1)
+        assert part.cut == pytest.approx(own.cut, abs=1e-6)
     assert row.note == "holds 2 documents: docvit split cuts it"
     assert row.as_dict()["parts"][1]["first"] == 3
     assert classifier(packet, max_pages=3).parts == []  # not all pages are read

@@ -128,6 +128,13 @@ def test_the_head_reads_page_tokens(model):
     assert not torch.allclose(model.forward_boundaries(features, batch), model.forward_boundaries(other, batch))
 
 
+def test_a_packet_of_one_page_can_be_trained_on():
+    model = DocViT(CONFIG).train()
+    batch = model.pack([stack([page(0)])])
+    model.forward_boundaries(model.forward_features(batch), batch).sum().backward()
+    assert model.boundaries.mlp[0].weight.grad.isfinite().all()
+
+
 def test_a_model_without_the_head_says_how_to_get_one():
     model = DocViT(DocViTConfig(embed_dim=16, depth=1, num_heads=2, num_classes=3))
     batch = model.pack([[np.zeros((32, 32, 3), np.uint8)]])
