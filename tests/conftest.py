@@ -177,7 +177,7 @@ def trained(corpus, tmp_path_factory) -> Path:
     from docvit.training.recipe import Recipe
     from docvit.training.supervised import train_documents
 
-    loop, still = TrainSettings(epochs=20, lr=3e-3), Augmentation(shift=0.03, scale=0.05, ink=0.2)
+    loop, still = TrainSettings(epochs=20, lr=3e-3), Augmentation(shift=0.03, scale=0.05, ink=0.2, scan=0)
     recipe = Recipe(
         model="docvit_small_patch16",
         settings=TINY,

@@ -70,7 +70,7 @@ def test_labels_alone_give_the_student_of_a_training_without_teachers_to_the_bit
 
 
 def test_a_student_learns_from_the_teachers_outputs_alone(trained, data, tmp_path):
-    still = Augmentation(shift=0.03, scale=0.05, ink=0.2)
+    still = Augmentation(shift=0.03, scale=0.05, ink=0.2, scan=0)
     recipe = replace(RECIPE, settings=TINY, augmentation=still, patch_dropout=0.0, ema=0.8)
     recipe = replace(recipe, train=TrainSettings(epochs=12, lr=3e-3))
     done = distil(str(trained), data, tmp_path, DistillConfig(alpha=1.0, features={"pages": 1.0}), recipe, valid=data)

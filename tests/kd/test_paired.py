@@ -137,7 +137,7 @@ def test_a_second_draw_is_the_same_pages_changed_otherwise(squares):
     ours, theirs = batch.sequence, batch.of_teachers[0]
     assert torch.equal(ours.page_index, theirs.page_index)
     assert not torch.equal(image(ours, 0, 16)[1], image(theirs, 0, 16)[1])
-    still = replace(view, patch_dropout=0.0, augmentation=Augmentation(0, 0, 0, 0, 0, 0, 0))
+    still = replace(view, patch_dropout=0.0, augmentation=Augmentation(0, 0, 0, 0, 0, 0, 0, 0, 0))
     one, two = (DocumentDataset(squares[0], None, still, seed=3, draw=draw)[2, 1][2] for draw in (0, 1))
     assert one.indices == two.indices
     assert all(torch.equal(a, b) for a, b in zip(one.pages, two.pages, strict=True))

@@ -196,7 +196,7 @@ def test_a_student_learns_from_a_table_alone(data, tmp_path):
     values = np.full((len(data), 3), 0.02)
     values[np.arange(len(data)), (np.array(data.labels) + 1) % 3] = 0.96
     write(tmp_path / "table.csv", data.paths, values)
-    still = Augmentation(shift=0.03, scale=0.05, ink=0.2)
+    still = Augmentation(shift=0.03, scale=0.05, ink=0.2, scan=0)
     recipe = replace(RECIPE, budget=60, ema=0.8, augmentation=still, train=TrainSettings(epochs=15, lr=3e-3))
     done = distil(data, tmp_path / "out", tmp_path / "table.csv", recipe=recipe, config=DistillConfig(alpha=1.0))
     shifted = replace(data, labels=tuple((label + 1) % 3 for label in data.labels))
