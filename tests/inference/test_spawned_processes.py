@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from conftest import classed_pdf, process
+from conftest import classed_pdf, pdf_bytes, process
 
 SCRIPT = """
 import json, multiprocessing, sys
@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import docvit
 
-model, *paths = sys.argv[1:]
+model, slow, *paths = sys.argv[1:]
 
 def labels(paths):
     classifier = docvit.DocumentClassifier.from_pretrained(model, device="cpu")
@@ -26,7 +26,7 @@ def main():
         said["threads"] = [p.label for p in threads.map(classifier, paths * 3)]
         said["streams"] = [[p.label for p in rows] for rows in threads.map(classifier.predict, [paths] * 2)]
     try:
-        classifier(paths[0], timeout=1e-6)
+        classifier(slow, timeout=0.3)
     except docvit.DocumentError as error:
         said["limit"] = error.kind
     with multiprocessing.Pool(1) as pool:  # its workers may have no children
@@ -45,10 +45,10 @@ def test_threads_limits_and_workers_of_other_pools_where_processes_are_spawned(t
     for kind in kinds:
         (tmp_path / f"{kind}.pdf").write_bytes(classed_pdf(kind))
     (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "slow.pdf").write_bytes(pdf_bytes(contents=[b"0 0 1 1 re f\n" * 2_000_000]))
     run = "import runpy, sys; sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')"
-    out, err = process(run, tmp_path / "script.py", trained, *(tmp_path / f"{kind}.pdf" for kind in kinds)).communicate(
-        timeout=600
-    )
+    files = [tmp_path / f"{name}.pdf" for name in ("slow", *kinds)]
+    out, err = process(run, tmp_path / "script.py", trained, *files).communicate(timeout=600)
     assert json.loads(out or "null") == {
         "threads": kinds * 3,
         "streams": [kinds] * 2,
