@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from docvit.cli.app import app
 from docvit.cli.entry import fail
-from docvit.cli.options import Model, NoWords, Password
+from docvit.cli.options import MinScore, Model, NoWords, Password
 from docvit.cli.output import in_one_line, print_folders, print_line, print_passed_over
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def sort(
         list[str] | None, typer.Argument(metavar="PATH...", help="Files, or folders of files.", show_default=False)
     ] = None,
     model: Model = None,
-    min_score: Annotated[float, typer.Option(min=0, max=1, help="Documents with a lower score go to unsure/.")] = 0.5,
+    min_score: MinScore = None,
     no_words: NoWords = False,
     password: Password = None,
     move: Annotated[
@@ -42,7 +42,7 @@ def sort(
 ) -> None:
     """Sort documents into a folder per label.
 
-    Documents are copied, unless --move is given. Those with a low score and blank ones go to unsure/, those that cannot
+    Documents are copied, unless --move is given. Unsure and blank ones go to unsure/, those that cannot
     be read to unreadable/. Nothing is overwritten: where a name is taken, a number is added.
 
     DIR/docvit-sort.jsonl is the log. After an interruption, even a kill, the same command goes on and does nothing
@@ -56,11 +56,8 @@ def sort(
     elif not paths:
         fail("nothing to sort: name files or folders")
     else:
-        load = partial(_load, model, words=not no_words, password=password)
-        if dry_run:
-            failed = _preview(folder, paths, load, min_score)
-        else:
-            failed = _sort(folder, paths, load, min_score, move=move)
+        load = partial(_load, model, words=not no_words, password=password, min_score=min_score)
+        failed = _preview(folder, paths, load) if dry_run else _sort(folder, paths, load, move=move)
     if failed:
         raise typer.Exit(1)
 
@@ -68,14 +65,14 @@ def sort(
 Load = Callable[[], tuple["Predict", Sequence[str]]]
 
 
-def _load(model: str | None, *, words: bool, password: str | None) -> tuple[Predict, Sequence[str]]:
+def _load(model: str | None, **options: Any) -> tuple[Predict, Sequence[str]]:
     from docvit.inference.classify import DocumentClassifier
 
     classifier = DocumentClassifier.from_pretrained(model)
-    return partial(classifier.predict, words=words, password=password), classifier.classes
+    return partial(classifier.predict, **options), classifier.classes
 
 
-def _preview(folder: str, paths: Sequence[str], load: Load, min_score: float) -> bool:
+def _preview(folder: str, paths: Sequence[str], load: Load) -> bool:
     """Whether something failed."""
     from docvit.inference.sort import find_to_sort, folder_names, preview
     from docvit.inference.sort_log import read_log
@@ -84,7 +81,7 @@ def _preview(folder: str, paths: Sequence[str], load: Load, min_score: float) ->
     rows = _shown(unfit)
     if documents:
         predict, classes = load()
-        rows += _shown(preview(documents, folder, predict, folder_names(classes), min_score), len(documents))
+        rows += _shown(preview(documents, folder, predict, folder_names(classes)), len(documents))
     for row in rows:
         if row.target:
             print_line(f"{row.path} -> {os.path.join(folder, row.target)}")
@@ -93,7 +90,7 @@ def _preview(folder: str, paths: Sequence[str], load: Load, min_score: float) ->
     return any(row.problem for row in rows)
 
 
-def _sort(folder: str, paths: Sequence[str], load: Load, min_score: float, *, move: bool) -> bool:
+def _sort(folder: str, paths: Sequence[str], load: Load, *, move: bool) -> bool:
     """Whether something failed."""
     from docvit.inference.sort import find_to_sort, folder_names, folders_in_use, resume, sort_documents
     from docvit.inference.sort_log import SortLog, read_log
@@ -107,7 +104,7 @@ def _sort(folder: str, paths: Sequence[str], load: Load, min_score: float, *, mo
         rows += _shown(unfit)
         if documents:
             predict, classes = load()
-            sorting = sort_documents(log, documents, predict, folder_names(classes), min_score, move=move)
+            sorting = sort_documents(log, documents, predict, folder_names(classes), move=move)
             rows += _shown(sorting, len(documents))
         in_use = folders_in_use(log)
     print_folders(in_use)

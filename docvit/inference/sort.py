@@ -57,11 +57,11 @@ class Names:
         return _take(self._candidates.setdefault((inner, name), numbered(name)), taken)
 
 
-def destination(prediction: Prediction, min_score: float, folders: Mapping[str, str]) -> str:
+def destination(prediction: Prediction, folders: Mapping[str, str]) -> str:
     """The folder that a document goes to; `folders` are those of the labels. A blank one has no label to be sure of."""
     if prediction.error is not None and not prediction.blank:
         return UNREADABLE
-    if prediction.label is None or prediction.score is None or prediction.score < min_score:
+    if prediction.label is None or prediction.unsure:
         return UNSURE
     return folders[prediction.label]
 
@@ -174,13 +174,11 @@ def _problem(path: str) -> str:
     return "" if pages else "no documents in this folder"
 
 
-def preview(
-    documents: list[str], into: str, predict: Predict, folders: Mapping[str, str], min_score: float
-) -> Iterator[Row]:
+def preview(documents: list[str], into: str, predict: Predict, folders: Mapping[str, str]) -> Iterator[Row]:
     """Where `sort_documents` would put each document; nothing is written."""
     names = Names(into)
     for path, prediction in zip(documents, predict(documents), strict=True):
-        inner = destination(prediction, min_score, folders)
+        inner = destination(prediction, folders)
         yield Row(path, os.path.join(inner, names.free(inner, os.path.basename(path))), _unread(prediction))
 
 
@@ -189,7 +187,6 @@ def sort_documents(
     documents: list[str],
     predict: Predict,
     folders: Mapping[str, str],
-    min_score: float,
     *,
     move: bool = False,
 ) -> Iterator[Row]:
@@ -202,11 +199,10 @@ def sort_documents(
         documents: from `find_to_sort`.
         predict: paths -> a prediction for each, in order.
         folders: label -> folder (`folder_names`).
-        min_score: documents with a lower score go to `unsure`.
     """
     names = Names(log.folder)
     for path, prediction in zip(documents, predict(documents), strict=True):
-        inner = destination(prediction, min_score, folders)
+        inner = destination(prediction, folders)
         try:
             mark = fingerprint(path)
             target = os.path.join(inner, names.free(inner, os.path.basename(path)))

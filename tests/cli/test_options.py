@@ -202,7 +202,7 @@ OPTIONS = {
         "paths": ([], lambda seen: len(seen["paths"]), 12),
         "into": (["--into", "elsewhere"], lambda seen: Path("elsewhere/bars/bars0.pdf").exists(), True),
         "model": (["--model", "m"], of("model"), "m"),
-        "min_score": (["--min-score", "0.6"], lambda seen: Path("sorted/unsure/bars0.pdf").exists(), True),
+        "min_score": (["--min-score", "0.6"], of("min_score"), 0.6),
         "no_words": (["--no-words"], of("words"), False),
         "password": (["--password", "secret"], of("password"), "secret"),
         "move": (["--move"], lambda seen: list(Path("pile").rglob("*.pdf")), []),

@@ -24,25 +24,25 @@ forks = pytest.mark.skipif(sys.platform != "linux", reason="forks")
 
 
 def predict(paths):
-    """By name: x-LABEL.pdf has the label, bad-*.pdf cannot be read, dim-*.pdf has a low score."""
+    """By name: x-LABEL.pdf has the label, bad-*.pdf cannot be read, dim-*.pdf is unsure."""
     for path in paths:
         stem = Path(path).stem
         if stem.startswith("bad"):
             yield Prediction(path, error=Unreadable(path, "it is damaged"))
         else:
-            yield Prediction(path, stem.rpartition("-")[2], 0.3 if stem.startswith("dim") else 0.9)
+            yield Prediction(path, stem.rpartition("-")[2], 0.9, unsure=stem.startswith("dim"))
 
 
 LABELS = ("form", "report")
 
 
-def run(paths, into, *, move=False, predict=predict, labels=LABELS, min_score=0.5):
+def run(paths, into, *, move=False, predict=predict, labels=LABELS):
     """The command without its printing: the rows."""
     with SortLog(str(into)) as log:
         rows = list(sort.resume(log))
         documents, unfit = sort.find_to_sort([str(p) for p in paths], str(into), log.entries.values())
         folders = sort.folder_names(labels)
-        return rows + unfit + list(sort.sort_documents(log, documents, predict, folders, min_score, move=move))
+        return rows + unfit + list(sort.sort_documents(log, documents, predict, folders, move=move))
 
 
 def undo(into, paths=()):
@@ -65,7 +65,7 @@ def quick(monkeypatch):
 
 @pytest.fixture
 def inbox(tmp_path):
-    """Two documents of a file, one that cannot be read, one of low score, and a folder of pages with a hidden file."""
+    """Two documents of a file, one that cannot be read, one that is unsure, and a folder of pages with a hidden file."""
     names = ("a-form.pdf", "b-report.pdf", "bad-c.pdf", "dim-d-form.pdf", "sub/scan-form/1.png", "sub/scan-form/2.png")
     for name in (*names, "sub/scan-form/.notes", "letter.docx"):
         (tmp_path / "inbox" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -119,13 +119,13 @@ def test_copies_keep_their_times_and_permissions(inbox, tmp_path):
     ("prediction", "folder"),
     [
         (Prediction("p", "form", 0.5), "form"),
-        (Prediction("p", "form", 0.49), "unsure"),
+        (Prediction("p", "form", 0.99, unsure=True), "unsure"),
         (Prediction("p", error=Empty("p", "every page is blank"), pages=[Page(1, blank=True)]), "unsure"),
         (Prediction("p", error=Empty("p", "it has no pages")), "unreadable"),
     ],
 )
 def test_the_destination(prediction, folder):
-    assert sort.destination(prediction, 0.5, {"form": "form"}) == folder
+    assert sort.destination(prediction, {"form": "form"}) == folder
 
 
 # --- names
