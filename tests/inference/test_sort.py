@@ -65,7 +65,7 @@ def quick(monkeypatch):
 
 @pytest.fixture
 def inbox(tmp_path):
-    """Two documents of a file, one that cannot be read, one that is unsure, and a folder of pages with a hidden file."""
+    """Two documents of a file, one that cannot be read, one unsure, and a folder of pages with a hidden file."""
     names = ("a-form.pdf", "b-report.pdf", "bad-c.pdf", "dim-d-form.pdf", "sub/scan-form/1.png", "sub/scan-form/2.png")
     for name in (*names, "sub/scan-form/.notes", "letter.docx"):
         (tmp_path / "inbox" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ def test_documents_lie_in_the_folder_of_their_label_and_their_originals_stay_or_
 def test_a_preview_names_what_a_sort_then_does_and_writes_nothing(inbox, tmp_path):
     (inbox / "sub" / "a-form.pdf").write_bytes(b"another of this name")
     documents, _ = sort.find_to_sort([str(inbox)], str(tmp_path / "out"), ())
-    planned = list(sort.preview(documents, str(tmp_path / "out"), predict, sort.folder_names(LABELS), 0.5))
+    planned = list(sort.preview(documents, str(tmp_path / "out"), predict, sort.folder_names(LABELS)))
     assert not (tmp_path / "out").exists()
     assert planned == run([inbox], tmp_path / "out")
 
