@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from docvit.evaluation.compare import compare
     from docvit.inference.classify import DocumentClassifier
     from docvit.inference.explain import explain
+    from docvit.inference.fitting import fit
     from docvit.inference.prediction import Prediction
     from docvit.model.attention import attend
     from docvit.model.config import DocViTConfig
@@ -44,6 +45,7 @@ __all__ = [
     "compare",
     "create_model",
     "explain",
+    "fit",
     "open_document",
     "pack",
     "read_labelled",
@@ -68,6 +70,7 @@ _MODULES = {
     "compare": "evaluation.compare",
     "create_model": "model.variants",
     "explain": "inference.explain",
+    "fit": "inference.fitting",
     "open_document": "documents.pages",
     "pack": "documents.patches",
     "read_labelled": "data.labels",

@@ -1,6 +1,6 @@
 """The command line."""
 
-from docvit.cli import classify, evaluate, train  # noqa: F401
+from docvit.cli import classify, embed, evaluate, fit, train  # noqa: F401
 from docvit.cli.app import app
 from docvit.cli.entry import run
 

@@ -68,10 +68,10 @@ def _table_writer(paths: Sequence[str]) -> Callable[[Prediction], None]:
 
 
 def _print_line(row: str) -> None:
-    print(_in_one_line(row), flush=True)
+    print(in_one_line(row), flush=True)
 
 
-def _in_one_line(text: str) -> str:
+def in_one_line(text: str) -> str:
     """Whatever a file's name contains."""
     return "".join("?" if unicodedata.category(c) == "Cc" else c for c in text)
 
@@ -83,7 +83,7 @@ def print_passed_over(paths: Sequence[str]) -> None:
     kinds = Counter("written by a training" if os.path.isdir(path) else _suffix(path) for path in paths)
     count = f"{len(paths)} file{'' if len(paths) == 1 else 's'}"
     counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    shown = [f"  {_in_one_line(path)}" for path in paths[:MAX_LISTED]]
+    shown = [f"  {in_one_line(path)}" for path in paths[:MAX_LISTED]]
     if len(paths) > MAX_LISTED:
         shown.append(f"  ... and {len(paths) - MAX_LISTED} more")
     print(f"{count} passed over, no documents by their suffix: {counted}", *shown, sep="\n", file=sys.stderr)

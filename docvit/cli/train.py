@@ -30,6 +30,7 @@ from docvit.cli.options import (
     Resume,
     Scopes,
     Seed,
+    SkipUnreadable,
     Valid,
     Variant,
     WordBuckets,
@@ -78,9 +79,7 @@ def train(
     valid: Valid = None,
     group_by: GroupBy = None,
     fold: Fold = None,
-    skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Leave out documents that cannot be read, and list them.")
-    ] = False,
+    skip_unreadable: SkipUnreadable = False,
     resume: Resume = False,
     workers: Workers = 2,
     device: Device = None,

@@ -1,0 +1,278 @@
+"""Own classes from a few examples each: a linear head on the frozen features of a model. `docvit fit`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from docvit.data.dataset import DocumentDataset, view_of
+from docvit.data.labels import DataError, LabelledDocuments, check_copies, read_labelled
+from docvit.data.loader import DocumentLoader
+from docvit.files import write_tensors
+from docvit.hardware import choose_device
+from docvit.model.docvit import DocViT
+from docvit.training.distributed import Process
+from docvit.training.loop import TrainingError
+from docvit.training.rendering import render_all
+from docvit.training.run_folder import check_unused
+
+logger = logging.getLogger(__name__)
+
+EXAMPLES = "examples.safetensors"
+
+STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # inverse weights of the penalty, for features of mean square norm 1
+
+STRENGTH = 10.0  # where nothing can be left out, since every class has one example
+
+MAX_LEFT_OUT = 100  # of more examples, several are left out at a time
+
+PIXELS = 0.3  # weight of an example without its words, against 1 with them
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Labelled examples as a frozen model sees them.
+
+    Attributes:
+        features: (n, V, F) the model's feature of each, in V views: as it is, and, of a model that reads words, without
+            them, as a scan would be.
+        labels: the label of each.
+        paths: where each was found.
+        contents: something that is the same for copies of a document alone.
+    """
+
+    features: Tensor
+    labels: tuple[str, ...]
+    paths: tuple[str, ...]
+    contents: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(sorted(set(self.labels)))
+
+    @property
+    def targets(self) -> np.ndarray:
+        """(n,) index of each one's class."""
+        return np.array([self.classes.index(label) for label in self.labels])
+
+    def replaced_by(self, others: Examples) -> Examples:
+        """These and the others; where both have a document, its label is the others'."""
+        kept = [i for i, content in enumerate(self.contents) if content not in others.contents]
+        mine = [tuple(values[i] for i in kept) for values in (self.labels, self.paths, self.contents)]
+        features = torch.cat([self.features[kept], others.features])
+        return Examples(features, mine[0] + others.labels, mine[1] + others.paths, mine[2] + others.contents)
+
+    def save(self, folder: Path) -> None:
+        listed = {name: list(getattr(self, name)) for name in ("labels", "paths", "contents")}
+        write_tensors(folder / EXAMPLES, {"features": self.features}, {"docvit": json.dumps(listed)})
+
+    @classmethod
+    def load(cls, folder: Path) -> Examples:
+        """Raises TrainingError: the folder holds no examples, or damaged ones."""
+        file = folder / EXAMPLES
+        if not file.is_file():
+            raise TrainingError(f"{folder} holds no {EXAMPLES}: only what `docvit fit` wrote can be added to")
+        try:
+            with safe_open(file, "pt") as opened:
+                listed = {name: tuple(values) for name, values in json.loads(opened.metadata()["docvit"]).items()}
+                return cls(opened.get_tensor("features"), **listed)
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise TrainingError(f"{file} is damaged: fit again without --add") from error
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """What leaving each example out in turn says.
+
+    Attributes:
+        labels, paths: of the examples.
+        classes: in the order of the probabilities.
+        probabilities: (n, C) of each example by a head that was fitted without it; NaN for the only one of its class.
+    """
+
+    labels: tuple[str, ...]
+    paths: tuple[str, ...]
+    classes: tuple[str, ...]
+    probabilities: np.ndarray
+
+    def of_class(self, label: str) -> tuple[int, float, float]:
+        """Number of examples, the share recognised when left out, and the mean probability of the class for them.
+
+        The latter are NaN for a class of one example.
+        """
+        rows = self.probabilities[[own == label for own in self.labels]]
+        own = rows[:, self.classes.index(label)]
+        right = np.where(np.isnan(own), np.nan, rows.argmax(1) == self.classes.index(label))
+        return len(rows), float(right.mean()), float(own.mean())
+
+    def doubtful(self, least: float = 0.5) -> list[tuple[str, str, str, float]]:
+        """(path, label, class that it looks like, probability) of what may be mislabelled, the likeliest first.
+
+        Args:
+            least: probability of the other class from which on an example is listed.
+        """
+        found = []
+        for path, label, row in zip(self.paths, self.labels, self.probabilities, strict=True):
+            other = self.classes[int(row.argmax())]
+            if other != label and row.max() >= least:  # comparisons with NaN are false
+                found.append((path, label, other, float(row.max())))
+        return sorted(found, key=lambda row: -row[3])
+
+
+def fit_documents(
+    data: LabelledDocuments | str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    model: str | os.PathLike[str] | None = None,
+    add: bool = False,
+    skip_unreadable: bool = False,
+    device: torch.device | str | None = None,
+    cache: Path | None = None,
+    workers: int = 2,
+) -> tuple[DocViT, FitReport]:
+    """A model for the classes of `data`, from one example per class on.
+
+    The model's features stay as they are; a logistic regression on them becomes its head. How strongly its weights are
+    penalised is chosen by leaving each example out in turn.
+
+    Args:
+        data: a folder per class, a CSV with the columns path and label, or what `read_labelled` gives.
+        output: model folder to write; it also keeps the features of the examples, for `add`.
+        model: model folder, hub id, or None for the bundled model.
+        add: these examples come to those in `output`, which is written anew; a document that is there already gets
+            its new label.
+        skip_unreadable: leave out documents that cannot be read; the log lists them.
+        cache: folder for rendered pages; None for `docvit.documents.cache.default_cache`.
+        workers: rendering processes.
+
+    Returns:
+        The model, in eval mode, and what is to be said about the examples.
+
+    Raises:
+        DataError: examples that cannot be read, or of one class only.
+        ModelError: there is no such model.
+        TrainingError: `output` holds another model, or none to add to.
+    """
+    folder = None if output is None else Path(output)
+    if add and folder is None:
+        raise TrainingError("examples are added to a folder: name it as output")
+    if add and model is not None:
+        raise TrainingError("examples are added to the model in the output folder: name no other")
+    earlier = Examples.load(folder) if add and folder is not None else None
+    if folder is not None and not add:
+        check_unused(folder)
+    labelled = data if isinstance(data, LabelledDocuments) else read_labelled(data)
+    process = Process(choose_device(device))
+    fitted = DocViT.from_pretrained(folder if add else model)
+    files = render_all(
+        labelled.paths, fitted.config.rendering, process, cache=cache, workers=workers, skip_unreadable=skip_unreadable
+    )
+    labelled = labelled.only(files)
+    check_copies(labelled, files)
+    examples = see(fitted.to(process.device), labelled, files)
+    if earlier is not None:
+        examples = earlier.replaced_by(examples)
+    if len(examples.classes) < 2:
+        names = ", ".join(examples.classes) or "none"
+        raise DataError("the data", [f"a model needs examples of at least two classes, found: {names}"])
+    probabilities = fit_head(fitted, examples)
+    fitted = fitted.cpu()
+    if folder is not None:
+        fitted.save_pretrained(folder)
+        examples.save(folder)
+    return fitted.eval(), FitReport(examples.labels, examples.paths, examples.classes, probabilities)
+
+
+@torch.inference_mode()
+def see(model: DocViT, data: LabelledDocuments, files: Mapping[str, Path]) -> Examples:
+    """Documents, whole and unchanged, as the model sees them; copies of one document count once."""
+    first = {files[path]: i for i, path in reversed(list(enumerate(data.paths)))}
+    data = data.subset(sorted(first.values()))
+    dataset = DocumentDataset([files[path] for path in data.paths], None, view_of(model.config))
+    features: dict[int, Tensor] = {}
+    for batch in DocumentLoader(dataset):
+        sequence = batch.sequence.to(next(model.parameters()).device)
+        seen = [sequence, sequence.without_words()] if model.config.words else [sequence]
+        views = [model.forward_head(model.forward_features(view), pre_logits=True).float().cpu() for view in seen]
+        features |= dict(zip(batch.index.tolist(), torch.stack(views, 1), strict=True))
+    return Examples(
+        torch.stack([features[i] for i in range(len(data))]),
+        tuple(data.classes[label] for label in data.labels),
+        data.paths,
+        tuple(files[path].stem.partition("-")[0] for path in data.paths),
+    )
+
+
+def fit_head(model: DocViT, examples: Examples) -> np.ndarray:
+    """Gives the model a head for the classes of the examples; returns `FitReport.probabilities`."""
+    targets, count = examples.targets, len(examples.classes)
+    views = examples.features.double().numpy()
+    mean = views[:, 0].mean(0)
+    scale = np.sqrt(np.square(views[:, 0] - mean).sum(1).mean()) or 1.0
+    # n examples span n directions at most; under a quadratic penalty the weights lie in that span (representer theorem)
+    centred = (views - mean) / scale  # (n, V, F)
+    _, sizes, basis = np.linalg.svd(centred.reshape(-1, centred.shape[2]), full_matrices=False)
+    basis = basis[sizes > 1e-6 * sizes[0]]
+    spanned = centred @ basis.T  # (n, V, R)
+    strength, probabilities = _leave_out(spanned, targets, count)
+    regression = _regression(strength, spanned, targets)
+    weight, bias = _weights(regression)
+    weight = weight @ basis / scale  # (C, F)
+    model.reset_classifier(count, examples.classes)
+    with torch.no_grad():
+        model.head.weight.copy_(torch.from_numpy(weight))
+        model.head.bias.copy_(torch.from_numpy(bias - weight @ mean))
+    return probabilities
+
+
+def _regression(
+    strength: float, features: np.ndarray, targets: np.ndarray, start: LogisticRegression | None = None
+) -> LogisticRegression:
+    """A regression on all views (n, V, R) of examples, every class with the same weight; it may start from another."""
+    views = features.shape[1]
+    regression = LogisticRegression(C=strength, max_iter=1000, warm_start=True)
+    if start is not None:
+        regression.coef_, regression.intercept_, regression.classes_ = start.coef_, start.intercept_, start.classes_
+    of_class = len(targets) / np.bincount(targets)[targets] / len(np.unique(targets))
+    weights = np.outer(of_class, [1.0, PIXELS][:views]).ravel()
+    return regression.fit(features.reshape(len(targets) * views, -1), targets.repeat(views), weights)
+
+
+def _weights(regression: LogisticRegression) -> tuple[np.ndarray, np.ndarray]:
+    """(C, R) and (C,); of two classes scikit-learn keeps the difference alone."""
+    weight, bias = regression.coef_, regression.intercept_
+    return (weight, bias) if len(weight) > 1 else (np.concatenate([-weight, weight]) / 2, np.append(-bias, bias) / 2)
+
+
+def _leave_out(features: np.ndarray, targets: np.ndarray, count: int) -> tuple[float, np.ndarray]:
+    """The best strength, and (n, C) probabilities under it of examples left out."""
+    alone = np.bincount(targets)[targets] == 1
+    left_out = np.flatnonzero(~alone)
+    probabilities = np.full((len(STRENGTHS), len(targets), count), np.nan)
+    if not len(left_out):
+        return STRENGTH, probabilities[0]
+    # dealt out class by class: whichever part is left out, each class keeps an example
+    dealt, hands = left_out[targets[left_out].argsort(kind="stable")], min(len(left_out), MAX_LEFT_OUT)
+    parts = [dealt[hand::hands] for hand in range(hands)]
+    for i, strength in enumerate(STRENGTHS):
+        whole = _regression(strength, features, targets)
+        for part in parts:
+            kept = np.setdiff1d(np.arange(len(targets)), part)
+            regression = _regression(strength, features[kept], targets[kept], whole)
+            probabilities[i, part] = regression.predict_proba(features[part, 0])
+    own = probabilities[:, left_out, targets[left_out]]  # (S, n)
+    best = int(np.log(own.clip(1e-12)).mean(1).argmax())
+    return STRENGTHS[best], probabilities[best]
