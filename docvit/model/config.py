@@ -56,6 +56,8 @@ class DocViTConfig:
         drop_path: stochastic depth at the last block, growing linearly from 0, drawn for each document.
         words: buckets of hashed words; 0 for pixels alone (`docvit.model.words`).
         word_dim: width of the buckets' table.
+        document_words: width of a second table, whose sum over the words of the whole document is the last part of its
+            feature; 0 for none. `docvit fit` keeps a weight per bucket and class there.
         page_size, renderer, supersample, mean, std: what pages look like to this model (`docvit.Rendering`).
         classes: names of the classes, in the order of the logits; empty if unknown.
     """
@@ -81,6 +83,7 @@ class DocViTConfig:
     drop_path: float = 0.0
     words: int = 0
     word_dim: int = 48
+    document_words: int = 0
     page_size: int = 224
     renderer: str = "pdfium"
     supersample: int = 2
@@ -92,7 +95,7 @@ class DocViTConfig:
         for name in ("grid", "mean", "std", "classes"):  # JSON has lists only
             object.__setattr__(self, name, tuple(getattr(self, name)))
         least = {"embed_dim": 1, "depth": 0, "num_heads": 1, "patch_size": 1, "max_pages": 1, "num_registers": 0}
-        least |= {"words": 0, "word_dim": 1}
+        least |= {"words": 0, "word_dim": 1, "document_words": 0}
         for name, number in least.items():
             if getattr(self, name) < number:
                 raise SettingError(f"{name} must be at least {number}, not {getattr(self, name)}")
@@ -108,6 +111,8 @@ class DocViTConfig:
             raise SettingError(f"without blocks the {self.stem} stem gives nothing about a page: take ink, or blocks")
         if self.stem == "ink" and (len(set(self.mean)) > 1 or len(set(self.std)) > 1):
             raise SettingError("the ink stem needs one mean and std for all channels, or white paper has colour")
+        if self.document_words and not self.words:
+            raise SettingError(f"document_words {self.document_words} needs words")
         if self.classes and len(self.classes) != self.num_classes:
             raise SettingError(f"{len(self.classes)} class names for {self.num_classes} classes")
         parse_scopes(self.scopes, self.depth)

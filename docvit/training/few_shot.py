@@ -1,4 +1,8 @@
-"""Own classes from a few examples each: a linear head on the frozen features of a model. `docvit fit`."""
+"""Own classes from a few examples each: a linear head on the frozen features of a model. `docvit fit`.
+
+The head reads the model's own feature and, of a model that reads words, the TF-IDF of the document's n-grams, which is
+sparse: there its weights are a table (`DocViTConfig.document_words`). Both are fitted as one logistic regression.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +12,23 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from scipy import sparse
 from sklearn.linear_model import LogisticRegression
-from torch import Tensor
+from torch import Tensor, nn
 
 from docvit.data.dataset import DocumentDataset, view_of
 from docvit.data.labels import DataError, LabelledDocuments, check_copies, read_labelled
 from docvit.data.loader import DocumentLoader
+from docvit.documents.patches import PatchSequence
 from docvit.files import write_tensors
 from docvit.hardware import choose_device
 from docvit.model.docvit import DocViT
+from docvit.model.words import document_ngrams
 from docvit.training.distributed import Process
 from docvit.training.loop import TrainingError
 from docvit.training.rendering import render_all
@@ -30,13 +38,15 @@ logger = logging.getLogger(__name__)
 
 EXAMPLES = "examples.safetensors"
 
-STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # inverse weights of the penalty, for features of mean square norm 1
+STRENGTHS = (1.0, 3.0, 10.0, 30.0)  # inverse weights of the penalty
 
 STRENGTH = 10.0  # where nothing can be left out, since every class has one example
 
 MAX_LEFT_OUT = 100  # of more examples, several are left out at a time
 
 PIXELS = 0.3  # weight of an example without its words, against 1 with them
+
+WORDS = 2.0  # norm of a document's TF-IDF, where the root mean square of the norms of centred features is 1
 
 
 @dataclass(frozen=True)
@@ -46,12 +56,14 @@ class Examples:
     Attributes:
         features: (n, V, F) the model's feature of each, in V views: as it is, and, of a model that reads words, without
             them, as a scan would be.
+        words: (n, buckets) TF-IDF of each one's n-grams, of norm 1; of a model without words one column of zeros.
         labels: the label of each.
         paths: where each was found.
         contents: something that is the same for copies of a document alone.
     """
 
     features: Tensor
+    words: sparse.csr_matrix
     labels: tuple[str, ...]
     paths: tuple[str, ...]
     contents: tuple[str, ...]
@@ -68,27 +80,42 @@ class Examples:
         """(n,) index of each one's class."""
         return np.array([self.classes.index(label) for label in self.labels])
 
+    def select(self, indices: np.ndarray | list[int]) -> Examples:
+        listed = [tuple(values[i] for i in indices) for values in (self.labels, self.paths, self.contents)]
+        return Examples(self.features[indices], self.words[indices], *listed)
+
     def replaced_by(self, others: Examples) -> Examples:
         """These and the others; where both have a document, its label is the others'."""
-        kept = [i for i, content in enumerate(self.contents) if content not in others.contents]
-        mine = [tuple(values[i] for i in kept) for values in (self.labels, self.paths, self.contents)]
-        features = torch.cat([self.features[kept], others.features])
-        return Examples(features, mine[0] + others.labels, mine[1] + others.paths, mine[2] + others.contents)
+        mine = self.select([i for i, content in enumerate(self.contents) if content not in others.contents])
+        return Examples(
+            torch.cat([mine.features, others.features]),
+            sparse.vstack([mine.words, others.words], "csr"),
+            mine.labels + others.labels,
+            mine.paths + others.paths,
+            mine.contents + others.contents,
+        )
 
     def save(self, folder: Path) -> None:
+        """Writes `examples.safetensors` into a model folder."""
         listed = {name: list(getattr(self, name)) for name in ("labels", "paths", "contents")}
-        write_tensors(folder / EXAMPLES, {"features": self.features}, {"docvit": json.dumps(listed)})
+        names = ("data", "indices", "indptr")
+        tensors = {f"words.{name}": torch.from_numpy(getattr(self.words, name)) for name in names}
+        about = json.dumps({**listed, "buckets": self.words.shape[1]})
+        write_tensors(folder / EXAMPLES, {"features": self.features, **tensors}, {"docvit": about})
 
     @classmethod
     def load(cls, folder: Path) -> Examples:
         """Raises TrainingError: the folder holds no examples, or damaged ones."""
         file = folder / EXAMPLES
         if not file.is_file():
-            raise TrainingError(f"{folder} holds no {EXAMPLES}: only what `docvit fit` wrote can be added to")
+            raise TrainingError(f"{folder} holds no {EXAMPLES}: only to what `docvit fit` wrote can examples be added")
         try:
             with safe_open(file, "pt") as opened:
-                listed = {name: tuple(values) for name, values in json.loads(opened.metadata()["docvit"]).items()}
-                return cls(opened.get_tensor("features"), **listed)
+                about = json.loads(opened.metadata()["docvit"])
+                listed = [tuple(about[name]) for name in ("labels", "paths", "contents")]
+                parts = tuple(opened.get_tensor(f"words.{name}").numpy() for name in ("data", "indices", "indptr"))
+                words = sparse.csr_matrix(parts, shape=(len(listed[0]), about["buckets"]))
+                return cls(opened.get_tensor("features"), words, *listed)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise TrainingError(f"{file} is damaged: fit again without --add") from error
 
@@ -188,12 +215,11 @@ def fit_documents(
     if len(examples.classes) < 2:
         names = ", ".join(examples.classes) or "none"
         raise DataError("the data", [f"a model needs examples of at least two classes, found: {names}"])
-    probabilities = fit_head(fitted, examples)
-    fitted = fitted.cpu()
+    fitted, probabilities = fit_head(fitted, examples)
     if folder is not None:
         fitted.save_pretrained(folder)
         examples.save(folder)
-    return fitted.eval(), FitReport(examples.labels, examples.paths, examples.classes, probabilities)
+    return fitted, FitReport(examples.labels, examples.paths, examples.classes, probabilities)
 
 
 @torch.inference_mode()
@@ -202,40 +228,63 @@ def see(model: DocViT, data: LabelledDocuments, files: Mapping[str, Path]) -> Ex
     first = {files[path]: i for i, path in reversed(list(enumerate(data.paths)))}
     data = data.subset(sorted(first.values()))
     dataset = DocumentDataset([files[path] for path in data.paths], None, view_of(model.config))
+    own = model.num_features - model.config.document_words  # an earlier fit's part is left out
     features: dict[int, Tensor] = {}
+    words: dict[int, sparse.csr_matrix] = {}
     for batch in DocumentLoader(dataset):
-        sequence = batch.sequence.to(next(model.parameters()).device)
-        seen = [sequence, sequence.without_words()] if model.config.words else [sequence]
-        views = [model.forward_head(model.forward_features(view), pre_logits=True).float().cpu() for view in seen]
-        features |= dict(zip(batch.index.tolist(), torch.stack(views, 1), strict=True))
+        sequence = batch.sequence.to(model.cls_token.device)
+        seen = [sequence, sequence.without_words()] if model.words is not None else [sequence]
+        views = [model.forward_head(model.forward_features(view), pre_logits=True)[:, :own] for view in seen]
+        features |= dict(zip(batch.index.tolist(), torch.stack(views, 1).float().cpu(), strict=True))
+        words |= dict(zip(batch.index.tolist(), _tf_idf(model, sequence), strict=True))
     return Examples(
         torch.stack([features[i] for i in range(len(data))]),
+        sparse.vstack([words[i] for i in range(len(data))], "csr"),
         tuple(data.classes[label] for label in data.labels),
         data.paths,
         tuple(files[path].stem.partition("-")[0] for path in data.paths),
     )
 
 
-def fit_head(model: DocViT, examples: Examples) -> np.ndarray:
-    """Gives the model a head for the classes of the examples; returns `FitReport.probabilities`."""
-    targets, count = examples.targets, len(examples.classes)
-    views = examples.features.double().numpy()
-    mean = views[:, 0].mean(0)
-    scale = np.sqrt(np.square(views[:, 0] - mean).sum(1).mean()) or 1.0
-    # n examples span n directions at most; under a quadratic penalty the weights lie in that span (representer theorem)
-    centred = (views - mean) / scale  # (n, V, F)
-    _, sizes, basis = np.linalg.svd(centred.reshape(-1, centred.shape[2]), full_matrices=False)
-    basis = basis[sizes > 1e-6 * sizes[0]]
-    spanned = centred @ basis.T  # (n, V, R)
-    strength, probabilities = _leave_out(spanned, targets, count)
-    regression = _regression(strength, spanned, targets)
-    weight, bias = _weights(regression)
-    weight = weight @ basis / scale  # (C, F)
-    model.reset_classifier(count, examples.classes)
+def _tf_idf(model: DocViT, batch: PatchSequence) -> sparse.csr_matrix:
+    """(B, buckets) as `WordEmbedding` weighs n-grams."""
+    if model.words is None:
+        return sparse.csr_matrix((batch.num_documents, 1), dtype=np.float32)
+    found = model.words.weigh(batch, document_ngrams(batch))
+    weights, bags, ids = (cast(Tensor, x).cpu().numpy() for x in (found.weights, found.bags, found.ids))
+    return sparse.csr_matrix((weights, (bags, ids)), shape=(batch.num_documents, model.words.buckets))
+
+
+def fit_head(model: DocViT, examples: Examples) -> tuple[DocViT, np.ndarray]:
+    """A copy of the model with a head for the classes of the examples, in eval mode; and `FitReport.probabilities`."""
+    count, views = len(examples.classes), examples.features.shape[1]
+    features = examples.features.double().numpy()  # (n, V, F)
+    mean = features[:, 0].mean(0)
+    scale = np.sqrt(np.square(features[:, 0] - mean).sum(1).mean()) or 1.0
+    features = ((features - mean) / scale).reshape(len(examples) * views, -1)
+    of_words = WORDS * examples.words.astype(np.float64)
+    read = sparse.csr_matrix(np.eye(1, views))  # words are in the first view alone
+    # n V rows span n V directions at most; under a quadratic penalty the weights lie in that span (representer theorem)
+    products = features @ features.T + np.kron((of_words @ of_words.T).toarray(), read.T.toarray() @ read.toarray())
+    sizes, vectors = np.linalg.eigh(products)
+    vectors, roots = vectors[:, sizes > 1e-9 * sizes[-1]], np.sqrt(sizes[sizes > 1e-9 * sizes[-1]])
+    spanned = (vectors * roots).reshape(len(examples), views, -1)
+    strength, probabilities = _leave_out(spanned, examples.targets, count)
+    weight, bias = _weights(_regression(strength, spanned, examples.targets))
+    of_rows = weight @ (vectors / roots).T  # (C, n V), the share of each row in the weights of each class
+    weight = of_rows @ features / scale  # (C, F)
+    fitted = model.adapt(
+        num_classes=count, classes=examples.classes, document_words=count if model.words is not None else 0
+    ).eval()
+    head = cast(nn.Linear, fitted.head)
     with torch.no_grad():
-        model.head.weight.copy_(torch.from_numpy(weight))
-        model.head.bias.copy_(torch.from_numpy(bias - weight @ mean))
-    return probabilities
+        head.weight.zero_()[:, : weight.shape[1]] = torch.from_numpy(weight)
+        head.bias.copy_(torch.from_numpy(bias - weight @ mean))
+        if fitted.words is not None and fitted.words.of_documents is not None:
+            head.weight[:, weight.shape[1] :] = torch.eye(count)
+            table = WORDS * (of_rows[:, ::views] @ of_words)  # (C, buckets)
+            fitted.words.of_documents.weight.copy_(torch.from_numpy(table.T))
+    return fitted, probabilities
 
 
 def _regression(
