@@ -77,7 +77,7 @@ class WordEmbedding(nn.Module):
         return found._replace(weights=weights / norms.clamp(min=1e-12)[found.bags])
 
     def _bags(self, batch: PatchSequence, bounds: Tensor, table: nn.EmbeddingBag | None = None) -> Tensor:
-        """Vectors (S, width) of the S bags that `bounds` (S + 1,) cut out of a batch's n-grams; of tokens by default."""
+        """Vectors (S, width) of the S bags that `bounds` (S + 1,) cut out of a batch's n-grams."""
         found = self.weigh(batch, bounds)
         offsets = torch.searchsorted(found.bags, torch.arange(bounds.shape[0] - 1, device=found.bags.device))
         vectors: Tensor = (table or self.embedding)(found.ids, offsets, per_sample_weights=found.weights)

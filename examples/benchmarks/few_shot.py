@@ -50,9 +50,8 @@ def main() -> None:
         corpus = new_kinds(options.documents, options.group_by, model)
         start = time.perf_counter()
         seen = see(model, corpus.data, corpus.files)
-        print(
-            f"{folder}: {len(seen)} documents of {', '.join(corpus.data.classes)}, {time.perf_counter() - start:.0f} s"
-        )
+        seconds, kinds = time.perf_counter() - start, ", ".join(corpus.data.classes)
+        print(f"{folder}: {len(seen)} documents of {kinds}, seen in {seconds:.0f} s", flush=True)
         for count, scores in tables.items():
             for train, test in parts(corpus, count, options.seeds):
                 for name, score in judge(model, seen, corpus, train, test).items():
@@ -104,12 +103,15 @@ def choose(candidates: np.ndarray, groups: Sequence[str], count: int) -> np.ndar
 
 def judge(model: DocViT, seen: Examples, corpus: Corpus, train: np.ndarray, test: np.ndarray) -> Mapping[str, float]:
     """Macro-F1 of each way of fitting the training examples, on the others."""
-    labels = tuple(seen.labels[i] for i in train)
-    fit_head(model, Examples(seen.features[train], labels, seen.paths[: len(train)], seen.contents[: len(train)]))
-    with torch.inference_mode():
-        words, pixels = (model.head(seen.features[test, view]).argmax(1).numpy() for view in (0, -1))
-    text = corpus.logistic_regression(train, test).argmax(1)
-    found = {"fit, with words": words, "fit, by pixels alone": pixels, "TF-IDF": text}
+    fitted, _ = fit_head(model, seen.select(train))
+    assert fitted.words is not None
+    assert fitted.words.of_documents is not None
+    direct = torch.from_numpy(seen.words[test] @ fitted.words.of_documents.weight.detach().numpy())
+    views = {"fit, with words": (0, direct), "fit, by pixels alone": (1, torch.zeros_like(direct))}
+    found = {"TF-IDF": corpus.logistic_regression(train, test).argmax(1)}
+    for name, (view, words) in views.items():
+        with torch.inference_mode():
+            found[name] = fitted.head(torch.cat([seen.features[test, view], words], 1)).argmax(1).numpy()
     return {name: f1_score(corpus.labels[test], rows, average="macro") for name, rows in found.items()}
 
 
