@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from scipy import sparse
+from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
@@ -38,9 +39,17 @@ logger = logging.getLogger(__name__)
 
 EXAMPLES = "examples.safetensors"
 
-STRENGTHS = (1.0, 3.0, 10.0, 30.0)  # inverse weights of the penalty
+STRENGTHS = (3.0, 10.0, 30.0)  # inverse weights of the penalty; the first where every class has one example
 
-STRENGTH = 10.0  # where nothing can be left out, since every class has one example
+SHARPNESS = (
+    0.5,
+    0.7,
+    1.0,
+    1.4,
+    2.0,
+    2.8,
+    4.0,
+)  # factors of the logits; of few examples, all right, the best is endless
 
 MAX_LEFT_OUT = 100  # of more examples, several are left out at a time
 
@@ -269,8 +278,8 @@ def fit_head(model: DocViT, examples: Examples) -> tuple[DocViT, np.ndarray]:
     sizes, vectors = np.linalg.eigh(products)
     vectors, roots = vectors[:, sizes > 1e-9 * sizes[-1]], np.sqrt(sizes[sizes > 1e-9 * sizes[-1]])
     spanned = (vectors * roots).reshape(len(examples), views, -1)
-    strength, probabilities = _leave_out(spanned, examples.targets, count)
-    weight, bias = _weights(_regression(strength, spanned, examples.targets))
+    strength, sharpness, probabilities = _leave_out(spanned, examples.targets, count)
+    weight, bias = (sharpness * part for part in _weights(_regression(strength, spanned, examples.targets)))
     of_rows = weight @ (vectors / roots).T  # (C, n V), the share of each row in the weights of each class
     weight = of_rows @ features / scale  # (C, F)
     fitted = model.adapt(
@@ -306,13 +315,17 @@ def _weights(regression: LogisticRegression) -> tuple[np.ndarray, np.ndarray]:
     return (weight, bias) if len(weight) > 1 else (np.concatenate([-weight, weight]) / 2, np.append(-bias, bias) / 2)
 
 
-def _leave_out(features: np.ndarray, targets: np.ndarray, count: int) -> tuple[float, np.ndarray]:
-    """The best strength, and (n, C) probabilities under it of examples left out."""
+def _leave_out(features: np.ndarray, targets: np.ndarray, count: int) -> tuple[float, float, np.ndarray]:
+    """The best strength, the best factor of its logits, and (n, C) probabilities under both of examples left out.
+
+    Of each strength the best factor is compared. Without it the likelihood would choose weak penalties, since their
+    probabilities are less timid, and not since they rank the classes better.
+    """
     alone = np.bincount(targets)[targets] == 1
     left_out = np.flatnonzero(~alone)
     probabilities = np.full((len(STRENGTHS), len(targets), count), np.nan)
     if not len(left_out):
-        return STRENGTH, probabilities[0]
+        return STRENGTHS[0], 1.0, probabilities[0]
     # dealt out class by class: whichever part is left out, each class keeps an example
     dealt, hands = left_out[targets[left_out].argsort(kind="stable")], min(len(left_out), MAX_LEFT_OUT)
     parts = [dealt[hand::hands] for hand in range(hands)]
@@ -322,6 +335,8 @@ def _leave_out(features: np.ndarray, targets: np.ndarray, count: int) -> tuple[f
             kept = np.setdiff1d(np.arange(len(targets)), part)
             regression = _regression(strength, features[kept], targets[kept], whole)
             probabilities[i, part] = regression.predict_proba(features[part, 0])
-    own = probabilities[:, left_out, targets[left_out]]  # (S, n)
-    best = int(np.log(own.clip(1e-12)).mean(1).argmax())
-    return STRENGTHS[best], probabilities[best]
+    logits = np.log(probabilities.clip(1e-12))
+    sharpened = np.stack([softmax(factor * logits, 2) for factor in SHARPNESS])  # (factors, strengths, n, C)
+    likelihood = np.log(sharpened[:, :, left_out, targets[left_out]].clip(1e-12)).mean(2)
+    factor, best = np.unravel_index(likelihood.argmax(), likelihood.shape)
+    return STRENGTHS[best], SHARPNESS[factor], sharpened[factor, best]

@@ -98,9 +98,16 @@ def regression(examples, strength, kept):
     return fitted, rows
 
 
-@pytest.mark.parametrize("counts", [{"a": 4, "b": 2, "c": 3}, {"a": 5, "b": 3}])
-def test_the_head_is_a_logistic_regression_on_features_and_tf_idf(monkeypatch, counts):
+@pytest.fixture
+def fixed(monkeypatch):
+    """One strength, and logits as they are."""
     monkeypatch.setattr(few_shot, "STRENGTHS", (3.0,))
+    monkeypatch.setattr(few_shot, "SHARPNESS", (1.0,))
+
+
+@pytest.mark.usefixtures("fixed")
+@pytest.mark.parametrize("counts", [{"a": 4, "b": 2, "c": 3}, {"a": 5, "b": 3}])
+def test_the_head_is_a_logistic_regression_on_features_and_tf_idf(counts):
     examples = made_up(counts)
     model, _ = fit_head(model_of(), examples)
     assert model.config.classes == tuple(counts)
@@ -110,8 +117,8 @@ def test_the_head_is_a_logistic_regression_on_features_and_tf_idf(monkeypatch, c
         np.testing.assert_allclose(scores, expected.predict_proba(rows[view]), atol=5e-3)
 
 
-def test_each_example_is_judged_by_the_others(monkeypatch):
-    monkeypatch.setattr(few_shot, "STRENGTHS", (3.0,))
+@pytest.mark.usefixtures("fixed")
+def test_each_example_is_judged_by_the_others():
     examples = made_up({"a": 3, "b": 2, "c": 1})
     _, probabilities = fit_head(model_of(), examples)
     for i in range(5):
@@ -120,15 +127,21 @@ def test_each_example_is_judged_by_the_others(monkeypatch):
     assert np.isnan(probabilities[5]).all()
 
 
-def test_the_strength_is_the_one_that_is_best_for_what_was_left_out(monkeypatch):
+def test_strength_and_sharpness_are_those_that_are_best_for_what_was_left_out(monkeypatch):
     examples = made_up({"a": 6, "b": 6})
     found = {}
     for strength in few_shot.STRENGTHS:
-        with monkeypatch.context() as patch:
-            patch.setattr(few_shot, "STRENGTHS", (strength,))
-            probabilities = fit_head(model_of(), examples)[1]
-        found[np.log(probabilities[np.arange(12), examples.targets]).mean()] = probabilities
-    np.testing.assert_array_equal(fit_head(model_of(), examples)[1], found[max(found)])
+        for factor in few_shot.SHARPNESS:
+            with monkeypatch.context() as patch:
+                patch.setattr(few_shot, "STRENGTHS", (strength,))
+                patch.setattr(few_shot, "SHARPNESS", (factor,))
+                model, probabilities = fit_head(model_of(), examples)
+            likelihood = np.log(probabilities[np.arange(12), examples.targets]).mean()
+            found[likelihood] = probabilities, logits_of(model, examples, 0)
+    model, probabilities = fit_head(model_of(), examples)
+    np.testing.assert_allclose(probabilities, found[max(found)][0])
+    np.testing.assert_allclose(logits_of(model, examples, 0), found[max(found)][1], atol=1e-4)
+    assert len({round(value, 4) for value in found}) > 6
 
 
 def test_many_examples_are_left_out_several_at_a_time(monkeypatch):
