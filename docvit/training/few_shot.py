@@ -1,7 +1,8 @@
 """Own classes from a few examples each: a linear head on the frozen features of a model. `docvit fit`.
 
-The head reads the model's own feature and, of a model that reads words, the TF-IDF of the document's n-grams, which is
-sparse: there its weights are a table (`DocViTConfig.document_words`). Both are fitted as one logistic regression.
+The head reads the model's own feature and, of a model that reads words, the TF-IDF of the document's n-grams and their
+vector in the model's table. What words give is linear in the TF-IDF, so that the weights for it are a table of their
+own (`DocViTConfig.document_words`). All is fitted as one logistic regression.
 """
 
 from __future__ import annotations
@@ -49,13 +50,13 @@ SHARPNESS = (
     2.0,
     2.8,
     4.0,
-)  # factors of the logits; of few examples, all right, the best is endless
+)  # factors of the logits; if all are right, more is always better
 
 MAX_LEFT_OUT = 100  # of more examples, several are left out at a time
 
 PIXELS = 0.3  # weight of an example without its words, against 1 with them
 
-WORDS = 2.0  # norm of a document's TF-IDF, where the root mean square of the norms of centred features is 1
+WORDS = 1.5  # norm of a document's TF-IDF, where the root mean square of the norms of centred features is 1
 
 
 @dataclass(frozen=True)
@@ -271,10 +272,12 @@ def fit_head(model: DocViT, examples: Examples) -> tuple[DocViT, np.ndarray]:
     mean = features[:, 0].mean(0)
     scale = np.sqrt(np.square(features[:, 0] - mean).sum(1).mean()) or 1.0
     features = ((features - mean) / scale).reshape(len(examples) * views, -1)
-    of_words = WORDS * examples.words.astype(np.float64)
-    read = sparse.csr_matrix(np.eye(1, views))  # words are in the first view alone
+    words, table = examples.words.astype(np.float64), _word_vectors(model, examples.words)
+    vectors_of_words = words @ table  # (n, width)
+    of_words = WORDS**2 * (words @ words.T).toarray() + vectors_of_words @ vectors_of_words.T
+    first = np.diag(np.eye(views)[0])  # the view that has words
     # n V rows span n V directions at most; under a quadratic penalty the weights lie in that span (representer theorem)
-    products = features @ features.T + np.kron((of_words @ of_words.T).toarray(), read.T.toarray() @ read.toarray())
+    products = features @ features.T + np.kron(of_words, first)
     sizes, vectors = np.linalg.eigh(products)
     vectors, roots = vectors[:, sizes > 1e-9 * sizes[-1]], np.sqrt(sizes[sizes > 1e-9 * sizes[-1]])
     spanned = (vectors * roots).reshape(len(examples), views, -1)
@@ -291,9 +294,22 @@ def fit_head(model: DocViT, examples: Examples) -> tuple[DocViT, np.ndarray]:
         head.bias.copy_(torch.from_numpy(bias - weight @ mean))
         if fitted.words is not None and fitted.words.of_documents is not None:
             head.weight[:, weight.shape[1] :] = torch.eye(count)
-            table = WORDS * (of_rows[:, ::views] @ of_words)  # (C, buckets)
-            fitted.words.of_documents.weight.copy_(torch.from_numpy(table.T))
+            of_documents = of_rows[:, ::views]
+            weight = WORDS**2 * (of_documents @ words) + of_documents @ vectors_of_words @ table.T  # (C, buckets)
+            fitted.words.of_documents.weight.copy_(torch.from_numpy(weight.T))
     return fitted, probabilities
+
+
+def _word_vectors(model: DocViT, words: sparse.csr_matrix) -> np.ndarray:
+    """(buckets, width) the model's table, by which words that it has learned to be alike are alike.
+
+    It is scaled so that the root mean square of the norms of these documents' vectors is 1.
+    """
+    if model.words is None:
+        return np.zeros((words.shape[1], 1))
+    table = model.words.embedding.weight.detach().cpu().double().numpy()
+    scale = np.sqrt(np.square(words @ table).sum(1).mean())
+    return np.asarray(table / (scale or 1.0))
 
 
 def _regression(

@@ -87,8 +87,11 @@ def regression(examples, strength, kept):
     features = examples.features.double().numpy()
     mean = features[:, 0].mean(0)
     scale = np.sqrt((np.linalg.norm(features[:, 0] - mean, axis=1) ** 2).mean())
-    words = WORDS * examples.words.toarray().astype(float)
-    rows = [np.hstack([(features[:, v] - mean) / scale, words * (v == 0)]) for v in (0, 1)]
+    words = examples.words.toarray().astype(float)
+    learned = words @ model_of().words.embedding.weight.detach().double().numpy()
+    learned /= np.sqrt((np.linalg.norm(learned, axis=1) ** 2).mean())
+    of_words = np.hstack([WORDS * words, learned])
+    rows = [np.hstack([(features[:, v] - mean) / scale, of_words * (v == 0)]) for v in (0, 1)]
     targets = examples.targets[kept]
     weight = 1 / np.bincount(targets)[targets]
     weight *= len(targets) / weight.sum()
