@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from docvit.evaluation.compare import compare
     from docvit.inference.classify import DocumentClassifier
     from docvit.inference.explain import explain
+    from docvit.inference.fitting import fit
     from docvit.inference.prediction import Part, Prediction
     from docvit.inference.review import review
     from docvit.inference.split import split
@@ -47,6 +48,7 @@ __all__ = [
     "compare",
     "create_model",
     "explain",
+    "fit",
     "open_document",
     "pack",
     "read_labelled",
@@ -74,6 +76,7 @@ _MODULES = {
     "compare": "evaluation.compare",
     "create_model": "model.variants",
     "explain": "inference.explain",
+    "fit": "inference.fitting",
     "open_document": "documents.pages",
     "pack": "documents.patches",
     "read_labelled": "data.labels",

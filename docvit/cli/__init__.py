@@ -1,6 +1,6 @@
 """The command line."""
 
-from docvit.cli import classify, evaluate, review, sort, split, train  # noqa: F401
+from docvit.cli import classify, embed, evaluate, fit, review, sort, split, train  # noqa: F401
 from docvit.cli.app import app
 from docvit.cli.entry import run
 

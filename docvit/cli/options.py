@@ -127,6 +127,10 @@ OCRPages = Annotated[
     int, typer.Option("--ocr-pages", min=1, help="Number of pages that --ocr may read, from the first.")
 ]
 
+SkipUnreadable = Annotated[
+    bool, typer.Option("--skip-unreadable", help="Leave out documents that cannot be read, and list them.")
+]
+
 WordBuckets = Annotated[
     int | None,
     typer.Option(

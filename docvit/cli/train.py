@@ -31,6 +31,7 @@ from docvit.cli.options import (
     Resume,
     Scopes,
     Seed,
+    SkipUnreadable,
     Valid,
     Variant,
     WordBuckets,
@@ -92,9 +93,7 @@ def train(
         list[str] | None,
         typer.Option(metavar="DIR", help="Models of other folds: what is unsure is taken from them. May be repeated."),
     ] = None,
-    skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Leave out documents that cannot be read, and list them.")
-    ] = False,
+    skip_unreadable: SkipUnreadable = False,
     resume: Resume = False,
     workers: Workers = 2,
     device: Device = None,

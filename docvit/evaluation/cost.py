@@ -133,7 +133,7 @@ def predict_cost(config: DocViTConfig, batch: PatchSequence, layout: str = "pack
     # key and value 2 D^2; query and output 2 D^2, the MLP's two layers 2 ratio D^2; scores and their use 2 D per entry
     attending = len(others) * tokens + len(last) * batch.num_pages
     products = (config.depth * tokens * 2 + attending * (2 + 2 * ratio)) * dim**2 + 2 * dim * entries
-    heads = 2 * batch.num_documents * width * config.num_classes
+    heads = 2 * batch.num_documents * (width + config.document_words) * config.num_classes
     words = _words(config, batch, patches)
     flops = 2 * products + patches * stem.flops + batch.num_pages * stem.page_flops + heads + words.flops
     floats = tokens * sum(_kept_per_token(config, scores[scope]) for scope in others)

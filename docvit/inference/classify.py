@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple, cast, overload
+from typing import Any, NamedTuple, TypeVar, cast, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from docvit.documents.sources import Data, is_one_document
 from docvit.documents.workers import read_alone, read_documents
 from docvit.errors import SettingError
 from docvit.hardware import cast_linear, choose_device, cpu_streams, has_fast_bf16, in_streams
-from docvit.inference.prediction import Page, Part, Prediction
+from docvit.inference.prediction import Embedding, Page, Part, Prediction
 from docvit.inference.segments import segment
 from docvit.inference.strategies import get_strategy
 from docvit.model.docvit import DocViT
@@ -33,8 +34,11 @@ PathLike = str | os.PathLike[str]
 
 Read = PageStack | DocumentError
 
+Row = TypeVar("Row")
+
 BUDGET = 1280
 SURE = 0.99  # probability of a cut from which on a classified file is said to hold several documents
+ALL_BLANK = "every page is blank: nothing is written or drawn on it"
 OCR_SECONDS = 15.0  # added to the limit of a document's time for each page that may be read by OCR
 
 
@@ -202,17 +206,57 @@ class DocumentClassifier:
             ModuleNotFoundError: OCR is asked for and `docvit[ocr]` is not installed.
             ValueError: there is no such strategy, an item is no document, or `top_k` is below 1.
         """
-        way = get_strategy(strategy)
-        documents = data if isinstance(data, list | tuple) or not is_one_document(data) else [data]
-        limit = way.max_pages or max_pages
+        limit = get_strategy(strategy).max_pages or max_pages
         options = self.reading(max_pages=limit, timeout=timeout, words=words, ocr_pages=ocr_pages)
-        read = read_documents(
-            cast(Iterable[Data], documents), self.rendering, workers=workers, password=password, **options
+        settle = partial(self.for_stream()._settle, strategy=strategy)
+        rows = self._stream(data, settle, budget=budget, workers=workers, password=password, **options)
+        yield from (_finished(row, min_score, top_k) for row in rows)
+
+    def embed(self, data: Data | Iterable[Data], **reading: Any) -> np.ndarray:
+        """The model's feature of each document, one row per document, in order: (documents, F) in float32.
+
+        F is `model.num_features`. Rows of documents that cannot be read are NaN, and the log says why.
+
+        Args:
+            data: documents as for `predict`; a single one gives one row.
+            reading: `max_pages`, `workers`, `timeout`, `password`, `words` and `ocr_pages` of `predict`.
+
+        Raises:
+            ValueError: an item is no document.
+        """
+        rows = list(self.embeddings(data, **reading))
+        for row in rows:
+            if row.error is not None:
+                logger.warning("no embedding: %s: %s", row.error.kind, row.error)
+        nothing = np.full(self.model.num_features, np.nan, np.float32)
+        return np.stack([nothing if row.vector is None else row.vector for row in rows]) if rows else nothing[None][:0]
+
+    def embeddings(
+        self,
+        data: Data | Iterable[Data],
+        *,
+        max_pages: int | None = 64,
+        workers: int = 2,
+        timeout: float = 60.0,
+        password: str | None = None,
+        words: bool = True,
+        ocr_pages: int = 0,
+    ) -> Iterator[Embedding]:
+        """The same as a stream, in order; a document that cannot be read yields its error and the rest goes on."""
+        options = self.reading(max_pages=max_pages, timeout=timeout, words=words, ocr_pages=ocr_pages)
+        yield from self._stream(
+            data, self.for_stream()._embed, budget=BUDGET, workers=workers, password=password, **options
         )
+
+    def _stream(
+        self, data: Data | Iterable[Data], settle: Callable[[list[Read]], list[Row]], *, budget: int, **options: Any
+    ) -> Iterator[Row]:
+        """What `settle` makes of batches of documents, in order; `options` of `read_documents`."""
+        documents = data if isinstance(data, list | tuple) or not is_one_document(data) else [data]
+        read = read_documents(cast(Iterable[Data], documents), self.rendering, **options)
         streams = cpu_streams() if self.device.type == "cpu" else 1
-        batches = in_batches(read, self.rendering, budget)
-        for rows in in_streams(partial(self.for_stream()._settle, strategy=strategy), batches, streams):
-            yield from (_finished(row, min_score, top_k) for row in rows)
+        for rows in in_streams(settle, in_batches(read, self.rendering, budget), streams):
+            yield from rows
 
     def reading(self, *, max_pages: int | None, timeout: float, words: bool, ocr_pages: int) -> dict[str, Any]:
         """How documents are read for this model (options of `read_documents`): words only if it reads any."""
@@ -233,6 +277,25 @@ class DocumentClassifier:
         stacks = [r for r in results if isinstance(r, PageStack)]
         predictions = iter(self.classify_pages(stacks, strategy=strategy))
         return [next(predictions) if isinstance(r, PageStack) else Prediction(r.path, error=r) for r in results]
+
+    @torch.inference_mode()
+    def _embed(self, results: list[Read]) -> list[Embedding]:
+        stacks = [r for r in results if isinstance(r, PageStack)]
+        if not stacks:
+            return [Embedding(r.path, error=cast(DocumentError, r)) for r in results]
+        batch = self.model.pack(stacks).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            features = self.model.forward_head(self.model.forward_features(batch), pre_logits=True)
+        empty = (batch.page_bounds[batch.document_bounds].diff() == 0).tolist()
+        vectors = iter(zip(features.float().cpu().numpy(), empty, strict=True))
+        rows = []
+        for r in results:
+            if isinstance(r, DocumentError):
+                rows.append(Embedding(r.path, error=r))
+                continue
+            vector, blank = next(vectors)
+            rows.append(Embedding(r.path, error=Empty(r.path, ALL_BLANK)) if blank else Embedding(r.path, vector))
+        return rows
 
     def classify_pages(self, stacks: list[PageStack], *, strategy: str = "document") -> list[Prediction]:
         """Classifies documents whose pages are already read, all in one batch; `strategy` as for `predict`.
@@ -327,7 +390,7 @@ class DocumentClassifier:
             note=note_of(stack),
         )
         if blank.all():
-            return replace(row, error=Empty(stack.path, "every page is blank: nothing is written or drawn on it"))
+            return replace(row, error=Empty(stack.path, ALL_BLANK))
         if not scores.isfinite().all():
             problem = "the model gives no numbers (NaN): its weights are damaged, or overflowed in half precision"
             return replace(row, error=Unsupported(stack.path, problem))

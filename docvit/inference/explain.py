@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from docvit.documents.pages import PageStack, read_document
 from docvit.documents.patches import PatchSequence, hash_words
@@ -28,7 +28,7 @@ from docvit.inference.classify import DocumentClassifier
 from docvit.inference.prediction import Prediction
 from docvit.model.docvit import DocViT
 from docvit.model.tokens import token_indices
-from docvit.model.words import page_ngrams
+from docvit.model.words import document_ngrams, page_ngrams
 
 MAX_DRAWN = 24
 MAX_WORDS = 12  # in the picture
@@ -207,12 +207,16 @@ def _evidence_of_ngrams(model: DocViT, batch: PatchSequence, label: int) -> Tens
     finally:
         for hook in hooks:
             hook.remove()
+    parts = [(*part, words.embedding) for part in zip(maps.values(), gradients, strict=True)]
+    if words.of_documents is not None:  # the head reads their sum
+        weights = cast(nn.Linear, model.head).weight[label, -words.of_documents.embedding_dim :]
+        parts.append((document_ngrams(batch), weights[None], words.of_documents))
     total = torch.zeros(len(batch.words))
-    for bounds, gradient in zip(maps.values(), gradients, strict=True):
+    for bounds, gradient, table in parts:
         found = words.weigh(batch, bounds)
         assert found.weights is not None
         with torch.no_grad():
-            vectors = words.embedding.weight[found.ids] * found.weights[:, None]
+            vectors = table.weight[found.ids] * found.weights[:, None]
             shares = (vectors * gradient[found.bags]).sum(1) / found.repeats
         keys = found.bags * words.buckets + found.ids
         bag = torch.searchsorted(bounds[1:], torch.arange(len(batch.words)), right=True).to(keys.device)

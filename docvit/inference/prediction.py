@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field, replace
 from html import escape
 from typing import Any
 
+import numpy as np
+
 from docvit.documents.errors import DocumentError
 from docvit.errors import SettingError
 
@@ -148,6 +150,15 @@ class Prediction:
             for name, score in list(self.scores.items())[:MAX_SHOWN]
         )
         return f"<div><code>{_escape(self.path)}</code><table>{rows}</table><small>{'; '.join(facts)}</small></div>"
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """A document's feature, `vector` (F,) in float32; without one, `error` says why."""
+
+    path: str
+    vector: np.ndarray | None = None
+    error: DocumentError | None = None
 
 
 def _escape(text: str) -> str:

@@ -58,6 +58,8 @@ class DocViTConfig:
         word_dim: width of the buckets' table.
         turns: page tokens say how their pages lie (`docvit.model.turns`).
         boundaries: hidden width of the head that finds where documents begin (`docvit.model.boundaries`); 0 for none.
+        document_words: width of a second table, whose sum over the words of the whole document is the last part of its
+            feature; 0 for none. `docvit fit` keeps a weight per bucket and class there.
         page_size, renderer, supersample, mean, std: what pages look like to this model (`docvit.Rendering`).
         known: slope and offset of the logistic function that turns the energy of a document's logits into the
             probability that the model knows its class (`docvit.training.calibrate`); empty where it cannot tell.
@@ -88,6 +90,7 @@ class DocViTConfig:
     word_dim: int = 48
     turns: bool = False
     boundaries: int = 0
+    document_words: int = 0
     page_size: int = 224
     renderer: str = "pdfium"
     supersample: int = 2
@@ -101,7 +104,7 @@ class DocViTConfig:
         for name in ("grid", "mean", "std", "known", "classes"):  # JSON has lists only
             object.__setattr__(self, name, tuple(getattr(self, name)))
         least = {"embed_dim": 1, "depth": 0, "num_heads": 1, "patch_size": 1, "max_pages": 1, "num_registers": 0}
-        least |= {"words": 0, "word_dim": 1, "boundaries": 0}
+        least |= {"words": 0, "word_dim": 1, "boundaries": 0, "document_words": 0}
         for name, number in least.items():
             if getattr(self, name) < number:
                 raise SettingError(f"{name} must be at least {number}, not {getattr(self, name)}")
@@ -119,6 +122,8 @@ class DocViTConfig:
             raise SettingError("the ink stem needs one mean and std for all channels, or white paper has colour")
         if len(self.known) not in (0, 2):
             raise SettingError(f"known must be a slope and an offset, or empty, not {self.known}")
+        if self.document_words and not self.words:
+            raise SettingError(f"document_words {self.document_words} needs words")
         if self.classes and len(self.classes) != self.num_classes:
             raise SettingError(f"{len(self.classes)} class names for {self.num_classes} classes")
         parse_scopes(self.scopes, self.depth)

@@ -37,6 +37,7 @@ class Features(NamedTuple):
     pages: Tensor
     document_of_page: Tensor  # (N,)
     page_counts: Tensor  # (B,)
+    words: tuple[Tensor, Tensor] | None = None  # (B, R) and (N, R), R is `config.document_words`; see `directly`
 
 
 class DocViT(nn.Module):
@@ -56,7 +57,7 @@ class DocViT(nn.Module):
         dim = config.embed_dim
         self.num_classes = config.num_classes
         self.embed_dim = dim
-        self.num_features = pooling.width(config.pooling) * dim  # width of a document's feature
+        self.num_features = pooling.width(config.pooling) * dim + config.document_words  # width of a document's feature
         self.patch_embed = create_stem(config.stem, config.in_chans, config.patch_size, dim) if stem is None else stem
         if not config.reads_patches:
             self.patch_embed.freeze_tokens()
@@ -66,7 +67,11 @@ class DocViT(nn.Module):
             config.positions, dim, grid=config.grid, max_pages=config.max_pages, head_dim=dim // config.num_heads
         )
         patches = config.reads_patches
-        self.words = WordEmbedding(config.words, config.word_dim, dim, patches=patches) if config.words else None
+        self.words = (
+            WordEmbedding(config.words, config.word_dim, dim, patches=patches, document=config.document_words)
+            if config.words
+            else None
+        )
         drops = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()  # also under another default
         scopes = zip(config.block_scopes, drops, strict=True)
         self.blocks = nn.ModuleList(Block(config, scope=scope, drop_path=drop) for scope, drop in scopes)
@@ -111,7 +116,7 @@ class DocViT(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that an optimiser should not decay (timm's convention)."""
         positions = {f"positions.{name}" for name, _ in self.positions.named_parameters()}
-        words = set() if self.words is None else {"words.embedding.weight"}
+        words = set() if self.words is None else {"words.embedding.weight", "words.of_documents.weight"}
         return {"cls_token", "reg_token"} | positions | words
 
     def pack(
@@ -173,7 +178,8 @@ class DocViT(nn.Module):
                 states[name] = x
         if not last:
             x = x.index_select(0, layout.class_tokens)
-        return Features(self.norm(x), layout.document_of_page, layout.page_counts), states
+        words = None if self.words is None else self.words.directly(batch)
+        return Features(self.norm(x), layout.document_of_page, layout.page_counts, words), states
 
     def forward_features(self, batch: PatchSequence) -> Features:
         """Page tokens after the last block, normalised: `.pages` (N, D)."""
@@ -183,9 +189,11 @@ class DocViT(nn.Module):
     def forward_head(self, x: Features, pre_logits: bool = False) -> Tensor:
         """Pools page tokens to documents (B, F) and classifies them (B, num_classes); `pre_logits` stops between.
 
-        F is `num_features`: D, 2 D under `mean+std` pooling, 3 D under `mean+std+first`.
+        F is `num_features`: D, 2 D under `mean+std` pooling, 3 D under `mean+std+first`, and `config.document_words`.
         """
         pooled = pooling.pool(x.pages.float(), x.page_counts, self.config.pooling).to(x.pages.dtype)
+        if x.words is not None:
+            pooled = torch.cat([pooled, x.words[0].to(pooled.dtype)], 1)
         return pooled if pre_logits else self.head(self.head_drop(pooled))
 
     def forward_pages(self, x: Features) -> Tensor:
@@ -193,7 +201,7 @@ class DocViT(nn.Module):
 
         The other pages count as far as its token has attended to them.
         """
-        return self.head(self.alone(x.pages))
+        return self.head(self.alone(x.pages, None if x.words is None else x.words[1]))
 
     def known(self, logits: Tensor) -> Tensor:
         """The probability (B,) that documents with these logits (B, C) are of a class that the model knows; else 1."""
@@ -218,9 +226,16 @@ class DocViT(nn.Module):
             raise ModelError("the model does not tell where documents begin: train one with docvit train --packets 1")
         return self.boundaries(x.pages, self.boundaries.ties(batch, self.words), x.document_of_page)
 
-    def alone(self, pages: Tensor) -> Tensor:
-        """Features (N, F) of documents that consist of one of these page tokens (N, D) each."""
-        return pooling.pool_alone(pages, self.config.pooling)
+    def alone(self, pages: Tensor, words: Tensor | None = None) -> Tensor:
+        """Features (N, F) of documents that consist of one of these page tokens (N, D) each.
+
+        `words` (N, R) is what their words give directly, if anything; else that part of the feature is zero.
+        """
+        feature, width = pooling.pool_alone(pages, self.config.pooling), self.config.document_words
+        if not width:
+            return feature
+        direct = feature.new_zeros(len(pages), width) if words is None else words.to(feature.dtype)
+        return torch.cat([feature, direct], 1)
 
     def forward(self, batch: PatchSequence) -> Tensor:
         return self.forward_head(self.forward_features(batch))
@@ -265,6 +280,8 @@ class DocViT(nn.Module):
         """
         if overrides.get("num_classes", self.config.num_classes) != self.config.num_classes:
             overrides = {"classes": (), **overrides}  # the old names are of other classes
+        if not overrides.get("words", self.config.words):
+            overrides = {**overrides, "document_words": 0}
         config = replace(self.config, **overrides)
         result = DocViT(config)
         own = result.state_dict()
@@ -273,7 +290,7 @@ class DocViT(nn.Module):
         if not same_head:
             result.config = replace(result.config, known=(), min_score=0.0)
         for name, value in self.state_dict().items():
-            if name not in own or (name.startswith("head.") and not same_head):
+            if name not in own or (name.startswith(("head.", "words.of_documents.")) and not same_head):
                 continue
             own[name] = resample(value, own[name].shape) if name.startswith("positions.") else value
         try:

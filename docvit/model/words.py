@@ -22,11 +22,12 @@ class WordEmbedding(nn.Module):
         width: width of the table.
         dim: D.
         patches: whether patch tokens get the words under them, too.
+        document: width of a table of its own for the words of a whole document, zero at first; 0 for none.
     """
 
     idf: Tensor
 
-    def __init__(self, buckets: int, width: int, dim: int, *, patches: bool) -> None:
+    def __init__(self, buckets: int, width: int, dim: int, *, patches: bool, document: int = 0) -> None:
         super().__init__()
         self.buckets = buckets
         self.embedding = nn.EmbeddingBag(buckets, width, mode="sum")
@@ -34,6 +35,9 @@ class WordEmbedding(nn.Module):
         self.register_buffer("idf", torch.ones(buckets))
         self.to_pages = _zero_map(width, dim)
         self.to_patches = _zero_map(width, dim) if patches else None
+        self.of_documents = nn.EmbeddingBag(buckets, document, mode="sum") if document else None
+        if self.of_documents is not None:
+            nn.init.zeros_(self.of_documents.weight)
 
     @property
     def counted(self) -> bool:
@@ -55,6 +59,15 @@ class WordEmbedding(nn.Module):
         of_pages = self.to_pages(self._bags(batch, page_ngrams(batch)))
         return None if self.to_patches is None else self.to_patches(self._bags(batch, batch.word_bounds)), of_pages
 
+    def directly(self, batch: PatchSequence) -> tuple[Tensor, Tensor] | None:
+        """What the words give to the features of documents (B, `document`), and of pages alone (N, `document`)."""
+        if self.of_documents is None:
+            return None
+        of_documents, of_pages = (
+            self._bags(batch, bounds, self.of_documents) for bounds in (document_ngrams(batch), page_ngrams(batch))
+        )
+        return of_documents, of_pages
+
     def weigh(self, batch: PatchSequence, bounds: Tensor) -> Occurrences:
         """The weights (K,) of the n-grams in the bags that `bounds` (S + 1,) cut out of a batch's n-grams."""
         bounds = bounds.to(batch.words.device)
@@ -63,11 +76,12 @@ class WordEmbedding(nn.Module):
         norms = weights.new_zeros(bounds.shape[0] - 1).index_add(0, found.bags, weights.square()).sqrt()
         return found._replace(weights=weights / norms.clamp(min=1e-12)[found.bags])
 
-    def _bags(self, batch: PatchSequence, bounds: Tensor) -> Tensor:
+    def _bags(self, batch: PatchSequence, bounds: Tensor, table: nn.EmbeddingBag | None = None) -> Tensor:
         """Vectors (S, width) of the S bags that `bounds` (S + 1,) cut out of a batch's n-grams."""
         found = self.weigh(batch, bounds)
         offsets = torch.searchsorted(found.bags, torch.arange(bounds.shape[0] - 1, device=found.bags.device))
-        return self.embedding(found.ids, offsets, per_sample_weights=found.weights)
+        vectors: Tensor = (table or self.embedding)(found.ids, offsets, per_sample_weights=found.weights)
+        return vectors
 
 
 class Occurrences(NamedTuple):
@@ -82,6 +96,12 @@ class Occurrences(NamedTuple):
 def page_ngrams(batch: PatchSequence) -> Tensor:
     """(N + 1,) n-grams before each page, cumulative."""
     return batch.word_bounds[batch.page_bounds.to(batch.word_bounds.device)]
+
+
+def document_ngrams(batch: PatchSequence) -> Tensor:
+    """(B + 1,) n-grams before each document, cumulative."""
+    bounds = page_ngrams(batch)
+    return bounds[batch.document_bounds.to(bounds.device)]
 
 
 def count_ngrams(ids: Tensor, bounds: Tensor, buckets: int) -> Occurrences:

@@ -16,9 +16,10 @@ from conftest import CLASSES
 from docvit import cli
 from docvit.documents.pages import PageStack
 from docvit.inference import classify as inference
-from docvit.inference.prediction import Part
+from docvit.inference.prediction import Embedding, Part
 from docvit.inference.split import Split
 from docvit.model.variants import BASELINES
+from docvit.training.few_shot import FitReport
 
 SCORES = {"bars": 0.5, "blocks": 0.3, "text": 0.2}
 
@@ -30,7 +31,9 @@ def seen(monkeypatch):
 
     def load(model=None, **options):
         seen.update(model=model, **options)
-        return SimpleNamespace(classes=CLASSES, predict=predict)
+        return SimpleNamespace(
+            classes=CLASSES, predict=predict, embeddings=embeddings, model=SimpleNamespace(num_features=2)
+        )
 
     def predict(paths, **options):
         seen.update(options, paths=list(paths))
@@ -46,6 +49,16 @@ def seen(monkeypatch):
 
     monkeypatch.setattr("docvit.inference.split.split_files", split_files)
     monkeypatch.setattr("docvit.documents.parts.write_part", write_part)
+
+    def embeddings(paths, **options):
+        seen.update(options, paths=list(paths))
+        return [Embedding(path, np.zeros(2, np.float32)) for path in paths]
+
+    def fit(data, output, **options):
+        seen.update(options, data=data, output=output)
+        return None, FitReport(("a", "b"), ("a.pdf", "b.pdf"), ("a", "b"), np.full((2, 2), 0.5))
+
+    monkeypatch.setattr("docvit.training.few_shot.fit_documents", fit)
 
     def explain(_, path, **options):
         seen.update(explained=path, explaining=options)
@@ -209,6 +222,25 @@ OPTIONS = {
         "dry_run": (["--dry-run"], lambda seen: Path("sorted").exists(), False),
         "undo": (["--undo"], lambda seen: Path("sorted/bars/bars0.pdf").exists(), False),
     },
+    "embed": {
+        "paths": ([], lambda seen: len(seen["paths"]), 12),
+        "output": (["--output", "e.csv"], lambda seen: Path("e.csv").read_text().count("pdf"), 12),
+        "model": (["--model", "m"], of("model"), "m"),
+        "max_pages": (["--max-pages", "9"], of("max_pages"), 9),
+        "no_words": (["--no-words"], of("words"), False),
+        "timeout": (["--timeout", "3.5"], of("timeout"), 3.5),
+        "workers": (["--workers", "3"], of("workers"), 3),
+        "device": (["--device", "cuda:7"], of("device"), "cuda:7"),
+    },
+    "fit": {
+        "data": ([], lambda seen: seen["data"].name, "table.csv"),
+        "output": (["--output", "elsewhere"], of("output"), Path("elsewhere")),
+        "model": (["--model", "m"], of("model"), "m"),
+        "add": (["--add"], of("add"), True),
+        "skip_unreadable": (["--skip-unreadable"], of("skip_unreadable"), True),
+        "workers": (["--workers", "3"], of("workers"), 3),
+        "device": (["--device", "cuda:7"], of("device"), "cuda:7"),
+    },
     "train": BUILT
     | {
         "data": ([], lambda seen: len(seen["data"]), 12),
@@ -261,8 +293,9 @@ def test_an_option_arrives(docvit, seen, corpus, table, tmp_path, monkeypatch, n
     monkeypatch.setattr("docvit.training.run_folder.read_recipe", lambda folder, kind=None: None)
     monkeypatch.setattr("docvit.cli.train.options_of", lambda recipe: {})
     words, look, expected = OPTIONS[name][option]
-    data = {"inspect": corpus / "bars" / "bars0.pdf", "train": table, "pretrain": corpus}.get(name, corpus)
-    output = ["--output", "run"] if name in ("train", "pretrain", "review") else []
+    data = {"inspect": corpus / "bars" / "bars0.pdf", "train": table, "fit": table}.get(name, corpus)
+    outputs = {"train": "run", "pretrain": "run", "review": "run", "fit": "run", "embed": "out.npy"}
+    output = ["--output", outputs[name]] if name in outputs else []
     if name == "sort":
         output = ["--into", "sorted"]
         data = shutil.copytree(corpus, "pile")

@@ -194,3 +194,31 @@ def test_a_text_layer_that_lies_gives_tokens_what_is_left_of_it(texts, boxes, ke
     for (row, col), token in zip(rows, at_patches, strict=True):
         np.testing.assert_allclose(token, patch_map @ expected if (row, col) == cell else 0, atol=1e-5)
     assert model(batch).isfinite().all()
+
+
+def test_the_words_of_the_whole_document_are_the_last_part_of_its_feature():
+    model, plain = model_of(document_words=5), model_of()
+    torch.nn.init.normal_(model.words.of_documents.weight)
+    assert model.num_features == plain.num_features + 5
+    batch = packed(LETTER, SCAN, BILL)
+    with torch.inference_mode():
+        features = model.forward_features(batch)
+        document = model.forward_head(features, pre_logits=True)[:, -5:]
+        alone = [model.forward_features(packed(stack(words))) for words in LETTER.words]
+    for row, seen in zip(document, (LETTER, SCAN, BILL), strict=True):
+        counts = Counter((hash_ngrams([text for page in seen.words for text in page.texts])[0] % BUCKETS).tolist())
+        weights = {i: (1 + np.log(count)) * float(model.words.idf[i]) for i, count in counts.items()}
+        norm = np.sqrt(sum(weight**2 for weight in weights.values())) or 1.0
+        table = model.words.of_documents.weight.detach()
+        expected = sum((weight / norm * table[i] for i, weight in weights.items()), torch.zeros(5))
+        torch.testing.assert_close(row, expected, atol=1e-5, rtol=1e-4)
+    direct = torch.cat([own.words[0] for own in alone])  # of its two pages as documents of their own
+    with torch.inference_mode():
+        pages, without = model.forward_pages(features)[:2], model.head(model.alone(features.pages[:2]))
+        torch.testing.assert_close(pages, without + direct @ model.head.weight[:, -5:].T)
+    assert not torch.allclose(pages, without)
+
+
+def test_the_table_of_documents_needs_words():
+    with pytest.raises(ValueError, match="document_words 5 needs words"):
+        create_model("docvit_small_patch16", document_words=5)

@@ -1,0 +1,86 @@
+"""`docvit embed` as a user meets it: the three kinds of files, failures, and what is refused at once."""
+
+from __future__ import annotations
+
+import csv
+import sys
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def written(docvit, trained, corpus, tmp_path):
+    """`written("x.csv")` embeds a good and a broken file; gives (exit code, standard error, file, paths)."""
+    broken = tmp_path / "broken.pdf"
+    broken.write_bytes(b"%PDF-1.4 broken")
+    paths = [str(corpus / "bars" / "bars0.pdf"), str(broken)]
+
+    def write(name):
+        file = tmp_path / name
+        code, _, err = docvit("embed", *paths, "--output", file, "--model", trained, "--workers", 0)
+        return code, err, file, paths
+
+    return write
+
+
+@pytest.fixture
+def vector(trained, corpus):
+    from docvit import DocumentClassifier
+
+    return DocumentClassifier.from_pretrained(trained).embed(corpus / "bars" / "bars0.pdf", workers=0)[0]
+
+
+def test_parquet(written, vector):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    code, err, file, paths = written("x.parquet")
+    assert code == 1
+    assert "Unreadable: " in err
+    table = parquet.read_table(file)
+    assert table.column_names == ["path", "error", "embedding"]
+    good, bad = table.to_pylist()
+    assert [good["path"], bad["path"]] == paths
+    assert good["error"] is None
+    np.testing.assert_allclose(good["embedding"], vector, rtol=1e-5)
+    assert bad["error"].startswith("Unreadable: ")
+    assert bad["embedding"] is None
+
+
+def test_csv(written, vector):
+    code, _, file, paths = written("x.csv")
+    assert code == 1
+    with file.open(newline="") as opened:
+        header, good, bad = csv.reader(opened)
+    assert header == ["path", "error", *map(str, range(len(vector)))]
+    assert good[:2] == [paths[0], ""]
+    np.testing.assert_allclose(np.array(good[2:], float), vector, rtol=1e-5)
+    assert bad[0] == paths[1]
+    assert bad[1].startswith("Unreadable: ")
+    assert len(bad) == 2
+
+
+def test_npy(written, vector):
+    code, _, file, _ = written("x.npy")
+    assert code == 1
+    good, bad = np.load(file)
+    np.testing.assert_allclose(good, vector, rtol=1e-5)
+    assert np.isnan(bad).all()
+
+
+def test_all_read_ends_with_0(docvit, trained, corpus, tmp_path):
+    code, out, _ = docvit("embed", corpus, "--output", tmp_path / "x.npy", "--model", trained, "--workers", 0)
+    assert code == 0
+    assert out == f"{tmp_path}/x.npy: 12 documents, 0 without a vector\n"
+
+
+def test_an_output_that_cannot_be_written_is_refused_at_once(docvit, corpus, tmp_path, monkeypatch):
+    for name, said in (("x.json", ".parquet, .npy, .csv"), ("none/x.npy", "there is no folder")):
+        code, out, err = docvit("embed", corpus, "--output", tmp_path / name)
+        assert (code, out) == (2, "")
+        assert said in err
+        assert len(err.splitlines()) == 1
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    code, _, err = docvit("embed", corpus, "--output", tmp_path / "x.parquet")
+    assert code == 2
+    assert 'pip install "docvit[parquet]"' in err
