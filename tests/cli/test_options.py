@@ -37,7 +37,7 @@ def seen(monkeypatch):
 
     def predict(paths, **options):
         seen.update(options, paths=list(paths))
-        return [inference.Prediction(path, "bars", 0.5, SCORES, 1, 1) for path in seen["paths"]]
+        return [inference.Prediction(path, "bars", 0.5, SCORES, 1, 1, known=1.0) for path in seen["paths"]]
 
     def split_files(_, paths, **options):
         seen.update(options, paths=list(paths))
