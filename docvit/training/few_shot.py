@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from scipy import sparse
-from scipy.special import softmax
+from scipy.special import log_softmax, softmax
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
@@ -31,6 +31,7 @@ from docvit.files import write_tensors
 from docvit.hardware import choose_device
 from docvit.model.docvit import DocViT
 from docvit.model.words import document_ngrams
+from docvit.training.calibrate import calibrate
 from docvit.training.distributed import Process
 from docvit.training.loop import TrainingError
 from docvit.training.rendering import render_all
@@ -281,7 +282,7 @@ def fit_head(model: DocViT, examples: Examples) -> tuple[DocViT, np.ndarray]:
     sizes, vectors = np.linalg.eigh(products)
     vectors, roots = vectors[:, sizes > 1e-9 * sizes[-1]], np.sqrt(sizes[sizes > 1e-9 * sizes[-1]])
     spanned = (vectors * roots).reshape(len(examples), views, -1)
-    strength, sharpness, probabilities = _leave_out(spanned, examples.targets, count)
+    strength, sharpness, left_out = _leave_out(spanned, examples.targets, count)
     weight, bias = (sharpness * part for part in _weights(_regression(strength, spanned, examples.targets)))
     of_rows = weight @ (vectors / roots).T  # (C, n V), the share of each row in the weights of each class
     weight = of_rows @ features / scale  # (C, F)
@@ -297,7 +298,9 @@ def fit_head(model: DocViT, examples: Examples) -> tuple[DocViT, np.ndarray]:
             of_documents = of_rows[:, ::views]
             weight = WORDS**2 * (of_documents @ words) + of_documents @ vectors_of_words @ table.T  # (C, buckets)
             fitted.words.of_documents.weight.copy_(torch.from_numpy(weight.T))
-    return fitted, probabilities
+    seen = np.isfinite(left_out).all(1)
+    calibrate(fitted, torch.from_numpy(left_out[seen]), torch.from_numpy(examples.targets[seen]))
+    return fitted, softmax(left_out, 1)
 
 
 def _word_vectors(model: DocViT, words: sparse.csr_matrix) -> np.ndarray:
@@ -332,16 +335,16 @@ def _weights(regression: LogisticRegression) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _leave_out(features: np.ndarray, targets: np.ndarray, count: int) -> tuple[float, float, np.ndarray]:
-    """The best strength, the best factor of its logits, and (n, C) probabilities under both of examples left out.
+    """The best strength, the best factor of its logits, and (n, C) logits under both of examples left out.
 
     Of each strength the best factor is compared. Without it the likelihood would choose weak penalties, since their
     probabilities are less timid, and not since they rank the classes better.
     """
     alone = np.bincount(targets)[targets] == 1
     left_out = np.flatnonzero(~alone)
-    probabilities = np.full((len(STRENGTHS), len(targets), count), np.nan)
+    logits = np.full((len(STRENGTHS), len(targets), count), np.nan)
     if not len(left_out):
-        return STRENGTHS[0], 1.0, probabilities[0]
+        return STRENGTHS[0], 1.0, logits[0]
     # dealt out class by class: whichever part is left out, each class keeps an example
     dealt, hands = left_out[targets[left_out].argsort(kind="stable")], min(len(left_out), MAX_LEFT_OUT)
     parts = [dealt[hand::hands] for hand in range(hands)]
@@ -349,10 +352,9 @@ def _leave_out(features: np.ndarray, targets: np.ndarray, count: int) -> tuple[f
         whole = _regression(strength, features, targets)
         for part in parts:
             kept = np.setdiff1d(np.arange(len(targets)), part)
-            regression = _regression(strength, features[kept], targets[kept], whole)
-            probabilities[i, part] = regression.predict_proba(features[part, 0])
-    logits = np.log(probabilities.clip(1e-12))
-    sharpened = np.stack([softmax(factor * logits, 2) for factor in SHARPNESS])  # (factors, strengths, n, C)
-    likelihood = np.log(sharpened[:, :, left_out, targets[left_out]].clip(1e-12)).mean(2)
+            weight, bias = _weights(_regression(strength, features[kept], targets[kept], whole))
+            logits[i, part] = features[part, 0] @ weight.T + bias
+    sharpened = np.stack([factor * logits for factor in SHARPNESS])  # (factors, strengths, n, C)
+    likelihood = log_softmax(sharpened[:, :, left_out], 3)[:, :, np.arange(len(left_out)), targets[left_out]].mean(2)
     factor, best = np.unravel_index(likelihood.argmax(), likelihood.shape)
     return STRENGTHS[best], SHARPNESS[factor], sharpened[factor, best]

@@ -270,3 +270,23 @@ def test_the_folder_holds_no_pickle(base, data, tmp_path):
     fitting(only(data, "bars0.pdf", "text0.pdf"), tmp_path / "own", model=base)
     assert {file.suffix for file in (tmp_path / "own").iterdir()} == {".json", ".safetensors"}
     assert json.loads((tmp_path / "own" / "config.json").read_text())["document_words"] == 2
+
+
+def test_own_classes_are_known_and_others_are_not(corpus, trained, tmp_path):
+    kept = ("bars", "blocks")
+    data = read_labelled(corpus)
+    mine = data.only([path for path, label in zip(data.paths, data.labels, strict=True) if data.classes[label] in kept])
+    model, _ = fit_documents(mine, model=trained, device="cpu", workers=0)
+    assert len(model.config.known) == 2
+    assert 0 < model.config.min_score < 1
+    rows = list(docvit.DocumentClassifier(model, device="cpu").predict(data.paths, workers=0))
+    known = {kind: np.mean([row.known for row in rows if f"/{kind}/" in row.path]) for kind in (*kept, "text")}
+    assert known["text"] < min(known["bars"], known["blocks"])
+
+
+def test_one_example_of_each_class_says_nothing_of_what_is_known(corpus, trained):
+    data = read_labelled(corpus)
+    first = data.only([data.paths[data.labels.index(label)] for label in range(3)])
+    model, _ = fit_documents(first, model=trained, device="cpu", workers=0)
+    assert model.config.known == ()
+    assert model.config.min_score == 0.0
