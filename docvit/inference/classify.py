@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, TypeVar, cast, overload
 
 import numpy as np
 import torch
@@ -24,9 +24,13 @@ from docvit.documents.workers import read_alone, read_documents
 from docvit.errors import SettingError
 from docvit.hardware import cast_linear, choose_device, cpu_streams, has_fast_bf16, in_streams
 from docvit.inference.prediction import Embedding, Page, Part, Prediction
+from docvit.inference.rows import finished, note_of, with_failed, with_turns, with_words
 from docvit.inference.segments import segment
 from docvit.inference.strategies import get_strategy
 from docvit.model.docvit import DocViT
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +44,18 @@ BUDGET = 1280
 SURE = 0.99  # probability of a cut from which on a classified file is said to hold several documents
 ALL_BLANK = "every page is blank: nothing is written or drawn on it"
 OCR_SECONDS = 15.0  # added to the limit of a document's time for each page that may be read by OCR
+
+
+class Options(TypedDict, total=False):
+    """Options of a call, those of `DocumentClassifier.predict`."""
+
+    max_pages: int | None
+    timeout: float
+    password: str | None
+    words: bool
+    ocr_pages: int
+    min_score: float | None
+    top_k: int | None
 
 
 class Answers(NamedTuple):
@@ -103,43 +119,10 @@ class DocumentClassifier:
         return cls(DocViT.from_pretrained(model), device=device, renderer=renderer)
 
     @overload
-    def __call__(  # type: ignore[overload-overlap]
-        self,
-        data: Data,
-        *,
-        max_pages: int | None = 64,
-        timeout: float = 60.0,
-        password: str | None = None,
-        words: bool = True,
-        ocr_pages: int = 0,
-        min_score: float | None = None,
-        top_k: int | None = None,
-    ) -> Prediction: ...
+    def __call__(self, data: Data, **options: Unpack[Options]) -> Prediction: ...  # type: ignore[overload-overlap]
     @overload
-    def __call__(
-        self,
-        data: Iterable[Data],
-        *,
-        max_pages: int | None = 64,
-        timeout: float = 60.0,
-        password: str | None = None,
-        words: bool = True,
-        ocr_pages: int = 0,
-        min_score: float | None = None,
-        top_k: int | None = None,
-    ) -> list[Prediction]: ...
-    def __call__(
-        self,
-        data: Data | Iterable[Data],
-        *,
-        max_pages: int | None = 64,
-        timeout: float = 60.0,
-        password: str | None = None,
-        words: bool = True,
-        ocr_pages: int = 0,
-        min_score: float | None = None,
-        top_k: int | None = None,
-    ) -> Prediction | list[Prediction]:
+    def __call__(self, data: Iterable[Data], **options: Unpack[Options]) -> list[Prediction]: ...
+    def __call__(self, data: Data | Iterable[Data], **options: Unpack[Options]) -> Prediction | list[Prediction]:
         """Classifies one document, or a list of them; safe to call from several threads.
 
         A document is a path, the bytes of a file, a binary file object, a PIL image, or a list of page images (PIL
@@ -151,17 +134,27 @@ class DocumentClassifier:
             ModuleNotFoundError: OCR is asked for and `docvit[ocr]` is not installed.
             ValueError: `data` is no document, or `top_k` is below 1.
         """
-        if not is_one_document(data):
-            documents = cast(Iterable[Data], data)
-            limits: dict[str, Any] = {"max_pages": max_pages, "timeout": timeout, "password": password}
-            limits |= {"words": words, "ocr_pages": ocr_pages, "min_score": min_score, "top_k": top_k}
-            return list(self.predict(documents, **limits))
-        options = self.reading(max_pages=max_pages, timeout=timeout, words=words, ocr_pages=ocr_pages)
-        stack = read_alone(cast(Data, data), self.rendering, password=password, **options)
-        (prediction,) = self.classify_pages([stack])
-        if prediction.error is not None:
-            raise prediction.error
-        return _finished(prediction, min_score, top_k)
+        if is_one_document(data):
+            return self._alone(cast(Data, data), **options)
+        return list(self.predict(cast(Iterable[Data], data), **options))
+
+    def _alone(
+        self,
+        data: Data,
+        *,
+        max_pages: int | None = 64,
+        timeout: float = 60.0,
+        password: str | None = None,
+        words: bool = True,
+        ocr_pages: int = 0,
+        min_score: float | None = None,
+        top_k: int | None = None,
+    ) -> Prediction:
+        reading = self.reading(max_pages=max_pages, timeout=timeout, words=words, ocr_pages=ocr_pages)
+        (row,) = self.classify_pages([read_alone(data, self.rendering, password=password, **reading)])
+        if row.error is not None:
+            raise row.error
+        return finished(row, min_score, top_k)
 
     def predict(
         self,
@@ -210,7 +203,7 @@ class DocumentClassifier:
         options = self.reading(max_pages=limit, timeout=timeout, words=words, ocr_pages=ocr_pages)
         settle = partial(self.for_stream()._settle, strategy=strategy)
         rows = self._stream(data, settle, budget=budget, workers=workers, password=password, **options)
-        yield from (_finished(row, min_score, top_k) for row in rows)
+        yield from (finished(row, min_score, top_k) for row in rows)
 
     def embed(self, data: Data | Iterable[Data], **reading: Any) -> np.ndarray:
         """The model's feature of each document, one row per document, in order: (documents, F) in float32.
@@ -326,7 +319,7 @@ class DocumentClassifier:
             predictions = [self._with_parts(*row) for row in of_pages]
         if not self.model.config.words:
             return predictions
-        return [_with_words(row, group) for row, group in zip(predictions, views, strict=True)]
+        return [with_words(row, group) for row, group in zip(predictions, views, strict=True)]
 
     def _turn_upright(self, stacks: list[PageStack], turned: Sequence[Tensor], strategy: str) -> list[Prediction]:
         """Predictions of stacks of which some pages are turned by so many quarters."""
@@ -336,7 +329,7 @@ class DocumentClassifier:
         ]
         backwards = [stack.turn([-k for k in group]) for stack, group in zip(stacks, quarters, strict=True)]
         rows = self._classify(backwards, strategy, turn=False)
-        return [_with_turns(row, stack, group) for row, stack, group in zip(rows, stacks, quarters, strict=True)]
+        return [with_turns(row, stack, group) for row, stack, group in zip(rows, stacks, quarters, strict=True)]
 
     @torch.inference_mode()
     def run(self, batch: PatchSequence) -> Answers:
@@ -386,7 +379,7 @@ class DocumentClassifier:
             path=stack.path,
             num_pages=stack.num_pages,
             pages_read=len(stack.indices),
-            pages=_with_failed(read, stack),
+            pages=with_failed(read, stack),
             note=note_of(stack),
         )
         if blank.all():
@@ -409,42 +402,8 @@ class DocumentClassifier:
             unsure=float(scores[best]) * known < self.model.config.min_score,
             scores={self.classes[i]: float(s) for s, i in zip(ranked.values, ranked.indices.tolist(), strict=True)},
             page_relevance=evidence.tolist() if own_tokens else [],
-            pages=_with_failed(read, stack),
+            pages=with_failed(read, stack),
         )
-
-
-def _finished(row: Prediction, min_score: float | None, top_k: int | None) -> Prediction:
-    row = row if min_score is None else row.judged(min_score)
-    return row if top_k is None else row.top(top_k)
-
-
-def _with_turns(row: Prediction, stack: PageStack, quarters: list[int]) -> Prediction:
-    """The row, whose pages say by how many degrees they were turned."""
-    degrees = {index + 1: 90 * k for index, k in zip(stack.indices, quarters, strict=True)}
-    return replace(row, pages=[replace(page, turned=degrees.get(page.number, 0)) for page in row.pages])
-
-
-def _with_words(row: Prediction, seen: list[PageStack]) -> Prediction:
-    """The row with the number and the source of the words that the model has seen."""
-    with_words = [view for view in seen if view.words]  # a page without any has an entry, too
-    if not with_words:
-        return row
-    sources = {view.words_from for view in with_words}
-    source = next((s for s in ("text", "ocr") if s in sources), None)
-    return replace(row, words_read=sum(view.words_read for view in with_words), words_from=source)
-
-
-def _with_failed(read: list[Page], stack: PageStack) -> list[Page]:
-    return sorted([*read, *(Page(i + 1, failed=True) for i in stack.failed)], key=lambda page: page.number)
-
-
-def note_of(stack: PageStack) -> str:
-    """The document's note, and why pages failed; pages that failed alike stand together."""
-    numbers: dict[str, list[str]] = {}
-    for index, message in stack.failed.items():
-        numbers.setdefault(message, []).append(str(index + 1))
-    failed = [f"page {', '.join(pages)} could not be read: {message}" for message, pages in numbers.items()]
-    return "; ".join(part for part in (stack.note, *failed) if part)
 
 
 def in_batches(read: Iterator[Read], rendering: Rendering, budget: int) -> Iterator[list[Read]]:

@@ -22,7 +22,7 @@ from docvit.documents.workers import read_documents
 from docvit.files import replaced
 from docvit.inference.classify import DocumentClassifier
 from docvit.inference.explain import Explanation, explain
-from docvit.inference.prediction import Prediction
+from docvit.inference.prediction import Page, Prediction
 
 MAX_BYTES = 22_000_000  # of all documents together; the rest of 25 MB is for what does not shrink
 MAX_WORDS = 10  # shown of a document
@@ -124,7 +124,7 @@ def _document(found: Explanation, room: int) -> dict[str, Any]:
     return entry
 
 
-def _page(page: Any) -> dict[str, Any]:
+def _page(page: Page) -> dict[str, Any]:
     facts = {
         "number": page.number,
         "label": page.label,
@@ -132,18 +132,17 @@ def _page(page: Any) -> dict[str, Any]:
         "share": _short(page.relevance),
         "blank": page.blank,
         "failed": page.failed,
-        "turned": getattr(page, "turned", 0),
+        "turned": page.turned,
     }
     return {name: value for name, value in facts.items() if value}
 
 
 def _more(row: Prediction) -> dict[str, Any]:
-    """What not every model says."""
-    parts = getattr(row, "parts", None) or []
+    """What else the model says of the document."""
     return {
-        "known": _short(getattr(row, "known", None)),
-        "unsure": bool(getattr(row, "unsure", False)),
-        "parts": [[part.first, part.last, part.label, _short(part.score)] for part in parts],
+        "known": _short(row.known),
+        "unsure": row.unsure,
+        "parts": [[part.first, part.last, part.label, _short(part.score)] for part in row.parts],
     }
 
 

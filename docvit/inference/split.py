@@ -15,8 +15,9 @@ from docvit.documents.pages import PageStack
 from docvit.documents.sources import Data, as_source
 from docvit.documents.workers import read_documents
 from docvit.errors import SettingError
-from docvit.inference.classify import DocumentClassifier, note_of
+from docvit.inference.classify import DocumentClassifier
 from docvit.inference.prediction import Part
+from docvit.inference.rows import note_of
 from docvit.inference.segments import segment
 from docvit.model.errors import ModelError
 

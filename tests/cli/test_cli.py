@@ -16,7 +16,7 @@ from PIL import Image
 
 COMMANDS = ("classify", "evaluate", "inspect", "review", "sort", "split", "train", "pretrain")
 KEYS = {"path", "label", "score", "scores", "num_pages", "pages_read", "page_relevance", "error", "pages", "note"}
-KEYS |= {"words_read", "words_from"}
+KEYS |= {"words_read", "words_from", "known", "unsure", "parts"}
 
 
 @pytest.fixture

@@ -150,6 +150,8 @@ def test_keys_of_a_json_line(classifier, paths):
         "words_from",
         "note",
         "parts",
+        "known",
+        "unsure",
     }
     for prediction in (good, missing):
         assert set(json.loads(json.dumps(prediction.as_dict()))) == keys

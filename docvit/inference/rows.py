@@ -1,0 +1,44 @@
+"""What a row says besides the model's answers: words, turned and failed pages, notes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from docvit.documents.pages import PageStack
+from docvit.inference.prediction import Page, Prediction
+
+
+def finished(row: Prediction, min_score: float | None, top_k: int | None) -> Prediction:
+    """The row judged by another threshold, and with fewer scores, where these are asked for."""
+    row = row if min_score is None else row.judged(min_score)
+    return row if top_k is None else row.top(top_k)
+
+
+def with_turns(row: Prediction, stack: PageStack, quarters: list[int]) -> Prediction:
+    """The row, whose pages say by how many degrees they were turned."""
+    degrees = {index + 1: 90 * k for index, k in zip(stack.indices, quarters, strict=True)}
+    return replace(row, pages=[replace(page, turned=degrees.get(page.number, 0)) for page in row.pages])
+
+
+def with_words(row: Prediction, seen: list[PageStack]) -> Prediction:
+    """The row with the number and the source of the words that the model has seen."""
+    with_words = [view for view in seen if view.words]  # a page without any has an entry, too
+    if not with_words:
+        return row
+    sources = {view.words_from for view in with_words}
+    source = next((s for s in ("text", "ocr") if s in sources), None)
+    return replace(row, words_read=sum(view.words_read for view in with_words), words_from=source)
+
+
+def with_failed(read: list[Page], stack: PageStack) -> list[Page]:
+    """The pages read and those that could not be, in order."""
+    return sorted([*read, *(Page(i + 1, failed=True) for i in stack.failed)], key=lambda page: page.number)
+
+
+def note_of(stack: PageStack) -> str:
+    """The document's note, and why pages failed; pages that failed alike stand together."""
+    numbers: dict[str, list[str]] = {}
+    for index, message in stack.failed.items():
+        numbers.setdefault(message, []).append(str(index + 1))
+    failed = [f"page {', '.join(pages)} could not be read: {message}" for message, pages in numbers.items()]
+    return "; ".join(part for part in (stack.note, *failed) if part)
