@@ -172,7 +172,7 @@ def _words(model: DocViT, batch: PatchSequence, stack: PageStack, label: int) ->
     """The words with evidence for the class, the strongest first."""
     if model.words is None or not len(batch.words):
         return []
-    evidence = _evidence_of_ngrams(model, batch, label)
+    evidence = evidence_of_ngrams(model, batch, label)
     found: list[WordEvidence] = []
     bounds = page_ngrams(batch).tolist()
     for page, (of_page, index) in enumerate(zip(stack.words, stack.indices, strict=True)):
@@ -188,7 +188,7 @@ def _words(model: DocViT, batch: PatchSequence, stack: PageStack, label: int) ->
     return [word._replace(relevance=word.relevance / found[0].relevance) for word in found]
 
 
-def _evidence_of_ngrams(model: DocViT, batch: PatchSequence, label: int) -> Tensor:
+def evidence_of_ngrams(model: DocViT, batch: PatchSequence, label: int) -> Tensor:
     """(G,) gradient times activation of each n-gram of the batch; those of one kind in a bag share theirs evenly."""
     words = model.words
     assert words is not None

@@ -15,7 +15,7 @@ from docvit.documents.errors import Empty, Encrypted, NotFound
 from docvit.documents.hashing import hash_ngrams
 from docvit.documents.pages import PageStack, read_document
 from docvit.inference.classify import DocumentClassifier
-from docvit.inference.explain import MAX_DRAWN, Explanation, WordEvidence, explain
+from docvit.inference.explain import MAX_DRAWN, Explanation, WordEvidence, evidence_of_ngrams, explain
 from docvit.inference.prediction import Page, Prediction
 from docvit.model.config import DocViTConfig
 from docvit.model.docvit import DocViT
@@ -233,6 +233,21 @@ def test_evidence_of_a_word_is_the_derivative_by_the_strength_of_its_vectors(wri
     ]
     assert [w.relevance for w in found.words] == pytest.approx(expected[order].tolist(), abs=1e-4)
     assert 0 < len(found.words) < len(words)
+
+
+def test_words_that_count_directly_are_evidence_too(written):
+    """With both maps to tokens at zero, the evidence of all words is their part of the logit."""
+    classifier = reader(document_words=4)
+    model = classifier.model
+    for layer in (model.words.to_pages, model.words.to_patches):
+        torch.nn.init.zeros_(layer.weight)
+    torch.nn.init.normal_(model.words.of_documents.weight)
+    batch = model.pack([read_document(written, classifier.rendering, words=True)])
+    with torch.inference_mode():
+        direct = model.head.weight[:, -4:] @ model.forward_features(batch).words[0][0]
+    for label in range(3):
+        evidence = evidence_of_ngrams(model, batch, label)
+        assert float(evidence.sum()) == pytest.approx(float(direct[label]), abs=1e-4)
 
 
 def test_words_are_explained_where_the_model_has_seen_them(classifier, written):
