@@ -35,7 +35,7 @@ def review(
     """Write a page to look through documents and correct their labels.
 
     One HTML file, which a browser opens without a server or a network: first pages by label, the least sure first; all
-    pages of a document with what counted; a chooser of labels, known or new. It exports a CSV for docvit train.
+    pages of a document with what counted; a chooser of labels, known or new. It exports a CSV for docvit fit and train.
 
     Exit status: 0 all files were read, 1 some were not, 2 wrong usage.
     """
