@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import CLASSES, worded_pdf
 
 from docvit.data import packets as module
 from docvit.data.augment import Augmentation
@@ -127,14 +129,15 @@ def test_evaluation_has_no_packets(documents):
     assert batch.packets is None
 
 
-def test_some_packets_have_words_some_have_none_and_some_have_both(documents):
-    batches = dataset(documents, augmentation=None)
-    seen = set()
-    for index in range(12):
-        for epoch in range(4):
-            stack, _ = batches.packet(epoch, index)
-            seen.add(frozenset(bool(words) for words in stack.words))
-    assert seen >= {frozenset({False})}
+def test_some_packets_have_all_their_words_some_none_and_some_those_of_a_part(page_cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "WITH_BLANKS", 0.0)  # a blank page has no words in any case
+    paths = [str(tmp_path / f"{kind}{i}.pdf") for kind in CLASSES for i in range(2)]
+    for i, path in enumerate(paths):
+        Path(path).write_bytes(worded_pdf(CLASSES[i // 2], i, 1))
+    files, _ = PageCache(page_cache, RENDERING, words=True).prepare(paths, workers=0)
+    batches = dataset(([files[path] for path in paths], [0, 0, 1, 1, 2, 2]), augmentation=None)
+    seen = [{len(words) > 0 for words in batches.packet(epoch, 0)[0].words} for epoch in range(60)]
+    assert seen.count({True}) > seen.count({False}) > seen.count({True, False}) > 0
 
 
 def test_runs_on_other_sources_are_not_resumed(documents):
