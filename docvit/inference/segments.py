@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 KIND_WEIGHT = 0.2  # of what pages say about their kind; they repeat each other, so that it is below 1
 
-ONE_DOCUMENT = 3.0  # log-odds in favour of a file being one document, as most are; in training few are
+ONE_DOCUMENT = 4.0  # log-odds in favour of a file being one document, as most are; in training few are
 
 Numbers = NDArray[np.float64]
 
