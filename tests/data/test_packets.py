@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
-<<<<<<< HEAD
 from conftest import WORDS, worded_pdf
-=======
-import torch
-from conftest import CLASSES, worded_pdf
->>>>>>> packets
 
 from docvit.data import packets as module
 from docvit.data.augment import Augmentation
@@ -121,7 +115,6 @@ def test_a_packet_begins_with_a_document_and_says_where_the_others_do(documents)
         assert sum(begins) <= module.MOST_DOCUMENTS
 
 
-<<<<<<< HEAD
 def test_some_packets_have_words_some_have_none_and_some_have_both(tmp_path, page_cache):
     paths = [tmp_path / f"{kind}{n}.pdf" for kind in WORDS for n in range(4)]
     for n, path in enumerate(paths):
@@ -130,29 +123,3 @@ def test_some_packets_have_words_some_have_none_and_some_have_both(tmp_path, pag
     data = dataset(([files[str(path)] for path in paths], [n // 4 for n in range(12)]), augmentation=None)
     seen = {frozenset(bool(words) for words in made(data, seed=seed)[0].words) for seed in range(40)}
     assert seen == {frozenset({False}), frozenset({True}), frozenset({True, False})}
-=======
-def test_evaluation_has_no_packets(documents):
-    (batch, *_) = DocumentLoader(dataset(documents, training=False, augmentation=None))
-    assert batch.packets is None
-
-
-def test_some_packets_have_all_their_words_some_none_and_some_those_of_a_part(page_cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "WITH_BLANKS", 0.0)  # a blank page has no words in any case
-    paths = [str(tmp_path / f"{kind}{i}.pdf") for kind in CLASSES for i in range(2)]
-    for i, path in enumerate(paths):
-        Path(path).write_bytes(worded_pdf(CLASSES[i // 2], i, 1))
-    files, _ = PageCache(page_cache, RENDERING, words=True).prepare(paths, workers=0)
-    batches = dataset(([files[path] for path in paths], [0, 0, 1, 1, 2, 2]), augmentation=None)
-    seen = [{len(words) > 0 for words in batches.packet(epoch, 0)[0].words} for epoch in range(60)]
-    assert seen.count({True}) > seen.count({False}) > seen.count({True, False}) > 0
-
-
-def test_runs_on_other_sources_are_not_resumed(documents):
-    files, labels = documents
-    view = View(RENDERING, packets=0.25, training=True)
-    marks = {
-        DocumentLoader(DocumentDataset(files, labels, view, groups=groups)).fingerprint()
-        for groups in (["a"] * 12, ["a", "b"] * 6)
-    }
-    assert len(marks) == 2
->>>>>>> packets
