@@ -26,6 +26,7 @@ DOCUMENTS = 2000  # at most
 EPOCHS, STEPS, BATCH, LR = 15, 600, 256, 2e-3  # at least so many epochs and steps
 WRONG = 0.001  # share of upright pages of unseen groups that may be turned
 MARGIN = 1.0  # added to the log odds that this share reaches
+ENOUGH = 3.0  # log odds for a page on its side: tables that do lie on their side, in upright documents, raise them else
 
 
 def train_turns(
@@ -57,8 +58,11 @@ def train_turns(
         model.turns = _train(tokens, seed, device).requires_grad_(False)
         if len(fold.unique()) == 2:
             unseen = [_unseen(tokens, fold == k, seed, device) for k in (0, 1)]
-            for threshold, odds in zip((model.turns.side, model.turns.down), zip(*unseen, strict=True), strict=True):
-                threshold.copy_(torch.cat(odds).quantile(1 - WRONG).clamp(min=0) + MARGIN)
+            side, down = (
+                torch.cat(odds).quantile(1 - WRONG).clamp(min=0) + MARGIN for odds in zip(*unseen, strict=True)
+            )
+            model.turns.side.copy_(side.clamp(max=ENOUGH))
+            model.turns.down.copy_(down)
 
 
 @torch.inference_mode()

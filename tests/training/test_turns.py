@@ -136,3 +136,7 @@ def test_a_turned_page_is_explained_as_it_was_judged(taught, tmp_path):
     upright = read_document(str(file), classifier.rendering, words=True)
     shown = explain(classifier, upright.turn([RIGHT] * 2)).pages
     assert all(np.array_equal(one, two) for one, two in zip(shown, upright.pages, strict=True))
+
+
+def test_clear_odds_are_enough_whatever_the_training_documents_hold(taught):
+    assert taught.turns.side <= 3.0
