@@ -27,6 +27,8 @@ def write_part(path: str, pages: Sequence[int], folder: Path, name: str) -> Path
         DocumentError: the file is neither, or none of the pages can be copied.
         OSError: the folder cannot be written to, or the disk is full.
     """
+    if os.path.isdir(path):
+        raise Unsupported(path, "this is a folder of page images, and parts of PDFs and TIFFs alone can be written")
     with open(path, "rb") as file:
         head = file.read(1024)
     is_pdf = b"%PDF-" in head
