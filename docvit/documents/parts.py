@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import AppendingTiffWriter
 
 from docvit.documents.errors import Unreadable, Unsupported
-from docvit.documents.formats import looks_like
+from docvit.documents.formats import looks_like, numbered
 from docvit.documents.images import no_pixel_limit, page_frames
 from docvit.documents.renderers import PDFIUM_LOCK
 
@@ -35,7 +35,7 @@ def write_part(path: str, pages: Sequence[int], folder: Path, name: str) -> Path
     if not is_pdf and not head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
         raise Unsupported(path, f"this is {looks_like(head)}: parts of PDFs and TIFFs alone can be written")
     suffix = ".pdf" if is_pdf else ".tif"
-    partial = folder / f".{os.getpid()}.{name[:80]}{suffix}.tmp"
+    partial = folder / f".{os.getpid()}.{name[:40]}{suffix}.tmp"
     try:
         (_copy_pdf if is_pdf else _copy_tiff)(path, pages, partial)
         return _put(partial, folder, name, suffix)
@@ -49,16 +49,13 @@ def write_part(path: str, pages: Sequence[int], folder: Path, name: str) -> Path
 
 def _put(partial: Path, folder: Path, name: str, suffix: str) -> Path:
     """Moves a file to the first name that nothing has yet."""
-    number = 1
-    while True:
-        target = folder / (f"{name}{suffix}" if number == 1 else f"{name}-{number}{suffix}")
-        try:
+    for candidate in numbered(f"{name}{suffix}"):
+        target = folder / candidate
+        with contextlib.suppress(FileExistsError):
             target.open("xb").close()
-        except FileExistsError:
-            number += 1
-            continue
-        os.replace(partial, target)
-        return target
+            break
+    os.replace(partial, target)
+    return target
 
 
 def _copy_pdf(path: str, pages: Sequence[int], target: Path) -> None:
