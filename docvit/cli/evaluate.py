@@ -30,7 +30,6 @@ from docvit.cli.output import print_inspection, print_report, print_sureness
 
 if TYPE_CHECKING:
     from docvit.data.labels import LabelledDocuments
-    from docvit.inference.classify import DocumentClassifier
     from docvit.inference.prediction import Prediction
 
 
@@ -76,46 +75,40 @@ def evaluate(
 
     from docvit.data.labels import read_labelled
     from docvit.data.metrics import report
+    from docvit.documents.finding import find_documents
     from docvit.inference.classify import DocumentClassifier
     from docvit.inference.strategies import get_strategy
 
     get_strategy(strategy)  # an unknown name must not wait until a model is loaded
-    if against is not None and (strategy != "document" or against == model):
-        fail("--against wants another model than --model, and no --strategy")
+    if against is not None and (strategy != "document" or against == model or unknown or min_score is not None):
+        fail("--against wants another model than --model, and no --strategy, --unknown or --min-score")
     classifier = DocumentClassifier.from_pretrained(model, device=device)
     labelled = read_labelled(data, classes=classifier.classes)
     if against is not None:
         names = {model or "bundled": model, against: against}
         raise typer.Exit(_compare(labelled, names, format, device=device, **reading))
-    reading["min_score"] = min_score
-    predictions = classifier.predict(labelled.paths, strategy=strategy, **reading)
+    reading |= {"min_score": min_score, "strategy": strategy}
+    predictions = classifier.predict(labelled.paths, **reading)
     rows = list(tqdm(predictions, total=len(labelled), desc="evaluating", unit="doc", disable=None))
     read = [(p, label) for p, label in zip(rows, labelled.labels, strict=True) if p.error is None]
+    others = [] if unknown is None else list(classifier.predict(find_documents([unknown]), **reading))
     errors = [p.error for p in rows if p.error is not None]
-    for error in errors:
+    unread = [p.error for p in others if p.error is not None]
+    for error in errors + unread:
         print(f"{error.kind}: {error}", file=sys.stderr)
-    if not read:
-        fail("none of the documents could be read")
+    if not read or (others and len(unread) == len(others)):
+        fail(f"none of the documents{' in --unknown' if read else ''} could be read")
     scores = [[p.scores[name] for name in classifier.classes] for p, _ in read]
     measured = report(np.array(scores), [label for _, label in read], classifier.classes)
     right = [p.label == classifier.classes[label] for p, label in read]
-    sureness = _sureness([p for p, _ in read], right, _known_scores(classifier, unknown, **reading))
+    sureness = _sureness([p for p, _ in read], right, [p for p in others if p.error is None])
     if format is ReportFormat.json:
         print(json.dumps(measured.as_dict() | sureness | {"unreadable": len(errors)}, indent=2))
     else:
         print_report(measured, len(errors))
         print_sureness(sureness)
-    if errors:
+    if errors or unread:
         raise typer.Exit(1)
-
-
-def _known_scores(classifier: DocumentClassifier, unknown: Path | None, **reading: Any) -> list[Prediction]:
-    """What the model says of documents of kinds that it does not know."""
-    from docvit.documents.finding import find_documents
-
-    if unknown is None:
-        return []
-    return [p for p in classifier.predict(find_documents([str(unknown)]), **reading) if p.error is None]
 
 
 def _sureness(known: list[Prediction], right: list[bool], unknown: list[Prediction]) -> dict[str, float | None]:

@@ -158,7 +158,7 @@ def print_report(r: Report, unreadable: int) -> None:
 
 
 def print_sureness(sureness: Mapping[str, float | None]) -> None:
-    """How many answers are sure and right, and how well unknown documents are told."""
+    """How many answers are sure and right, and how well `known` separates unknown documents."""
     sure, right, auroc = (sureness[name] for name in ("coverage", "accuracy_of_sure", "known_auroc"))
     accuracy = "" if right is None else f", and {right:.1%} of these answers are right"
     print(f"\nsure of {sure:.1%} of the documents{accuracy}")

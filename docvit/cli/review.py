@@ -11,7 +11,18 @@ import typer
 from docvit.cli import defaults
 from docvit.cli.app import app
 from docvit.cli.entry import fail
-from docvit.cli.options import OCR, Device, MaxPages, Model, NoWords, OCRPages, Timeout, Workers, words_options
+from docvit.cli.options import (
+    OCR,
+    Device,
+    MaxPages,
+    Model,
+    NoWords,
+    OCRPages,
+    Password,
+    Timeout,
+    Workers,
+    words_options,
+)
 from docvit.cli.output import print_passed_over
 
 
@@ -27,7 +38,7 @@ def review(
     no_words: NoWords = False,
     ocr: OCR = False,
     ocr_pages: OCRPages = defaults.OCR_PAGES,
-    password: Annotated[str | None, typer.Option(help="Opens PDFs that have this password.")] = None,
+    password: Password = None,
     timeout: Timeout = 60.0,
     workers: Workers = 2,
     device: Device = None,

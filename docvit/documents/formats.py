@@ -1,12 +1,16 @@
-"""What a file is: by its suffix where folders are searched, by its content where it is read."""
+"""What a file is, by its suffix or by its content, and names for new ones."""
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import Iterator
 
 from docvit.documents.sources import PAGE_SUFFIXES
 
 SUFFIXES = (*PAGE_SUFFIXES, ".pdf", ".tif", ".tiff")
+
+MAX_NAME, MAX_SUFFIX = 255, 32  # bytes
 
 _SIGNATURES = (
     (b"\x89PNG\r\n\x1a\n", "a PNG image"),
@@ -49,3 +53,15 @@ def looks_like(head: bytes) -> str:
         return "nothing but zero bytes"
     known = (name for signature, name in _SIGNATURES if head.startswith(signature))
     return next(known, "unknown binary data" if b"\0" in head else "plain text or unknown data")
+
+
+def numbered(name: str) -> Iterator[str]:
+    """name.pdf, name-2.pdf, name-3.pdf and so on, each cut to 255 bytes."""
+    stem, suffix = os.path.splitext(name)
+    if len(os.fsencode(suffix)) > MAX_SUFFIX:
+        stem, suffix = name, ""
+    for number in itertools.count(1):
+        end = f"-{number}{suffix}" if number > 1 else suffix
+        while len(os.fsencode(stem + end)) > MAX_NAME:
+            stem = stem[:-1]
+        yield stem + end

@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import AppendingTiffWriter
 
 from docvit.documents.errors import Unreadable, Unsupported
-from docvit.documents.formats import looks_like
+from docvit.documents.formats import looks_like, numbered
 from docvit.documents.images import no_pixel_limit, page_frames
 from docvit.documents.renderers import PDFIUM_LOCK
 
@@ -27,13 +27,15 @@ def write_part(path: str, pages: Sequence[int], folder: Path, name: str) -> Path
         DocumentError: the file is neither, or none of the pages can be copied.
         OSError: the folder cannot be written to, or the disk is full.
     """
+    if os.path.isdir(path):
+        raise Unsupported(path, "this is a folder of page images, and parts of PDFs and TIFFs alone can be written")
     with open(path, "rb") as file:
         head = file.read(1024)
     is_pdf = b"%PDF-" in head
     if not is_pdf and not head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
         raise Unsupported(path, f"this is {looks_like(head)}: parts of PDFs and TIFFs alone can be written")
     suffix = ".pdf" if is_pdf else ".tif"
-    partial = folder / f".{os.getpid()}.{name[:80]}{suffix}.tmp"
+    partial = folder / f".{os.getpid()}.{name[:40]}{suffix}.tmp"
     try:
         (_copy_pdf if is_pdf else _copy_tiff)(path, pages, partial)
         return _put(partial, folder, name, suffix)
@@ -47,16 +49,13 @@ def write_part(path: str, pages: Sequence[int], folder: Path, name: str) -> Path
 
 def _put(partial: Path, folder: Path, name: str, suffix: str) -> Path:
     """Moves a file to the first name that nothing has yet."""
-    number = 1
-    while True:
-        target = folder / (f"{name}{suffix}" if number == 1 else f"{name}-{number}{suffix}")
-        try:
+    for candidate in numbered(f"{name}{suffix}"):
+        target = folder / candidate
+        with contextlib.suppress(FileExistsError):
             target.open("xb").close()
-        except FileExistsError:
-            number += 1
-            continue
-        os.replace(partial, target)
-        return target
+            break
+    os.replace(partial, target)
+    return target
 
 
 def _copy_pdf(path: str, pages: Sequence[int], target: Path) -> None:

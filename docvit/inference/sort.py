@@ -7,14 +7,13 @@ was begun (`resume`) before it begins anything else.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from docvit.documents.finding import entries_of, find_documents
-from docvit.documents.formats import suffix_of
+from docvit.documents.formats import numbered, suffix_of
 from docvit.documents.sources import PAGE_SUFFIXES
 from docvit.errors import UserError
 from docvit.inference.prediction import Prediction
@@ -23,7 +22,6 @@ from docvit.inference.transfer import PARTIAL, contains, copy_checked, fingerpri
 
 UNSURE, UNREADABLE = "unsure", "unreadable"
 
-MAX_NAME, MAX_SUFFIX = 255, 32  # bytes
 _NOT_IN_NAMES = '<>:"/\\|?*'  # on some system
 _DEVICES = {"con", "prn", "aux", "nul", *(f"{name}{i}" for name in ("com", "lpt") for i in range(1, 10))}
 
@@ -73,18 +71,6 @@ def folder_names(labels: Iterable[str]) -> dict[str, str]:
     for label in labels:
         names[label] = _take(numbered(_safe(label)), taken)
     return names
-
-
-def numbered(name: str) -> Iterator[str]:
-    """name.pdf, name-2.pdf, name-3.pdf and so on, each cut to 255 bytes."""
-    stem, suffix = os.path.splitext(name)
-    if len(os.fsencode(suffix)) > MAX_SUFFIX:
-        stem, suffix = name, ""
-    for number in itertools.count(1):
-        end = f"-{number}{suffix}" if number > 1 else suffix
-        while len(os.fsencode(stem + end)) > MAX_NAME:
-            stem = stem[:-1]
-        yield stem + end
 
 
 def _take(candidates: Iterator[str], taken: set[str]) -> str:

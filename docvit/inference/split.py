@@ -118,15 +118,16 @@ def _split(classifier: DocumentClassifier, stack: PageStack, *, min_score: float
         return replace(result, error=Empty(stack.path, problem))
     begins, sure = segment(boundaries, kinds)
     begins = [begin for begin in begins if begin == 0 or sure[begin] >= min_score]
+    empty = {stack.indices[i] for i in np.flatnonzero(blank)}
     parts = []
     for begin, end in zip(begins, [*begins[1:], len(blank)], strict=True):
         part = classifier.label_pages(stack, begin, end)
         first, last = _bounds(stack, begin, end)
-        if drop_blank:
-            written = np.flatnonzero(~blank[begin:end])
-            if not len(written):
+        if drop_blank:  # a page that failed is none
+            written = [number for number in range(first, last + 1) if number - 1 not in empty]
+            if not written:
                 continue
-            first, last = stack.indices[begin + written[0]] + 1, stack.indices[begin + written[-1]] + 1
+            first, last = written[0], written[-1]
         parts.append(replace(part, first=first, last=last, cut=float(sure[begin])))
     return replace(result, parts=parts)
 

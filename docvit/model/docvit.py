@@ -214,7 +214,7 @@ class DocViT(nn.Module):
         """Quarter turns clockwise (N,) by which each page lies turned; 0 for all where the model cannot tell."""
         if self.turns is None:
             return torch.zeros_like(x.document_of_page)
-        return self.turns.decide(self.turns(x.pages.float()), x.document_of_page)
+        return self.turns.decide(self.turns(x.pages), x.document_of_page)
 
     def forward_boundaries(self, x: Features, batch: PatchSequence) -> Tensor:
         """Logits (N,) of each page of a batch that a new document begins there.

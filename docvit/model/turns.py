@@ -37,6 +37,11 @@ class TurnHead(nn.Module):
     def trained(self) -> bool:
         return bool(self.side.isfinite())
 
+    def forget(self) -> None:
+        """Turns no page until it is trained again."""
+        self.side.fill_(math.inf)
+        self.down.fill_(math.inf)
+
     def forward(self, pages: Tensor) -> Tensor:
         return self.layers(pages)
 

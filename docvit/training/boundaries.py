@@ -1,4 +1,4 @@
-"""Teaches a finished model where documents begin: packets are glued, and where is the label."""
+"""A finished model learns where documents begin: documents are glued to packets, which says where."""
 
 from __future__ import annotations
 

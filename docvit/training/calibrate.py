@@ -18,7 +18,7 @@ KEPT = 0.95  # of the right answers are not unsure
 def calibrate(model: DocViT, logits: Tensor, labels: Tensor) -> None:
     """Sets the model's `known` and `min_score` by its logits (B, C) of documents that it was not trained on.
 
-    Known documents are told from unknown ones by the energy of their logits (Liu et al., "Energy-based Out-of-
+    Known and unknown documents differ in the energy of their logits (Liu et al., "Energy-based Out-of-
     distribution Detection", arXiv 2010.03759). There are no unknown documents to learn this from: the documents of each
     class stand for them, once its logit is left out. With documents of one class alone nothing is set.
     """

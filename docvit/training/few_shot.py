@@ -286,8 +286,9 @@ def fit_head(model: DocViT, examples: Examples) -> tuple[DocViT, np.ndarray]:
     weight, bias = (sharpness * part for part in _weights(_regression(strength, spanned, examples.targets)))
     of_rows = weight @ (vectors / roots).T  # (C, n V), the share of each row in the weights of each class
     weight = of_rows @ features / scale  # (C, F)
+    direct = count if model.words is not None else 0
     fitted = model.adapt(
-        num_classes=count, classes=examples.classes, document_words=count if model.words is not None else 0
+        num_classes=count, classes=examples.classes, document_words=direct, known=(), min_score=0.0
     ).eval()
     head = cast(nn.Linear, fitted.head)
     with torch.no_grad():

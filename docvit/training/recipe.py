@@ -66,7 +66,7 @@ AnyRecipe = TypeVar("AnyRecipe")
 
 def build_model(recipe: Recipe, classes: tuple[str, ...]) -> DocViT:
     """The model that the recipe starts from, with a head for `classes`."""
-    settings = {**recipe.settings, "num_classes": len(classes), "classes": classes}
+    settings = {**recipe.settings, "num_classes": len(classes), "classes": classes, "known": (), "min_score": 0.0}
     # without packets a head from earlier would no longer fit the rest
     settings["boundaries"] = recipe.settings.get("boundaries", BOUNDARIES) if recipe.packets else 0
     torch.manual_seed(recipe.train.seed)
@@ -74,4 +74,7 @@ def build_model(recipe: Recipe, classes: tuple[str, ...]) -> DocViT:
         return create_model(recipe.model, **settings)
     if recipe.init.startswith("timm:"):
         return DocViT.from_timm(recipe.init.removeprefix("timm:"), pretrained=True, **settings)
-    return DocViT.from_pretrained(recipe.init).adapt(**settings)
+    model = DocViT.from_pretrained(recipe.init).adapt(**settings)
+    if model.turns is not None:
+        model.turns.forget()  # it reads tokens that training changes
+    return model

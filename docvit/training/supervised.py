@@ -99,6 +99,8 @@ def train_documents(
     others = [DocViT.from_pretrained(other) for other in calibrated_like]
     with process_group(device) as process:
         model = build_model(recipe, data.classes)
+        if others:
+            calibrate_like(model, others)  # an error here must come before training
         paths = data.paths + (valid.paths if valid else ())
         rendering: dict[str, Any] = {"cache": cache, "workers": workers, "skip_unreadable": skip_unreadable}
         files = render_all(paths, model.config.rendering, process, **rendering)
@@ -129,9 +131,7 @@ def train_documents(
         )
         if ema is not None:
             ema.copy_to(model)
-        finish(model, data, files, recipe, process, held_out=held_out)
-        if others:
-            calibrate_like(model, others)
+        finish(model, data, files, recipe, process, held_out=None if others else held_out)
         if process.rank == 0:
             model.save_pretrained(folder)
     return model.eval(), history

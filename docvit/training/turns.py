@@ -1,4 +1,4 @@
-"""Teaches a finished model how pages lie: pages are turned, and which way is the label."""
+"""A finished model learns how pages lie: they are turned, and the label is which way."""
 
 from __future__ import annotations
 

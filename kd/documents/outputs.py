@@ -25,7 +25,8 @@ def document_outputs(model: nn.Module, batch: DocumentBatch, names: Sequence[str
     wanted = {"pages", "document", "logits", *names} - set(OF_PAGES)
     states = dict(docvit.forward_intermediates(batch.sequence, wanted))
     if set(OF_PAGES) & set(names):
-        states["page_features"] = docvit.alone(states["pages"])
+        words = None if docvit.words is None else docvit.words.directly(batch.sequence)
+        states["page_features"] = docvit.alone(states["pages"], None if words is None else words[1])
         states["page_logits"] = docvit.head(states["page_features"])
     return states
 

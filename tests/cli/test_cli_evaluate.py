@@ -109,6 +109,8 @@ def test_models_that_cannot_stand_side_by_side(docvit, trained, another, corpus,
         (("--against", "./nowhere"), "neither a model folder"),
         (("--against", trained), "another model than --model"),
         (("--against", another, "--strategy", "first"), "no --strategy"),
+        (("--against", another, "--min-score", "0.5"), "no --strategy, --unknown or --min-score"),
+        (("--against", another, "--unknown", corpus), "no --strategy, --unknown or --min-score"),
         (("--strategy", "odd"), "choose one of document, first, second, last, grid"),
     ):
         code, out, err = docvit(*options, *rest)

@@ -8,6 +8,7 @@ import pypdfium2
 import pytest
 import torch
 from conftest import classed_pdf
+from PIL import Image
 
 from docvit.documents import parts
 from docvit.model.docvit import DocViT
@@ -63,6 +64,17 @@ def test_labels_become_names_of_files(docvit, packet, folder, tmp_path, monkeypa
     written = [file.name for file in (tmp_path / "out").iterdir()]
     assert len(written) == 2
     assert all(name.startswith("packet-") and "/" not in name and " " not in name for name in written)
+
+
+def test_a_folder_of_page_images_is_a_row_and_the_rest_is_written(docvit, packet, folder, tmp_path):
+    (tmp_path / "scan").mkdir()
+    Image.new("L", (90, 120), 200).save(tmp_path / "scan" / "1.png")
+    Image.linear_gradient("L").save(tmp_path / "scan" / "2.png")
+    line = ("split", tmp_path / "scan", packet, "--model", folder, "--output", tmp_path / "out")
+    code, out, _ = docvit(*line)
+    assert code == 1
+    assert "Unsupported: this is a folder of page images" in out
+    assert len(list((tmp_path / "out").iterdir())) == 2
 
 
 def test_a_full_disk_is_said_with_what_is_not_written(docvit, packet, folder, tmp_path, monkeypatch):

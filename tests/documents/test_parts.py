@@ -45,6 +45,12 @@ def test_nothing_is_overwritten_and_nothing_else_is_left(pdf, tmp_path):
     assert sorted(f.name for f in folder.iterdir()) == ["part-2.pdf", "part-3.pdf", "part.pdf"]
 
 
+def test_a_long_name_is_cut(pdf, tmp_path):
+    files = [write_part(str(pdf), [0], tmp_path, 90 * "長") for _ in range(2)]
+    assert [file.name for file in files] == [83 * "長" + ".pdf", 83 * "長" + "-2.pdf"]
+    assert all(len(pypdfium2.PdfDocument(file)) == 1 for file in files)
+
+
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 def test_a_full_disk_or_ctrl_c_leaves_no_half_file(pdf, tmp_path, monkeypatch, error):
     folder = tmp_path / "out"

@@ -162,6 +162,8 @@ def test_a_damaged_page_goes_with_the_document_before_it(classifier, make_packet
     (row,) = split.split_files(classifier, [path], workers=0)
     assert bounds(row.parts) == [(1, 3), (4, 5)]
     assert row.note == "page 1, 3 could not be read: damaged"
+    (row,) = split.split_files(classifier, [path], workers=0, drop_blank=True)
+    assert bounds(row.parts) == [(1, 3), (4, 5)]  # who knows what is on them
 
 
 def test_files_that_cannot_be_read_are_rows_and_the_rest_goes_on(classifier, packet, begins, tmp_path):

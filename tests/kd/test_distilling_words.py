@@ -13,6 +13,7 @@ from conftest import CLASSES, TINY, worded_pdf
 from safetensors.torch import load_file
 from sklearn.feature_extraction.text import TfidfTransformer
 
+from docvit.data.dataset import DocumentBatch
 from docvit.data.labels import read_labelled
 from docvit.data.loader import DocumentLoader
 from docvit.data.metrics import report
@@ -27,6 +28,7 @@ from docvit.training.recipe import Recipe, build_model
 from docvit.training.rendering import render_all
 from docvit.training.supervised import train_documents
 from kd.config import DistillConfig
+from kd.documents.outputs import document_outputs
 from kd.documents.paired import paired_batches
 from kd.documents.run import distill_documents
 
@@ -202,3 +204,14 @@ def test_a_comparison_gives_words_to_the_models_that_read_them(data):
         expected, without = (report(given, data.labels, data.classes).ece for given in (scores, blind))
         assert found[name].quality.ece == pytest.approx(expected, abs=0.01)  # in half precision
         assert (abs(expected - without) > 0.03) == (name == "words")
+
+
+def test_words_that_count_directly_count_in_what_is_learnt_of_pages(data, tmp_path):
+    teacher = model(BUCKETS).adapt(document_words=2).eval()
+    torch.nn.init.normal_(teacher.words.of_documents.weight)
+    batch = teacher.pack([read_document(path, teacher.config.rendering, words=True) for path in data.paths[:2]])
+    labels = torch.zeros(2, dtype=torch.long)
+    with torch.inference_mode():
+        found = document_outputs(teacher, DocumentBatch(batch, labels, labels), ["page_logits"])
+        expected = teacher.forward_pages(teacher.forward_features(batch))
+    assert torch.equal(found["page_logits"], expected)

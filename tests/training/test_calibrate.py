@@ -17,6 +17,7 @@ from docvit.model.docvit import DocViT
 from docvit.model.variants import create_model
 from docvit.training.calibrate import KEPT, calibrate, calibrate_like
 from docvit.training.loop import TrainSettings
+from docvit.training.recipe import Recipe, build_model
 from docvit.training.run_folder import read_recipe
 from docvit.training.supervised import train_documents
 
@@ -41,7 +42,7 @@ def test_a_model_that_was_never_calibrated_knows_everything_and_is_never_unsure(
     assert model.config.min_score == 0.0
 
 
-def test_unknown_documents_are_told_by_their_weak_logits():
+def test_unknown_documents_have_weak_logits():
     model = model_of()
     logits, labels = drawn(500)
     calibrate(model, logits, labels)
@@ -103,6 +104,22 @@ def test_it_is_saved_with_the_model_and_goes_with_its_head(tmp_path):
     assert model.config.min_score == 0.0
 
 
+def test_a_model_that_trains_on_is_not_calibrated_any_more(tmp_path):
+    model = model_of()
+    calibrate(model, *drawn(200))
+    model.save_pretrained(tmp_path)
+    going_on = build_model(Recipe(init=str(tmp_path)), model.config.classes)
+    assert going_on.config.known == ()
+    assert going_on.config.min_score == 0.0
+
+
+def test_thresholds_that_cannot_be_taken_are_refused_before_training(corpus, tmp_path, trained, monkeypatch):
+    monkeypatch.setattr("docvit.training.supervised.fit", lambda *_, **__: pytest.fail("it trained"))
+    data, others = read_labelled(corpus), {"calibrated_like": [trained]}
+    with pytest.raises(SettingError, match="held-out"):
+        train_documents(data, tmp_path / "run", read_recipe(trained), device="cpu", workers=0, **others)
+
+
 def test_training_beside_held_out_documents_sets_both(corpus, tmp_path, trained):
     data = read_labelled(corpus)
     rest, held_out = data.only(data.paths[::2]), data.only(data.paths[1::2])
@@ -152,3 +169,25 @@ def test_evaluation_reports_unknown_documents(trained, corpus, tmp_path, docvit,
     assert found["unknown_unsure"] == 1.0
     assert found["known_auroc"] == 0.5  # this model knows everything
     assert found["accuracy_of_sure"] is None
+
+
+def test_unknown_documents_are_judged_like_the_others_and_what_cannot_be_read_is_said(
+    trained, corpus, tmp_path, docvit, make_pdf, monkeypatch
+):
+    make_pdf("other/letter.pdf")
+    (tmp_path / "other" / "broken.pdf").write_bytes(b"%PDF-1.4")
+    seen, predict = [], DocumentClassifier.predict
+
+    def watched(self, data, **options):
+        seen.append(options)
+        return predict(self, data, **options)
+
+    monkeypatch.setattr(DocumentClassifier, "predict", watched)
+    options = ("--model", trained, "--strategy", "first", "--workers", "0")
+    code, _, err = docvit("evaluate", corpus, "--unknown", tmp_path / "other", *options)
+    assert code == 1
+    assert "broken.pdf" in err
+    assert [of["strategy"] for of in seen] == ["first", "first"]
+    code, _, err = docvit("evaluate", corpus, "--unknown", tmp_path / "nowhere", *options)
+    assert code == 2
+    assert "none of the documents in --unknown" in err

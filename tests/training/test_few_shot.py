@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -290,3 +291,12 @@ def test_one_example_of_each_class_says_nothing_of_what_is_known(corpus, trained
     model, _ = fit_documents(first, model=trained, device="cpu", workers=0)
     assert model.config.known == ()
     assert model.config.min_score == 0.0
+
+
+def test_what_an_earlier_fit_knew_is_forgotten():
+    examples = made_up({"a": 1, "b": 1})
+    earlier, _ = fit_head(model_of(), examples)
+    earlier.config = replace(earlier.config, known=(1.0, 0.0), min_score=0.5)
+    again, _ = fit_head(earlier, examples)
+    assert again.config.known == ()
+    assert again.config.min_score == 0.0

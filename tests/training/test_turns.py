@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ from docvit.inference.explain import explain
 from docvit.model.docvit import DocViT
 from docvit.model.turns import DOWN, LEFT, RIGHT, UPRIGHT, TurnHead
 from docvit.model.variants import create_model
+from docvit.training.recipe import Recipe, build_model
 from docvit.training.turns import train_turns
 
 STILL = Augmentation(shift=0.02, scale=0.02, stretch=0.01, rotate=0.0, shear=0.0, ink=0.1, contrast=0.1, scan=0.0)
@@ -140,3 +143,21 @@ def test_a_turned_page_is_explained_as_it_was_judged(taught, tmp_path):
 
 def test_clear_odds_are_enough_whatever_the_training_documents_hold(taught):
     assert taught.turns.side <= 3.0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_a_model_in_another_precision_turns_pages_too(taught, tmp_path, dtype):
+    file = tmp_path / "new.pdf"
+    file.write_bytes(worded_pdf("text", 9))
+    classifier = DocumentClassifier(deepcopy(taught).to(dtype), device="cpu")
+    stack = read_document(str(file), classifier.rendering, words=True).turn([RIGHT] * 2)
+    (found,) = classifier.classify_pages([stack])
+    assert [page.turned for page in found.pages] == [90, 90]
+
+
+def test_a_model_that_trains_on_turns_no_page_until_its_head_is_trained_again(taught, tmp_path):
+    taught.save_pretrained(tmp_path)
+    going_on = build_model(Recipe(init=str(tmp_path)), taught.config.classes)
+    assert taught.turns.trained
+    assert not going_on.turns.trained
+    assert torch.equal(going_on.head.weight, taught.head.weight)
