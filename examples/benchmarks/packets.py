@@ -5,7 +5,7 @@ Packets are glued from documents of groups that the model has not seen, half of 
 own, trained without its documents:
 
     docvit train documents.csv --group-by group --fold 1/5 --model docvit_linear_patch32 --words 16384 --epochs 24 \
-        --packets 1 --output runs/1
+        --packets 1 --output runs/fold-1
     python examples/benchmarks/packets.py documents.csv --models runs --output packets.json
 
 The baselines read the same pages with the same model. Label: a document begins where the label of the page changes.
@@ -152,7 +152,9 @@ def run_fold(data: LabelledDocuments, fold: int, folder: Path, cache: Path, coun
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="CSV with path, label and group")
-    parser.add_argument("--models", type=Path, required=True, help="folder with the model of each fold, 1 to 5")
+    parser.add_argument(
+        "--models", type=Path, required=True, help="folder with the model of each fold, fold-1 to fold-5"
+    )
     parser.add_argument("--folds", type=int, nargs="+", default=list(range(1, FOLDS + 1)))
     parser.add_argument("--packets", type=int, default=200, help="per fold")
     parser.add_argument("--cache", type=Path, default=None, help="rendered pages")
@@ -162,7 +164,7 @@ def main() -> None:
     data = read_labelled(options.data, group_column="group")
     results: dict[str, Any] = {}
     for fold in options.folds:
-        folder = options.models / str(fold)
+        folder = options.models / f"fold-{fold}"
         results[str(fold)] = run_fold(data, fold - 1, folder, options.cache or default_cache(), options.packets)
         options.output.write_text(json.dumps({"packets": options.packets, "folds": results}, indent=2) + "\n")
         for name, ways in results[str(fold)].items():

@@ -1,15 +1,14 @@
 """Scanned copies of documents, and what a scan costs a model.
 
-    python examples/benchmarks/scans.py DOCUMENTS.csv COPIES --models runs/fold-1 runs/fold-2 runs/fold-3 \\
-        runs/fold-4 runs/fold-5 --output results/scans.json
+    python examples/benchmarks/scans.py DOCUMENTS.csv COPIES --models runs --output results/scans.json
 
 Some pages of every document, spread evenly, are drawn at 1,100 px and printed, scanned and stored by a machine drawn
 for it: turned by up to two degrees, grey or of 1 bit, faded, on grey paper, shadowed, blurred, noisy, with dark
 borders, punch holes, the reverse shining through, as JPEG or fax. The copies are PDFs of images without text. All draws
 depend on the document's content alone, so the set is the same for everybody. What lies in COPIES is not made again.
 
-Model k of n is judged on fold k of n of `docvit train --fold`: the same pages of the originals and of the copies, by
-pixels alone. Shares nothing with the augmentation of `docvit.data.scans` but the idea.
+The model in runs/fold-K is judged on fold K of 5 of `docvit train --fold`, where there is one: the same pages of the
+originals and of the copies, by pixels alone. Shares nothing with the augmentation of `docvit.data.scans` but the idea.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import hashlib
 import io
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -81,34 +81,45 @@ def make_copy(path: str, target: Path, pages: int) -> None:
     target.with_suffix(".tmp").rename(target)
 
 
+def make_copies(paths: Sequence[str], folder: Path, pages: int) -> dict[str, str]:
+    """The copy of each document that can be read, in the order of the paths."""
+    copies = {}
+    for path in tqdm(paths, desc="copies", unit="doc"):
+        target = folder / f"{hashlib.sha256(path.encode()).hexdigest()[:16]}.pdf"
+        try:
+            if not target.is_file():
+                make_copy(path, target, pages)
+            copies[path] = str(target)
+        except DocumentError as error:
+            print(f"left out: {error}")
+    return copies
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("copies", type=Path)
-    parser.add_argument("--models", nargs="*", default=[], help="the models of folds 1 to n, in order")
+    parser.add_argument(
+        "--models", type=Path, required=True, help="folder with the models of the folds, fold-1 to fold-5"
+    )
     parser.add_argument("--group-by", default="group")
     parser.add_argument("--pages", type=int, default=4, help="pages per document (default: 4)")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     data = read_labelled(args.data, group_column=args.group_by)
-    copies = {path: args.copies / f"{hashlib.sha256(path.encode()).hexdigest()[:16]}.pdf" for path in data.paths}
-    for path, target in tqdm(copies.items(), desc="copies", unit="doc"):
-        if not target.is_file():
-            try:
-                make_copy(path, target, args.pages)
-            except DocumentError as error:
-                print(f"left out: {error}")
+    models = {k: args.models / f"fold-{k + 1}" for k in range(5) if (args.models / f"fold-{k + 1}").is_dir()}
     rows: dict[str, list[dict[str, float]]] = {"originals": [], "copies": []}
-    for k, folder in enumerate(args.models):
+    for k, folder in models.items():
         classifier = docvit.DocumentClassifier.from_pretrained(folder)
-        _, held_out = split_groups(data, k, len(args.models))
-        kept = [(p, y) for p, y in zip(held_out.paths, held_out.labels, strict=True) if copies[p].is_file()]
-        for name, paths in (("originals", [p for p, _ in kept]), ("copies", [str(copies[p]) for p, _ in kept])):
+        _, held_out = split_groups(data, k, 5)
+        copies = make_copies(held_out.paths, args.copies, args.pages)
+        labels = [y for p, y in zip(held_out.paths, held_out.labels, strict=True) if p in copies]
+        for name, paths in (("originals", list(copies)), ("copies", list(copies.values()))):
             found = list(classifier.predict(paths, max_pages=args.pages, words=False))
             scores = np.array([[p.scores.get(c, 0.0) for c in classifier.classes] for p in found])
-            measured = report(scores, [y for _, y in kept], classifier.classes)
-            rows[name].append({"accuracy": measured.accuracy, "macro_f1": measured.macro_f1})
-            print(folder, name, rows[name][-1], flush=True)
+            measured = report(scores, labels, classifier.classes)
+            rows[name].append({"fold": k + 1, "accuracy": measured.accuracy, "macro_f1": measured.macro_f1})
+            print(name, rows[name][-1], flush=True)
     table = {
         name: {
             metric: [statistics.fmean(v[metric] for v in values), statistics.stdev(v[metric] for v in values)]
@@ -119,7 +130,7 @@ def main() -> None:
     }
     print(json.dumps(table, indent=2))
     if args.output:
-        settings = {"data": len(data), "pages": args.pages, "models": args.models}
+        settings = {"data": len(data), "pages": args.pages, "models": len(models)}
         args.output.write_text(json.dumps({"settings": settings, "folds": rows, "mean and spread": table}, indent=1))
 
 

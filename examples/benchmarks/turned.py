@@ -1,10 +1,10 @@
 """Documents whose pages lie turned: what it costs, and how often an upright page is taken for a turned one.
 
-    python examples/benchmarks/turned.py DOCUMENTS.csv --models runs/fold-1 runs/fold-2 runs/fold-3 runs/fold-4 \\
-        runs/fold-5 --output results/turned.json
+    python examples/benchmarks/turned.py DOCUMENTS.csv --models runs --output results/turned.json
 
-Model k of n is judged on fold k of n of `docvit train --fold`: up to 12 pages of each document as they are, all turned
-by 90, 180 or 270 degrees, which is drawn per document, and turned without being turned back. With words and by pixels.
+The model in runs/fold-K is judged on fold K of 5 of `docvit train --fold`, where there is one: up to 12 pages of each
+document as they are, all turned by 90, 180 or 270 degrees, which is drawn per document, and turned without being turned
+back. With words and by pixels.
 """
 
 from __future__ import annotations
@@ -54,17 +54,21 @@ def judge(classifier: DocumentClassifier, data: LabelledDocuments, words: bool) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
-    parser.add_argument("--models", nargs="+", required=True, help="the models of folds 1 to n, in order")
+    parser.add_argument(
+        "--models", type=Path, required=True, help="folder with the models of the folds, fold-1 to fold-5"
+    )
     parser.add_argument("--group-by", default="group")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     data = read_labelled(args.data, group_column=args.group_by)
     rows: list[dict[str, Any]] = []
-    for k, folder in enumerate(args.models):
-        classifier = DocumentClassifier.from_pretrained(folder)
+    for fold in range(1, 6):
+        if not (args.models / f"fold-{fold}").is_dir():
+            continue
+        classifier = DocumentClassifier.from_pretrained(args.models / f"fold-{fold}")
         for words in (True, False):
-            measured = judge(classifier, split_groups(data, k, len(args.models))[1], words)
-            rows.append({"fold": k + 1, "words": words} | measured)
+            measured = judge(classifier, split_groups(data, fold - 1, 5)[1], words)
+            rows.append({"fold": fold, "words": words} | measured)
             print(rows[-1], flush=True)
     if args.output:
         args.output.write_text(json.dumps(rows, indent=1))
