@@ -105,7 +105,7 @@ class Documents:
             features = model.forward_features(of_batch)
             logits = model.forward_boundaries(features, of_batch).double().numpy()
             by_page = model.forward_pages(features).double().log_softmax(1).numpy()
-            cosine = head.ties(of_batch, model.words)[0][:, 1].numpy()
+            cosine = head.ties(of_batch, model.words)[:, 0, 1].numpy()
             yield Seen(np.array(begins), logits, by_page, cosine, alike)
 
 
