@@ -19,6 +19,7 @@ from docvit.model.config import POSITIONS, DocViTConfig
 from docvit.model.docvit import DocViT
 from docvit.model.stems import InkStem
 from docvit.model.variants import BASELINES, VARIANTS, baseline_of, create_model, with_baseline
+from docvit.training.recipe import BOUNDARIES
 
 SMALL = {"embed_dim": 32, "depth": 3, "num_heads": 2, "patch_size": P, "num_classes": 5, "max_pages": 4}
 
@@ -68,10 +69,14 @@ def test_without_blocks_page_tokens_are_normalised_stem_statistics():
 
 def test_the_bundled_model_is_the_linear_variant_with_words():
     bundled = DocViT.from_pretrained()
-    own = {"num_classes": bundled.num_classes, "classes": bundled.config.classes, "words": 16_384}
+    learnt = {name: getattr(bundled.config, name) for name in ("num_classes", "classes", "known", "min_score")}
+    own = {**learnt, "words": 16_384, "boundaries": BOUNDARIES}
     model = create_model("docvit_linear_patch32", **own)
     assert model.config == bundled.config
     assert [(n, p.shape) for n, p in model.named_parameters()] == [(n, p.shape) for n, p in bundled.named_parameters()]
+    assert bundled.turns.trained
+    assert len(bundled.config.known) == 2
+    assert 0 < bundled.config.min_score < 1
     assert isinstance(model.patch_embed, InkStem)
     assert model.head.in_features == 3 * model.embed_dim == 384  # mean, spread and first of the pages
 
