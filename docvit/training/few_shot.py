@@ -280,6 +280,8 @@ def fit_head(model: DocViT, examples: Examples) -> tuple[DocViT, np.ndarray]:
     # n V rows span n V directions at most; under a quadratic penalty the weights lie in that span (representer theorem)
     products = features @ features.T + np.kron(of_words, first)
     sizes, vectors = np.linalg.eigh(products)
+    if sizes[-1] <= 0:
+        raise DataError("the data", ["all examples look alike to the model, such as blank pages do"])
     vectors, roots = vectors[:, sizes > 1e-9 * sizes[-1]], np.sqrt(sizes[sizes > 1e-9 * sizes[-1]])
     spanned = (vectors * roots).reshape(len(examples), views, -1)
     strength, sharpness, left_out = _leave_out(spanned, examples.targets, count)

@@ -52,6 +52,8 @@ def train_turns(
     view = view_of(model.config, max_pages=PAGES, augmentation=augmentation, lose_words=0.5, training=True)
     samples = list(_tokens(model, [files[path] for path in paths], view, seed=seed, device=device))
     tokens = _Tokens(*(torch.cat(part) for part in zip(*samples, strict=True)))
+    if not len(tokens.turned):  # blank pages alone
+        return
     fold = torch.from_numpy(groups)[tokens.document] % 2
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -161,3 +161,12 @@ def test_a_model_that_trains_on_turns_no_page_until_its_head_is_trained_again(ta
     assert taught.turns.trained
     assert not going_on.turns.trained
     assert torch.equal(going_on.head.weight, taught.head.weight)
+
+
+def test_blank_pages_alone_say_nothing_of_how_pages_lie(make_pdf, page_cache):
+    path = str(make_pdf("blank.pdf", contents=[b""]))
+    model = create_model("docvit_linear_patch32", num_classes=2, page_size=128)
+    pages, _ = PageCache(page_cache, model.config.rendering, words=True).prepare([path], workers=0)
+    data = LabelledDocuments((path,), (0,), ("a", "b"))
+    train_turns(model, data, pages, STILL, seed=0, device=torch.device("cpu"))
+    assert not model.turns.trained
