@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-KIND_WEIGHT = 0.2  # of what pages say about their kind; they repeat each other, so that it is below 1
+KIND_WEIGHT = 0.3  # of what pages say about their kind; they repeat each other, so that it is below 1
 
-ONE_DOCUMENT = 4.0  # log-odds in favour of a file being one document, as most are; in training few are
+ONE_DOCUMENT = 6.0  # log-odds in favour of a file being one document, as most are; in training few are
 
 Numbers = NDArray[np.float64]
 
