@@ -222,3 +222,20 @@ def _limit_memory(limit: int | None) -> None:
     total = inherited + limit
     resource.setrlimit(resource.RLIMIT_AS, (total if hard == resource.RLIM_INFINITY else min(total, hard), hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
+def in_batches(
+    read: Iterator[PageStack | DocumentError], rendering: Rendering, budget: int
+) -> Iterator[list[PageStack | DocumentError]]:
+    """Documents until they have `budget` patches: 1, 2, 4, ... of them at most, so that the first come at once."""
+    waiting: list[PageStack | DocumentError] = []
+    patches, limit = 0, 1
+    for result in read:
+        waiting.append(result)
+        if isinstance(result, PageStack):
+            patches += sum(page.shape[0] * page.shape[1] for page in result.pages) // rendering.multiple**2
+        if patches >= budget or len(waiting) >= limit:
+            yield waiting
+            waiting, patches, limit = [], 0, min(2 * limit, 32)
+    if waiting:
+        yield waiting

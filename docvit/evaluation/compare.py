@@ -23,10 +23,10 @@ from docvit.data.metrics import Report, report
 from docvit.documents.errors import DocumentError
 from docvit.documents.pages import PageStack
 from docvit.documents.patches import PatchSequence
-from docvit.documents.workers import read_documents
+from docvit.documents.workers import in_batches, read_documents
 from docvit.errors import SettingError
 from docvit.evaluation.cost import predict_cost
-from docvit.inference.classify import BUDGET, DocumentClassifier, in_batches
+from docvit.inference.classify import BUDGET, DocumentClassifier
 from docvit.model.docvit import DocViT
 from docvit.model.folder import BUNDLED, WEIGHTS
 

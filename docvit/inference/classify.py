@@ -20,7 +20,7 @@ from docvit.documents.pages import PageStack, spread
 from docvit.documents.patches import PatchSequence
 from docvit.documents.rendering import Rendering
 from docvit.documents.sources import Data, is_one_document
-from docvit.documents.workers import read_alone, read_documents
+from docvit.documents.workers import in_batches, read_alone, read_documents
 from docvit.errors import SettingError
 from docvit.hardware import cast_linear, choose_device, cpu_streams, has_fast_bf16, in_streams
 from docvit.inference.prediction import Embedding, Page, Part, Prediction
@@ -404,18 +404,3 @@ class DocumentClassifier:
             page_relevance=evidence.tolist() if own_tokens else [],
             pages=with_failed(read, stack),
         )
-
-
-def in_batches(read: Iterator[Read], rendering: Rendering, budget: int) -> Iterator[list[Read]]:
-    """Documents until they have `budget` patches: 1, 2, 4, ... of them at most, so that the first come at once."""
-    waiting: list[Read] = []
-    patches, limit = 0, 1
-    for result in read:
-        waiting.append(result)
-        if isinstance(result, PageStack):
-            patches += sum(page.shape[0] * page.shape[1] for page in result.pages) // rendering.multiple**2
-        if patches >= budget or len(waiting) >= limit:
-            yield waiting
-            waiting, patches, limit = [], 0, min(2 * limit, 32)
-    if waiting:
-        yield waiting

@@ -78,7 +78,13 @@ def test_as_json():
     found = of(ROWS)
     values = json.loads(json.dumps(found.as_dict()))
     assert set(values) == {
-        "documents", "accuracy", "macro_f1", "ece", "aurc", "classes", "per_class", "confusion",
+        "documents", "accuracy", "macro_f1", "ece", "aurc", "accuracy_of_surest", "classes", "per_class", "confusion",
     }  # fmt: skip
     assert values["classes"] == list(CLASSES)
     assert values["confusion"] == found.confusion
+
+
+def test_the_surest_documents_come_first():
+    scores = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.55, 0.45]])
+    found = report(scores, [0, 1, 0, 1], ("a", "b"))
+    assert found.accuracy_of_surest == {"100%": 0.75, "90%": 0.75, "80%": 1.0, "70%": 1.0, "60%": 1.0, "50%": 1.0}

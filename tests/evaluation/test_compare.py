@@ -163,7 +163,7 @@ def test_the_same_model_twice_agrees(trained, data):
 def test_as_json(found):
     values = json.loads(json.dumps(found.as_dict()))
     assert {"documents", "pages", "unreadable", "device", "threads", "classes", "models"} == set(values)
-    quality = {"accuracy", "macro_f1", "ece", "aurc", "per_class", "confusion"}
+    quality = {"accuracy", "macro_f1", "ece", "aurc", "accuracy_of_surest", "per_class", "confusion"}
     cost = {"agreement", "parameters", "flops_per_page", "documents_per_second", "bytes_on_disk"}
     assert set(values["models"]["other"]) == quality | cost
     assert values["models"]["trained"]["accuracy"] == 1

@@ -303,6 +303,8 @@ def test_what_an_earlier_fit_knew_is_forgotten():
 
 
 def test_examples_that_all_look_alike_are_refused(trained, make_pdf):
-    blank = [make_pdf(f"{kind}/{n}.pdf", [(612, 792)], contents=[f"% {kind}{n}".encode()]) for kind in "ab" for n in (1, 2)]
+    blank = [
+        make_pdf(f"{kind}/{n}.pdf", [(612, 792)], contents=[f"% {kind}{n}".encode()]) for kind in "ab" for n in (1, 2)
+    ]
     with pytest.raises(DataError, match="look alike"):
         fit_documents(blank[0].parent.parent, model=trained, device="cpu", workers=0)
