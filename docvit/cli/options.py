@@ -199,4 +199,5 @@ def options_of(recipe: Recipe | PretrainRecipe) -> dict[str, Any]:
     from docvit.model.variants import baseline_of
 
     values = asdict(recipe)
-    return {**values["settings"], **values["train"], **values, "baseline": baseline_of(recipe.settings)}
+    more = {"baseline": baseline_of(recipe.settings), "scans": recipe.augmentation.scan}
+    return {**values["settings"], **values["train"], **values, **more}

@@ -72,6 +72,9 @@ def train(
     mix_pages: MixPages = defaults.MIX_PAGES,
     lose_words: LoseWords = defaults.LOSE_WORDS,
     word_dropout: WordDropout = defaults.WORD_DROPOUT,
+    scans: Annotated[
+        float, typer.Option(metavar="SHARE", min=0, max=1, help="Share of the documents drawn as scanned copies.")
+    ] = defaults.SCANS,
     packets: Annotated[
         float,
         typer.Option(
@@ -102,6 +105,7 @@ def train(
 
     Ctrl-C leaves a checkpoint that --resume continues exactly. What was passed over or left out is said at the end.
     """
+    from docvit.data.augment import Augmentation
     from docvit.model.variants import with_baseline
     from docvit.training.loop import TrainSettings
     from docvit.training.recipe import Recipe
@@ -122,6 +126,7 @@ def train(
         label_smoothing=label_smoothing,
         budget=budget,
         ema=ema,
+        augmentation=Augmentation(scan=scans),
         train=TrainSettings(epochs=epochs, lr=lr, seed=seed),
     )
     if resume:

@@ -34,6 +34,10 @@ def check_defaults(command, recipe):
     return compared
 
 
+def test_scans_are_those_of_the_augmentation():
+    assert defaults.SCANS == Recipe().augmentation.scan
+
+
 def test_defaults_of_options_are_those_of_the_recipes():
     assert check_defaults("train", Recipe()) >= 11
     assert check_defaults("pretrain", PretrainRecipe()) >= 8

@@ -248,6 +248,7 @@ OPTIONS = {
         "mix_pages": (["--mix-pages", "0.125"], recipe("mix_pages"), 0.125),
         "lose_words": (["--lose-words", "0.75"], recipe("lose_words"), 0.75),
         "word_dropout": (["--word-dropout", "0.25"], recipe("word_dropout"), 0.25),
+        "scans": (["--scans", "0.25"], lambda seen: seen["recipe"].augmentation.scan, 0.25),
         "packets": (["--packets", "0.1"], recipe("packets"), 0.1),
         "calibrated_like": (["--calibrated-like", "a", "--calibrated-like", "b"], of("calibrated_like"), ["a", "b"]),
         "skip_unreadable": (["--skip-unreadable"], of("skip_unreadable"), True),
