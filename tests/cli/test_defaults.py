@@ -35,7 +35,7 @@ def check_defaults(command, recipe):
 
 
 def test_scans_are_those_of_the_augmentation():
-    assert defaults.SCANS == Recipe().augmentation.scan
+    assert Recipe().augmentation.scan == defaults.SCANS
 
 
 def test_defaults_of_options_are_those_of_the_recipes():
