@@ -130,6 +130,7 @@ def test_the_head_reads_page_tokens(model):
 
 def test_a_packet_of_one_page_can_be_trained_on():
     model = DocViT(CONFIG).train()
+    model.boundaries.requires_grad_(True)
     batch = model.pack([stack([page(0)])])
     model.forward_boundaries(model.forward_features(batch), batch).sum().backward()
     assert model.boundaries.mlp[0].weight.grad.isfinite().all()

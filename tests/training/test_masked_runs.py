@@ -17,6 +17,7 @@ from conftest import CLASSES, TINY, worded_pdf
 from PIL import Image
 from safetensors.torch import load_file
 
+from docvit.data.augment import Augmentation
 from docvit.data.labels import DataError, read_labelled
 from docvit.data.unlabelled import find_unlabelled
 from docvit.documents.cache import PageCache, default_cache
@@ -35,6 +36,7 @@ RECIPE = PretrainRecipe(
     model="docvit_small_patch16",
     settings=TINY | {"drop_path": 0.2, "grid": [4, 4]},  # as JSON has it
     budget=60,
+    augmentation=Augmentation(scan=0.0),
     train=TrainSettings(epochs=3, lr=3e-3, bf16=False),
 )
 

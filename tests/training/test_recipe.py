@@ -55,7 +55,8 @@ def begin(data, tmp_path, monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(supervised, "fit", fit)
-            train_documents(documents, tmp_path / "run", replace(RECIPE, **changes), device="cpu", workers=0)
+            folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
+            train_documents(documents, folder, replace(RECIPE, **changes), device="cpu", workers=0)
         return handed
 
     return begin
