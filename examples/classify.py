@@ -1,4 +1,4 @@
-"""Classify documents: `python examples/classify.py [PATH ...]`, by default the sample documents."""
+"""Classify documents: `python examples/classify.py [DOCUMENT ...]`, by default the sample documents."""
 
 import sys
 

@@ -2,8 +2,6 @@
 
 import sys
 
-import numpy as np
-
 import docvit
 
 document = sys.argv[1] if len(sys.argv) > 1 else "examples/documents/datasheet.pdf"
@@ -11,10 +9,13 @@ picture = sys.argv[2] if len(sys.argv) > 2 else "runs/explained.png"
 
 classifier = docvit.DocumentClassifier.from_pretrained()
 explanation = docvit.explain(classifier, document)
-explanation.save(picture)  # the pages, evidence for the label in red
+explanation.save(picture)  # the pages, the evidence for the label marked on them
 
-print(f"{document}: {explanation.prediction.label} ({explanation.prediction.score:.0%})")
-for number, relevance in zip(explanation.prediction.pages, explanation.relevance, strict=True):
-    row, col = np.unravel_index(np.nanargmax(relevance), relevance.shape)  # NaN: a blank patch, left out
-    print(f"  page {number}: strongest patch in row {row + 1}, column {col + 1} of {relevance.shape}")
+prediction = explanation.prediction
+print(f"{document}: {prediction.label} ({prediction.score:.0%})")
+for page in prediction.pages:
+    if not page.failed:
+        print(f"  page {page.number}: {page.relevance:.0%} of the evidence")
+for word in explanation.words[:5]:  # the strongest first; none where the model saw no words
+    print(f"  page {word.page}: {word.text!r}, {word.relevance:.0%} of the strongest word's evidence")
 print(f"see {picture}")

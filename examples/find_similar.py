@@ -1,4 +1,4 @@
-"""Near-duplicates and neighbours: `python examples/find_similar.py [PATH ...]`, by default the sample documents.
+"""Near-duplicates and neighbours: `python examples/find_similar.py [DOCUMENT ...]`, by default the sample documents.
 
 Two documents are alike as far as the cosine of their vectors is high, once the mean of all vectors is taken off.
 """

@@ -19,6 +19,13 @@ def fail(message: str) -> NoReturn:
     raise UserError(message)
 
 
+def in_words(error: OSError) -> str:
+    """What the system says about a file, without its number, and what to look at."""
+    if error.filename is None or error.strerror is None:
+        return str(error)
+    return f"{error.filename}: {error.strerror}: check the path, its permissions and the room on the disk"
+
+
 def run(app: typer.Typer) -> NoReturn:
     """Runs a command line and ends the process.
 
@@ -41,8 +48,10 @@ def run(app: typer.Typer) -> NoReturn:
         raise
     except KeyboardInterrupt:
         _end("interrupted", 130)
-    except (UserError, OSError) as error:
+    except UserError as error:
         _end(f"error: {error}", 2, error)
+    except OSError as error:
+        _end(f"error: {in_words(error)}", 2, error)
     except Exception as error:
         if _interrupted(error):
             _end("interrupted", 130)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from docvit.cli.app import app
-from docvit.cli.entry import fail
+from docvit.cli.entry import fail, in_words
 from docvit.cli.options import MinScore, Model, NoWords, Password
 from docvit.cli.output import in_one_line, print_folders, print_line, print_passed_over
 
@@ -160,7 +160,7 @@ def _interruptible() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {in_words(error)}", file=sys.stderr)
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
         logging.getLogger(__name__).warning("stopped: the same command goes on from here")

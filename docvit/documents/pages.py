@@ -330,7 +330,8 @@ def _pages_in(path: str) -> tuple[Source, ...]:
     except OSError as error:
         raise Unreadable(path, f"the folder cannot be opened ({error.strerror}): check its permissions") from None
     if not files:
-        raise Empty(path, f"the folder itself holds no page images ({', '.join(PAGE_SUFFIXES)})")
+        suffixes = ", ".join(PAGE_SUFFIXES)
+        raise Empty(path, f"the folder itself holds no page images ({suffixes}): name the documents in it")
     return tuple(as_source(file) for file in files)
 
 

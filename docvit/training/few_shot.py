@@ -211,7 +211,7 @@ def fit_documents(
         raise TrainingError("examples are added to the model in the output folder: name no other")
     earlier = Examples.load(folder) if add and folder is not None else None
     if folder is not None and not add:
-        check_unused(folder)
+        check_unused(folder, "add to it (--add)")
     labelled = data if isinstance(data, LabelledDocuments) else read_labelled(data)
     process = Process(choose_device(device))
     fitted = DocViT.from_pretrained(folder if add else model)

@@ -61,12 +61,12 @@ def write_recipe(folder: Path, recipe: Any) -> None:
     write_manifest(folder / RECIPE, asdict(recipe))
 
 
-def check_unused(folder: Path) -> None:
-    """Raises TrainingError if `folder` already holds a run, or is no folder."""
+def check_unused(folder: Path, way: str = "resume it (--resume)") -> None:
+    """Raises TrainingError if `folder` already holds a run, or is no folder; `way` is what to do with a run."""
     if folder.exists() and not folder.is_dir():
         raise TrainingError(f"{folder} is not a folder: choose another output")
     if (folder / CHECKPOINT).exists() or (folder / WEIGHTS).exists():
-        raise TrainingError(f"{folder} already holds a run: resume it (--resume), or choose another output")
+        raise TrainingError(f"{folder} already holds a run: {way}, or choose another output")
 
 
 def read_manifest(file: Path) -> dict[str, Any]:

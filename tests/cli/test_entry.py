@@ -150,3 +150,8 @@ def test_threads_of_a_command_do_not_spin_unless_asked(monkeypatch, ending):
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     ending(UserError("done"))
     assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
+def test_what_the_system_says_comes_with_its_file_and_what_to_look_at(ending):
+    error = FileExistsError(17, "File exists", "out")
+    assert ending(error) == (2, "error: out: File exists: check the path, its permissions and the room on the disk\n")
