@@ -8,8 +8,7 @@ import io
 import json
 import os
 import re
-from dataclasses import asdict
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,7 +22,7 @@ from docvit.documents.errors import Unreadable
 from docvit.inference import review as reviewing
 from docvit.inference.classify import DocumentClassifier
 from docvit.inference.explain import Explanation, WordEvidence, explain
-from docvit.inference.prediction import Page, Prediction
+from docvit.inference.prediction import Page, Part, Prediction
 from docvit.inference.review import _document, review, write_page
 from docvit.model.config import DocViTConfig
 from docvit.model.docvit import DocViT
@@ -113,12 +112,11 @@ def test_a_blank_document_shows_its_pages_and_a_bad_one_its_error(classifier, tm
     assert entry["pages"][0]["picture"]
 
 
-def test_what_newer_models_say_shows_up():
+def test_parts_turned_pages_and_what_is_unsure_show_up():
     of = found("packet.pdf", pages=3)
-    pages = [SimpleNamespace(**asdict(page), turned=90 * i) for i, page in enumerate(of.prediction.pages)]
-    facts = ((1, 2, "form", 0.75), (3, 3, None, None))
-    parts = [SimpleNamespace(first=first, last=last, label=label, score=score) for first, last, label, score in facts]
-    row = SimpleNamespace(**{**vars(of.prediction), "pages": pages, "parts": parts, "known": 0.25, "unsure": True})
+    pages = [replace(page, turned=90 * i) for i, page in enumerate(of.prediction.pages)]
+    parts = [Part(1, 2, "form", 0.75), Part(3, 3)]
+    row = replace(of.prediction, pages=pages, parts=parts, known=0.25, unsure=True)
     entry = _document(Explanation(row, of.pages, of.relevance), 10_000)
     assert (entry["known"], entry["unsure"]) == (0.25, True)
     assert entry["parts"] == [[1, 2, "form", 0.75], [3, 3, None, None]]
