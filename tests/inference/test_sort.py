@@ -1,60 +1,23 @@
-"""Sorting into folders: where documents go, what they are called there, and that a kill at any moment loses none."""
+"""Sorting into folders: where documents go, what they are called there, and what goes wrong."""
 
 from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import signal
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from conftest import process
+from sorting import LABELS, SORTED, forks, make_inbox, predict, run, tree, undo
 
-from docvit.documents.errors import Empty, NotFound, Unreadable
+from docvit.documents.errors import Empty, NotFound
 from docvit.errors import UserError
 from docvit.inference import sort, transfer
 from docvit.inference.prediction import Page, Prediction
 from docvit.inference.sort_log import LOG, Entry, SortLog, read_log
-
-forks = pytest.mark.skipif(sys.platform != "linux", reason="forks")
-
-
-def predict(paths):
-    """By name: x-LABEL.pdf has the label, bad-*.pdf cannot be read, dim-*.pdf is unsure."""
-    for path in paths:
-        stem = Path(path).stem
-        if stem.startswith("bad"):
-            yield Prediction(path, error=Unreadable(path, "it is damaged"))
-        else:
-            yield Prediction(path, stem.rpartition("-")[2], 0.9, unsure=stem.startswith("dim"))
-
-
-LABELS = ("form", "report")
-
-
-def run(paths, into, *, move=False, predict=predict, labels=LABELS):
-    """The command without its printing: the rows."""
-    with SortLog(str(into)) as log:
-        rows = list(sort.resume(log))
-        documents, unfit = sort.find_to_sort([str(p) for p in paths], str(into), log.entries.values())
-        folders = sort.folder_names(labels)
-        return rows + unfit + list(sort.sort_documents(log, documents, predict, folders, move=move))
-
-
-def undo(into, paths=()):
-    with SortLog(str(into)) as log:
-        rows = list(sort.resume(log, undo=True))
-        return rows + list(sort.undo_documents(log, sort.to_undo(log.entries.values(), [str(p) for p in paths])))
-
-
-def tree(folder):
-    """File -> content, of all files that are no log."""
-    files = (p for p in Path(folder).rglob("*") if p.is_file() and p.name != LOG)
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
 
 
 @pytest.fixture(autouse=True)
@@ -65,21 +28,7 @@ def quick(monkeypatch):
 
 @pytest.fixture
 def inbox(tmp_path):
-    """Two documents of a file, one that cannot be read, one unsure, and a folder of pages with a hidden file."""
-    names = ("a-form.pdf", "b-report.pdf", "bad-c.pdf", "dim-d-form.pdf", "sub/scan-form/1.png", "sub/scan-form/2.png")
-    for name in (*names, "sub/scan-form/.notes", "letter.docx"):
-        (tmp_path / "inbox" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "inbox" / name).write_bytes(name.encode() * 100)
-    return tmp_path / "inbox"
-
-
-SORTED = {
-    "form/a-form.pdf": "a-form.pdf",
-    "report/b-report.pdf": "b-report.pdf",
-    "unreadable/bad-c.pdf": "bad-c.pdf",
-    "unsure/dim-d-form.pdf": "dim-d-form.pdf",
-    **{f"form/scan-form/{name}": f"sub/scan-form/{name}" for name in ("1.png", "2.png", ".notes")},
-}
+    return make_inbox(tmp_path)
 
 
 # --- where documents go
@@ -413,115 +362,3 @@ def test_one_process_at_a_time(tmp_path):
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-
-
-# --- kills
-
-STEPS = {
-    "write",
-    "fsync",
-    "ftruncate",
-    "link",
-    "rename",
-    "remove",
-    "unlink",
-    "mkdir",
-    "rmdir",
-    "open",
-    "close",
-    "utime",
-}
-
-
-def killed_at(step, function, *arguments, **options):
-    """Whether a process that calls the function is killed before the call of the system of this number."""
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    done = [0]
-
-    def count(frame, event, argument):
-        if event == "c_call" and argument.__name__ in STEPS:
-            done[0] += 1
-            if done[0] == step:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    os.fsync = lambda _: None
-    sys.setprofile(count)
-    try:
-        function(*arguments, **options)
-    finally:
-        sys.setprofile(None)
-        os._exit(0)
-
-
-@forks
-@pytest.mark.parametrize("move", [False, True])
-def test_a_kill_at_any_step_leaves_every_file_in_one_place_after_the_command_is_run_again(inbox, tmp_path, move):
-    paths = [inbox / name for name in ("a-form.pdf", "bad-c.pdf", "sub")]
-    names = [target for target, source in SORTED.items() if source.startswith(("a-", "bad", "sub"))]
-    before = tree(inbox)
-    expected = {target: before[SORTED[target]] for target in names}
-    step, killed = 0, True
-    while killed:
-        step += 1
-        shutil.rmtree(inbox)
-        for name, content in before.items():
-            (inbox / name).parent.mkdir(parents=True, exist_ok=True)
-            (inbox / name).write_bytes(content)
-        out = tmp_path / f"out{step}"
-        killed = killed_at(step, run, paths, out, move=move)
-        run(paths, out, move=move)
-        assert tree(out) == expected, step
-        rest = {name: content for name, content in before.items() if not move or name not in SORTED.values()}
-        rest |= {name: before[name] for name in ("b-report.pdf", "dim-d-form.pdf")}
-        assert tree(inbox) == rest, step
-        killed_at(step, undo, out)
-        assert all(row.problem is None for row in undo(out))
-        assert (tree(inbox), tree(out)) == (before, {}), step
-    assert step > 50
-
-
-SCRIPT = """
-import os, sys
-from test_sort import run
-os.fsync = lambda _: None
-run([sys.argv[1]], sys.argv[2], move=sys.argv[3] == "move", labels=[f"label{i}" for i in range(9)])
-"""
-
-
-@forks
-def test_two_hundred_documents_survive_kills_at_random_moments(tmp_path):
-    source, out = tmp_path / "in", tmp_path / "in" / "sorted"
-    for i in range(200):
-        file = source / f"folder{i % 7}" / f"{i % 50}-label{i % 9}.pdf"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        while file.exists():
-            file = file.with_name(f"x{file.name}")
-        file.write_bytes(str(i).encode() * 2000)
-    before = tree(source)
-    assert len(before) == 200
-    chance, kills = random.Random(0), 0
-    script = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n{SCRIPT}"
-    script = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n{script}"
-    for _ in range(100):
-        sorting = process(script, source, out, "move")
-        begun = len(read_log(str(out)))
-        while sorting.poll() is None and len(read_log(str(out))) == begun:
-            time.sleep(0.005)
-        if kills < 6:
-            time.sleep(chance.random() * 0.01)
-            kills += sorting.poll() is None
-            sorting.kill()
-        if sorting.wait(60) == 0:
-            break
-        sorting.communicate()
-    assert kills  # a quick machine is done before the sixth
-    found = tree(out)
-    assert tree(source) == {f"sorted/{name}": content for name, content in found.items()}
-    assert sorted(found.values()) == sorted(before.values())
-    assert all(
-        f"label{int(content[: len(content) // 2000]) % 9}" == name.split("/")[0] for name, content in found.items()
-    )
-    undo(out)
-    assert tree(source) == before
