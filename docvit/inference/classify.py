@@ -309,27 +309,28 @@ class DocumentClassifier:
         combined = torch.stack([way.combine(rows) for rows in scores.split(of_document)])
         knowns = [float(group.mean()) for group in known.split(of_document)]
         counts = [sum(len(view.pages) for view in group) for group in views]
-        if turn and turned.any():
-            return self._turn_upright(used, turned.split(counts), strategy)
         blank = (batch.page_bounds.diff() == 0).split(counts)
         rows = zip(used, combined, by_page.split(counts), blank, knowns, strict=True)
         predictions = [self._prediction(*row) for row in rows]
         if strategy == "document" and self.model.boundaries is not None:
             of_pages = zip(predictions, used, boundaries.split(counts), by_page.split(counts), strict=True)
             predictions = [self._with_parts(*row) for row in of_pages]
-        if not self.model.config.words:
-            return predictions
-        return [with_words(row, group) for row, group in zip(predictions, views, strict=True)]
+        if self.model.config.words:
+            predictions = [with_words(row, group) for row, group in zip(predictions, views, strict=True)]
+        return self._turn_upright(used, predictions, turned.split(counts), strategy) if turn else predictions
 
-    def _turn_upright(self, stacks: list[PageStack], turned: Sequence[Tensor], strategy: str) -> list[Prediction]:
-        """Predictions of stacks of which some pages are turned by so many quarters."""
-        # tiles of many pages have one token; nothing is known of the pages then
-        quarters = [
-            q.tolist() if len(q) == len(s.pages) else [0] * len(s.pages) for s, q in zip(stacks, turned, strict=True)
-        ]
-        backwards = [stack.turn([-k for k in group]) for stack, group in zip(stacks, quarters, strict=True)]
-        rows = self._classify(backwards, strategy, turn=False)
-        return [with_turns(row, stack, group) for row, stack, group in zip(rows, stacks, quarters, strict=True)]
+    def _turn_upright(
+        self, stacks: list[PageStack], rows: list[Prediction], turned: Sequence[Tensor], strategy: str
+    ) -> list[Prediction]:
+        """The rows, where documents that have turned pages are judged once more, their pages turned back.
+
+        `turned` are quarters (N,) for each stack. Tiles of many pages have one token: nothing is known of their pages.
+        """
+        lying = [n for n, (s, q) in enumerate(zip(stacks, turned, strict=True)) if len(q) == len(s.pages) and q.any()]
+        upright = [stacks[n].turn((-turned[n]).tolist()) for n in lying]
+        for n, row in zip(lying, self._classify(upright, strategy, turn=False), strict=True):
+            rows[n] = with_turns(row, stacks[n], turned[n].tolist())
+        return rows
 
     @torch.inference_mode()
     def run(self, batch: PatchSequence) -> Answers:

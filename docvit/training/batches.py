@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from docvit.data.dataset import DocumentDataset, View, view_of
 from docvit.data.labels import LabelledDocuments
@@ -76,3 +79,24 @@ def shuffled(
 def loader_workers(device: torch.device) -> int:
     """Number of processes that load batches: none on the CPU, where the model uses all cores itself."""
     return min(8, max(0, (os.cpu_count() or 1) - 2)) if device.type == "cuda" else 0
+
+
+@dataclass
+class Shuffled:
+    """Batches of `size` of `count` items, in another order in each epoch; `take` makes a batch of their indices."""
+
+    count: int
+    size: int
+    take: Callable[[Tensor], Any]
+    seed: int
+    epoch: int = 0
+
+    def __len__(self) -> int:
+        return -(-self.count // self.size)
+
+    def set_epoch(self, epoch: int, skip: int = 0) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Any]:
+        random = torch.Generator().manual_seed(1000 * self.seed + self.epoch)
+        return map(self.take, torch.randperm(self.count, generator=random).split(self.size))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from docvit.data.packets import make_packet
 from docvit.hardware import has_fast_bf16
 from docvit.model.boundaries import BoundaryHead
 from docvit.model.docvit import DocViT
+from docvit.training.batches import Shuffled
 from docvit.training.loop import TrainSettings, fit
 
 BATCH = 16  # packets
@@ -69,15 +71,10 @@ def train_boundaries(
     count = max(1, round(share * len(data)))
     packets = [see_packet(model.eval(), dataset, groups, n, device=device) for n in _progress(count)]
     with torch.random.fork_rng(devices=[]):
-        batches = _Batches(packets, seed)
-        fit(
-            head.requires_grad_(True),
-            batches,
-            boundary_loss,
-            SETTINGS,
-            device=device,
-            description="where documents begin",
-        )
+        batches = Shuffled(len(packets), BATCH, partial(_join, packets), seed)
+        settings = replace(SETTINGS, seed=seed)
+        head.requires_grad_(True)
+        fit(head, batches, boundary_loss, settings, device=device, description="where documents begin")
     head.requires_grad_(False).eval()
 
 
@@ -111,23 +108,7 @@ def boundary_loss(head: nn.Module, pages: Pages, progress: float = 0.0) -> dict[
     return {"loss": losses.sum() / max(1, len(losses))}
 
 
-@dataclass
-class _Batches:
-    """Some packets at a time, in another order in each epoch."""
-
-    packets: Sequence[Pages]
-    seed: int
-    epoch: int = 0
-
-    def __len__(self) -> int:
-        return -(-len(self.packets) // BATCH)
-
-    def set_epoch(self, epoch: int, skip: int = 0) -> None:
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[Pages]:
-        random = torch.Generator().manual_seed(1000 * self.seed + self.epoch)
-        for chosen in torch.randperm(len(self.packets), generator=random).split(BATCH):
-            packets = [self.packets[i] for i in chosen.tolist()]
-            numbered = [pages._replace(packet=pages.packet + n) for n, pages in enumerate(packets)]
-            yield Pages(*(torch.cat(parts) for parts in zip(*numbered, strict=True)))
+def _join(packets: Sequence[Pages], chosen: Tensor) -> Pages:
+    """Some of the packets as one batch."""
+    numbered = [packets[i]._replace(packet=packets[i].packet + n) for n, i in enumerate(chosen.tolist())]
+    return Pages(*(torch.cat(parts) for parts in zip(*numbered, strict=True)))

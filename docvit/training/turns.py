@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ from docvit.data.labels import LabelledDocuments
 from docvit.hardware import has_fast_bf16
 from docvit.model.docvit import DocViT
 from docvit.model.turns import TurnHead, log_odds, with_neighbours
+from docvit.training.batches import Shuffled
 from docvit.training.loop import TrainSettings, fit
 
 PAGES = 4  # per document
@@ -26,7 +26,7 @@ DOCUMENTS = 2000  # at most
 EPOCHS, STEPS, BATCH, LR = 15, 600, 256, 2e-3  # at least so many epochs and steps
 WRONG = 0.001  # share of upright pages of unseen groups that may be turned
 MARGIN = 1.0  # added to the log odds that this share reaches
-ENOUGH = 3.0  # log odds for a page on its side: tables that do lie on their side, in upright documents, raise them else
+ENOUGH = 3.0  # largest threshold for a page on its side: some pages of the data do lie there, and would raise it
 
 
 def train_turns(
@@ -105,33 +105,13 @@ class _Tokens(NamedTuple):
         return _Tokens(*(part[chosen] for part in self))
 
 
-@dataclass
-class _Shuffled:
-    """Batches of tokens, in another order in each epoch."""
-
-    tokens: _Tokens
-    seed: int
-    epoch: int = 0
-
-    def __len__(self) -> int:
-        return -(-len(self.tokens.turned) // BATCH)
-
-    def set_epoch(self, epoch: int, skip: int = 0) -> None:
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[_Tokens]:
-        random = torch.Generator().manual_seed(1000 * self.seed + self.epoch)
-        for chosen in torch.randperm(len(self.tokens.turned), generator=random).split(BATCH):
-            yield self.tokens.at(chosen)
-
-
 def _train(tokens: _Tokens, seed: int, device: torch.device) -> TurnHead:
     head = TurnHead(tokens.pages.shape[1])
 
     def loss(head: nn.Module, batch: _Tokens, progress: float) -> dict[str, Tensor]:
         return {"loss": F.cross_entropy(head(batch.pages), batch.turned, label_smoothing=0.02)}
 
-    batches = _Shuffled(tokens, seed)
+    batches = Shuffled(len(tokens.turned), BATCH, tokens.at, seed)
     settings = TrainSettings(epochs=max(EPOCHS, STEPS // len(batches)), lr=LR, weight_decay=0.3, bf16=False, seed=seed)
     fit(head, batches, loss, settings, device=device, description="how pages lie")
     return head.eval()

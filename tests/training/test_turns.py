@@ -71,6 +71,19 @@ def test_only_the_page_that_lies_turned_is_turned(taught, tmp_path):
     assert [page.turned for page in found.pages] == [0, 90]
 
 
+def test_of_a_batch_only_documents_with_turned_pages_are_judged_again(taught, tmp_path, monkeypatch):
+    file = tmp_path / "new.pdf"
+    file.write_bytes(worded_pdf("text", 9))
+    classifier = DocumentClassifier(taught, device="cpu")
+    upright = read_document(str(file), classifier.rendering, words=True)
+    pack, packed = taught.pack, []
+    monkeypatch.setattr(taught, "pack", lambda stacks: packed.append(len(stacks)) or pack(stacks))
+    rows = classifier.classify_pages([upright, upright.turn([RIGHT] * 2), upright])
+    assert packed == [3, 1]
+    assert [[page.turned for page in row.pages] for row in rows] == [[0, 0], [90, 90], [0, 0]]
+    assert rows[1].scores == pytest.approx(rows[0].scores, abs=1e-5)
+
+
 def test_an_untrained_head_turns_nothing():
     head = TurnHead(8)
     assert not head.trained
