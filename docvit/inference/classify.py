@@ -317,7 +317,12 @@ class DocumentClassifier:
             predictions = [self._with_parts(*row) for row in of_pages]
         if self.model.config.words:
             predictions = [with_words(row, group) for row, group in zip(predictions, views, strict=True)]
+        predictions = [row.judged(self._least(row)) for row in predictions]
         return self._turn_upright(used, predictions, turned.split(counts), strategy) if turn else predictions
+
+    def _least(self, row: Prediction) -> float:
+        """The threshold below which `score * known` of a document is unsure."""
+        return self.model.config.calibration(pixels=not row.words_read)[1]
 
     def _turn_upright(
         self, stacks: list[PageStack], rows: list[Prediction], turned: Sequence[Tensor], strategy: str
@@ -343,7 +348,8 @@ class DocumentClassifier:
             begins = self.model.forward_boundaries(features, batch) if cuts else by_page.new_zeros(len(by_page))
         written = (batch.page_bounds.diff() > 0).to(turned.device)
         logits = logits.float()
-        known = self.model.known(logits)
+        with_words, by_pixels = self.model.known(logits), self.model.known(logits, pixels=True)
+        known = with_words.where(batch.written.to(logits.device), by_pixels)
         return Answers(logits.softmax(1), by_page.float().softmax(1), turned.where(written, 0), known, begins.float())
 
     def _with_parts(self, row: Prediction, stack: PageStack, boundaries: Tensor, by_page: Tensor) -> Prediction:
@@ -400,7 +406,6 @@ class DocumentClassifier:
             label=self.classes[best],
             score=float(scores[best]),
             known=known,
-            unsure=float(scores[best]) * known < self.model.config.min_score,
             scores={self.classes[i]: float(s) for s, i in zip(ranked.values, ranked.indices.tolist(), strict=True)},
             page_relevance=evidence.tolist() if own_tokens else [],
             pages=with_failed(read, stack),

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 
 from docvit.data.augment import Augmentation
+from docvit.model.config import UNCALIBRATED
 from docvit.model.docvit import DocViT
 from docvit.model.variants import create_model
 from docvit.training.loop import TrainSettings
@@ -66,7 +67,7 @@ AnyRecipe = TypeVar("AnyRecipe")
 
 def build_model(recipe: Recipe, classes: tuple[str, ...]) -> DocViT:
     """The model that the recipe starts from, with a head for `classes`."""
-    settings = {**recipe.settings, "num_classes": len(classes), "classes": classes, "known": (), "min_score": 0.0}
+    settings = {**recipe.settings, "num_classes": len(classes), "classes": classes, **UNCALIBRATED}
     # without packets a head from earlier would no longer fit the rest
     settings["boundaries"] = recipe.settings.get("boundaries", BOUNDARIES) if recipe.packets else 0
     torch.manual_seed(recipe.train.seed)

@@ -159,13 +159,16 @@ def evaluate_batches(
 
 
 @torch.inference_mode()
-def logits_of(model: nn.Module, batches: DocumentLoader, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Logits (B, C) and labels (B,) of all documents."""
+def logits_of(
+    model: nn.Module, batches: DocumentLoader, device: torch.device, *, words: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Logits (B, C) and labels (B,) of all documents; without `words`, by pixels alone."""
     batches.set_epoch(0)
     scores, labels = [], []
     for batch in batches:
+        sequence = batch.sequence if words else batch.sequence.without_words()
         with torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device)):
-            logits = model(batch.sequence.to(device))
+            logits = model(sequence.to(device))
         scores.append(logits.float().cpu())
         labels.append(batch.labels)
     return torch.cat(scores), torch.cat(labels)
@@ -186,3 +189,5 @@ def finish(
     train_boundaries(model, data, files, recipe.augmentation, share=recipe.packets, **same)
     if held_out is not None:
         calibrate(model.eval(), *logits_of(model, held_out, process.device))
+        if model.words is not None:
+            calibrate(model, *logits_of(model, held_out, process.device, words=False), pixels=True)
