@@ -281,8 +281,11 @@ class DocViT(nn.Module):
             ModelError: weights that do not fit the settings.
             ValueError: settings that make no model.
         """
-        if overrides.get("num_classes", self.config.num_classes) != self.config.num_classes:
+        own_classes = self.config.num_classes, self.config.classes
+        if overrides.get("num_classes", own_classes[0]) != own_classes[0]:
             overrides = {"classes": (), **overrides}  # the old names are of other classes
+        if overrides.get("classes", ()) not in ((), own_classes[1]):
+            overrides = {"document_words": 0, **overrides}  # and so is the old table
         if not overrides.get("words", self.config.words):
             overrides = {**overrides, "document_words": 0}
         config = replace(self.config, **overrides)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,11 +39,13 @@ def calibrate(model: DocViT, logits: Tensor, labels: Tensor, *, pixels: bool = F
     if known[0] <= 0:  # documents that the model has not learnt anything about
         return
     which = "_pixels" if pixels else ""
-    model.config = replace(model.config, **{f"known{which}": known})
+    found: dict[str, Any] = {f"known{which}": known}
+    model.config = replace(model.config, **found)
     scores, predicted = logits.softmax(1).max(1)
     right = (scores * model.known(logits, pixels=pixels))[predicted == labels]
     least = float(right.quantile(1 - KEPT)) if len(right) else 0.0
-    model.config = replace(model.config, **{f"min_score{which}": least})
+    found[f"min_score{which}"] = least
+    model.config = replace(model.config, **found)
 
 
 def calibrate_like(model: DocViT, others: Sequence[DocViT]) -> None:
@@ -54,8 +57,10 @@ def calibrate_like(model: DocViT, others: Sequence[DocViT]) -> None:
     for other in others:
         if other.config.classes != model.config.classes or not other.config.known:
             raise SettingError("thresholds come from models of the same classes that were evaluated on held-out data")
+    means: dict[str, Any] = {}
     for name in UNCALIBRATED:
         values = [getattr(other.config, name) for other in others]
         if all(value != () for value in values):
             mean = np.mean(values, 0).tolist()
-            model.config = replace(model.config, **{name: tuple(mean) if isinstance(mean, list) else mean})
+            means[name] = tuple(mean) if isinstance(mean, list) else mean
+    model.config = replace(model.config, **means)
