@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -25,11 +25,13 @@ from torch import Tensor, nn
 
 from docvit.data.dataset import DocumentDataset, view_of
 from docvit.data.labels import DataError, LabelledDocuments, check_copies, read_labelled
-from docvit.data.loader import DocumentLoader
+from docvit.data.sampling import TokenBudget
+from docvit.documents.pages import PageStack
 from docvit.documents.patches import PatchSequence
 from docvit.files import write_tensors
 from docvit.hardware import choose_device
 from docvit.model.docvit import DocViT
+from docvit.model.upright import judge_upright
 from docvit.model.words import document_ngrams
 from docvit.training.calibrate import calibrate
 from docvit.training.distributed import Process
@@ -235,22 +237,27 @@ def fit_documents(
 
 @torch.inference_mode()
 def see(model: DocViT, data: LabelledDocuments, files: Mapping[str, Path]) -> Examples:
-    """Documents, whole and unchanged, as the model sees them; copies of one document count once."""
+    """Documents as the model sees them: whole, turned pages turned upright; copies of one document count once."""
     first = {files[path]: i for i, path in reversed(list(enumerate(data.paths)))}
     data = data.subset(sorted(first.values()))
     dataset = DocumentDataset([files[path] for path in data.paths], None, view_of(model.config))
     own = model.num_features - model.config.document_words  # an earlier fit's part is left out
-    features: dict[int, Tensor] = {}
-    words: dict[int, sparse.csr_matrix] = {}
-    for batch in DocumentLoader(dataset):
-        sequence = batch.sequence.to(model.cls_token.device)
+
+    def look(stacks: list[PageStack]) -> tuple[list[tuple[Tensor, sparse.csr_matrix]], Sequence[Tensor]]:
+        sequence = dataset.pack(stacks).to(model.cls_token.device)
         seen = [sequence, sequence.without_words()] if model.words is not None else [sequence]
-        views = [model.forward_head(model.forward_features(view), pre_logits=True)[:, :own] for view in seen]
-        features |= dict(zip(batch.index.tolist(), torch.stack(views, 1).float().cpu(), strict=True))
-        words |= dict(zip(batch.index.tolist(), _tf_idf(model, sequence), strict=True))
+        pages = [model.forward_features(view) for view in seen]
+        views = torch.stack([model.forward_head(x, pre_logits=True)[:, :own] for x in pages], 1).float().cpu()
+        turned = model.forward_turns(pages[0], sequence).cpu().split([len(stack.pages) for stack in stacks])
+        return list(zip(views, _tf_idf(model, sequence), strict=True)), turned
+
+    found: list[tuple[Tensor, sparse.csr_matrix]] = []
+    for keys in TokenBudget(dataset.tokens(), 8192, shuffle=False):  # in order
+        found += judge_upright(look, [dataset[key][2] for key in keys])[0]
+    features, words = zip(*found, strict=True)
     return Examples(
-        torch.stack([features[i] for i in range(len(data))]),
-        sparse.vstack([words[i] for i in range(len(data))], "csr"),
+        torch.stack(features),
+        sparse.vstack(words, "csr"),
         tuple(data.classes[label] for label in data.labels),
         data.paths,
         tuple(files[path].stem.partition("-")[0] for path in data.paths),
