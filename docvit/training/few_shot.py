@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 EXAMPLES = "examples.safetensors"
 
+BUDGET = 2048  # tokens of a batch; with many more a processor's caches overflow
+
 STRENGTHS = (3.0, 10.0, 30.0)  # inverse weights of the penalty; the first where every class has one example
 
 SHARPNESS = (
@@ -246,13 +248,14 @@ def see(model: DocViT, data: LabelledDocuments, files: Mapping[str, Path]) -> Ex
     def look(stacks: list[PageStack]) -> tuple[list[tuple[Tensor, sparse.csr_matrix]], Sequence[Tensor]]:
         sequence = dataset.pack(stacks).to(model.cls_token.device)
         seen = [sequence, sequence.without_words()] if model.words is not None else [sequence]
-        pages = [model.forward_features(view) for view in seen]
+        stem = model.forward_stem(sequence)
+        pages = [model.forward_features(view, stem) for view in seen]
         views = torch.stack([model.forward_head(x, pre_logits=True)[:, :own] for x in pages], 1).float().cpu()
         turned = model.forward_turns(pages[0], sequence).cpu().split([len(stack.pages) for stack in stacks])
         return list(zip(views, _tf_idf(model, sequence), strict=True)), turned
 
     found: list[tuple[Tensor, sparse.csr_matrix]] = []
-    for keys in TokenBudget(dataset.tokens(), 8192, shuffle=False):  # in order
+    for keys in TokenBudget(dataset.tokens(), BUDGET, shuffle=False):  # in order
         found += judge_upright(look, [dataset[key][2] for key in keys])[0]
     features, words = zip(*found, strict=True)
     return Examples(
