@@ -320,7 +320,11 @@ class DocumentClassifier:
             predictions = [self._with_parts(*row) for row in of_pages]
         if self.model.config.words:
             predictions = [with_words(row, group) for row, group in zip(predictions, views, strict=True)]
-        return predictions, turned.split(counts)
+        return [row.judged(self._least(row)) for row in predictions], turned.split(counts)
+
+    def _least(self, row: Prediction) -> float:
+        """The threshold below which `score * known` of a document is unsure."""
+        return self.model.config.calibration(pixels=not row.words_read)[1]
 
     @torch.inference_mode()
     def run(self, batch: PatchSequence) -> Answers:
@@ -332,7 +336,8 @@ class DocumentClassifier:
             cuts = self.model.boundaries is not None and batch.num_pages > batch.num_documents
             begins = self.model.forward_boundaries(features, batch) if cuts else by_page.new_zeros(len(by_page))
         logits = logits.float()
-        known = self.model.known(logits)
+        with_words, by_pixels = self.model.known(logits), self.model.known(logits, pixels=True)
+        known = with_words.where(batch.written.to(logits.device), by_pixels)
         return Answers(logits.softmax(1), by_page.float().softmax(1), turned, known, begins.float())
 
     def _with_parts(self, row: Prediction, stack: PageStack, boundaries: Tensor, by_page: Tensor) -> Prediction:
@@ -389,7 +394,6 @@ class DocumentClassifier:
             label=self.classes[best],
             score=float(scores[best]),
             known=known,
-            unsure=float(scores[best]) * known < self.model.config.min_score,
             scores={self.classes[i]: float(s) for s, i in zip(ranked.values, ranked.indices.tolist(), strict=True)},
             page_relevance=evidence.tolist() if own_tokens else [],
             pages=with_failed(read, stack),

@@ -16,7 +16,7 @@ from docvit.errors import SettingError
 from docvit.model import pooling
 from docvit.model.blocks import Block
 from docvit.model.boundaries import BoundaryHead
-from docvit.model.config import DocViTConfig
+from docvit.model.config import UNCALIBRATED, DocViTConfig
 from docvit.model.conversion import convert_timm
 from docvit.model.errors import ModelError
 from docvit.model.folder import find_folder, read_folder, write_folder
@@ -216,11 +216,15 @@ class DocViT(nn.Module):
         """
         return self.head(self.alone(x.pages, None if x.words is None else x.words[1]))
 
-    def known(self, logits: Tensor) -> Tensor:
-        """The probability (B,) that documents with these logits (B, C) are of a class that the model knows; else 1."""
-        if not self.config.known:
+    def known(self, logits: Tensor, *, pixels: bool = False) -> Tensor:
+        """The probability (B,) that documents with these logits (B, C) are of a class that the model knows; else 1.
+
+        `pixels`: the model has read no words of them.
+        """
+        known, _ = self.config.calibration(pixels=pixels)
+        if not known:
             return torch.ones_like(logits[:, 0])
-        slope, offset = self.config.known
+        slope, offset = known
         return (slope * logits.logsumexp(1) + offset).sigmoid()
 
     def forward_turns(self, x: Features, batch: PatchSequence) -> Tensor:
@@ -278,8 +282,7 @@ class DocViT(nn.Module):
 
     def reset_classifier(self, num_classes: int, classes: Sequence[str] = ()) -> None:
         """A fresh head for `num_classes` classes (0: none; the model then returns the pooled feature)."""
-        fresh: dict[str, Any] = {"known": (), "min_score": 0.0}
-        self.config = replace(self.config, num_classes=num_classes, classes=tuple(classes), **fresh)
+        self.config = replace(self.config, num_classes=num_classes, classes=tuple(classes), **UNCALIBRATED)
         self.num_classes = num_classes
         self.head = create_head(self.num_features, num_classes).to(self.norm.weight)
 
@@ -292,8 +295,11 @@ class DocViT(nn.Module):
             ModelError: weights that do not fit the settings.
             ValueError: settings that make no model.
         """
-        if overrides.get("num_classes", self.config.num_classes) != self.config.num_classes:
+        own_classes = self.config.num_classes, self.config.classes
+        if overrides.get("num_classes", own_classes[0]) != own_classes[0]:
             overrides = {"classes": (), **overrides}  # the old names are of other classes
+        if overrides.get("classes", ()) not in ((), own_classes[1]):
+            overrides = {"document_words": 0, **overrides}  # and so is the old table
         if not overrides.get("words", self.config.words):
             overrides = {**overrides, "document_words": 0}
         config = replace(self.config, **overrides)
@@ -302,7 +308,7 @@ class DocViT(nn.Module):
         same_head = config.num_classes == self.config.num_classes and config.classes in (self.config.classes, ())
         same_head = same_head and result.num_features == self.num_features
         if not same_head:
-            result.config = replace(result.config, known=(), min_score=0.0)
+            result.config = replace(result.config, **UNCALIBRATED)
         for name, value in self.state_dict().items():
             if name not in own or (name.startswith(("head.", "words.of_documents.")) and not same_head):
                 continue

@@ -30,6 +30,7 @@ from docvit.documents.pages import PageStack
 from docvit.documents.patches import PatchSequence
 from docvit.files import write_tensors
 from docvit.hardware import choose_device
+from docvit.model.config import UNCALIBRATED
 from docvit.model.docvit import DocViT
 from docvit.model.upright import judge_upright
 from docvit.model.words import document_ngrams
@@ -299,9 +300,8 @@ def fit_head(model: DocViT, examples: Examples) -> tuple[DocViT, np.ndarray]:
     of_rows = weight @ (vectors / roots).T  # (C, n V), the share of each row in the weights of each class
     weight = of_rows @ features / scale  # (C, F)
     direct = count if model.words is not None else 0
-    fitted = model.adapt(
-        num_classes=count, classes=examples.classes, document_words=direct, known=(), min_score=0.0
-    ).eval()
+    settings = {"num_classes": count, "classes": examples.classes, "document_words": direct}
+    fitted = model.adapt(**settings, **UNCALIBRATED).eval()
     head = cast(nn.Linear, fitted.head)
     with torch.no_grad():
         head.weight.zero_()[:, : weight.shape[1]] = torch.from_numpy(weight)
