@@ -231,8 +231,8 @@ class DocViT(nn.Module):
         """Quarter turns clockwise (N,) by which each page of a batch lies turned; 0 where the model cannot tell."""
         if self.turns is None:
             return torch.zeros_like(x.document_of_page)
-        written = (batch.page_bounds.diff() > 0).to(x.pages.device)
-        return self.turns.decide(self.turns(x.pages), x.document_of_page).where(written, 0)
+        blank = (batch.page_bounds.diff() == 0).to(x.pages.device)
+        return self.turns.decide(self.turns(x.pages), x.document_of_page).masked_fill(blank, 0)
 
     def forward_boundaries(self, x: Features, batch: PatchSequence) -> Tensor:
         """Logits (N,) of each page of a batch that a new document begins there.

@@ -28,17 +28,17 @@ from docvit.data.labels import DataError, LabelledDocuments, check_copies, read_
 from docvit.data.sampling import TokenBudget
 from docvit.documents.pages import PageStack
 from docvit.documents.patches import PatchSequence
+from docvit.errors import SettingError
 from docvit.files import write_tensors
 from docvit.hardware import choose_device
 from docvit.model.config import UNCALIBRATED
 from docvit.model.docvit import DocViT
+from docvit.model.errors import ModelError
 from docvit.model.upright import judge_upright
 from docvit.model.words import document_ngrams
 from docvit.training.calibrate import calibrate
 from docvit.training.distributed import Process
-from docvit.training.loop import TrainingError
 from docvit.training.rendering import render_all
-from docvit.training.run_folder import check_unused
 
 logger = logging.getLogger(__name__)
 
@@ -121,10 +121,10 @@ class Examples:
 
     @classmethod
     def load(cls, folder: Path) -> Examples:
-        """Raises TrainingError: the folder holds no examples, or damaged ones."""
+        """Raises ModelError: the folder holds no examples, or damaged ones."""
         file = folder / EXAMPLES
         if not file.is_file():
-            raise TrainingError(f"{folder} holds no {EXAMPLES}: only to what `docvit fit` wrote can examples be added")
+            raise ModelError(f"{folder} holds no {EXAMPLES}: only to what `docvit fit` wrote can examples be added")
         try:
             with safe_open(file, "pt") as opened:
                 about = json.loads(opened.metadata()["docvit"])
@@ -133,7 +133,7 @@ class Examples:
                 words = sparse.csr_matrix(parts, shape=(len(listed[0]), about["buckets"]))
                 return cls(opened.get_tensor("features"), words, *listed)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise TrainingError(f"{file} is damaged: fit again without --add") from error
+            raise ModelError(f"{file} is damaged: fit again without --add") from error
 
 
 @dataclass(frozen=True)
@@ -206,16 +206,19 @@ def fit_documents(
 
     Raises:
         DataError: examples that cannot be read, or of one class only.
-        ModelError: there is no such model.
-        TrainingError: `output` holds another model, or none to add to.
+        ModelError: there is no such model, or `output` holds no examples to add to.
+        TrainingError: `output` holds another model.
+        ValueError: `add` without `output`, or with another model.
     """
     folder = None if output is None else Path(output)
     if add and folder is None:
-        raise TrainingError("examples are added to a folder: name it as output")
+        raise SettingError("examples are added to a folder: name it as output")
     if add and model is not None:
-        raise TrainingError("examples are added to the model in the output folder: name no other")
+        raise SettingError("examples are added to the model in the output folder: name no other")
     earlier = Examples.load(folder) if add and folder is not None else None
-    if folder is not None and not add:
+    if folder is not None and not add and folder.exists():
+        from docvit.training.run_folder import check_unused  # with the training loop and timm, which takes seconds
+
         check_unused(folder, "add to it (--add)")
     labelled = data if isinstance(data, LabelledDocuments) else read_labelled(data)
     process = Process(choose_device(device))
