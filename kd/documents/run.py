@@ -14,10 +14,11 @@ from torch import nn
 
 from docvit.data.dataset import UNLABELLED
 from docvit.data.labels import LabelledDocuments
+from docvit.documents.rendering import Rendering
 from docvit.evaluation.compare import Comparison, compare
 from docvit.model.docvit import DocViT
 from docvit.training.batches import held_out_batches
-from docvit.training.distributed import process_group
+from docvit.training.distributed import Process, process_group
 from docvit.training.ema import EMATeacher
 from docvit.training.loop import Record, TrainingError, uses_bf16
 from docvit.training.recipe import Recipe, build_model
@@ -146,13 +147,7 @@ def distill_documents(
         features = [pair.teacher for pair in getattr(learner, "pairs", ()) if not pair.of_map]
         names = config.teacher_outputs(features)
         where: dict[str, Any] = {"cache": cache, "workers": workers}
-        paths = data.paths + (valid.paths if valid else ())
-        unread: list[str] = []
-        if data.classes:
-            files = render_all(paths, model.config.rendering, process, **where)
-        else:
-            files, unread = render_readable(paths, model.config.rendering, process, **where)
-            data = data.only({file: path for path, file in files.items()}.values())  # copies of a document are one
+        data, files, unread = _render(data, valid, model.config.rendering, process, **where)
         batches, left_out = paired_batches(
             data,
             files,
@@ -231,6 +226,19 @@ def distill_documents(
 def recipe_for(student: str) -> Recipe:
     """The default recipe for the variant of that name, or for the model in that folder."""
     return Recipe(init=student) if Path(student).is_dir() else Recipe(model=student)
+
+
+def _render(
+    data: LabelledDocuments, valid: LabelledDocuments | None, rendering: Rendering, process: Process, **where: Any
+) -> tuple[LabelledDocuments, dict[str, Path], list[str]]:
+    """The documents to learn from, their rendered files and those of `valid`, and a line for each that is left out.
+
+    Without labels, documents that cannot be read and copies of others are left out; with labels the former are errors.
+    """
+    if data.classes:
+        return data, render_all(data.paths + (valid.paths if valid else ()), rendering, process, **where), []
+    files, problems = render_readable(data.paths, rendering, process, **where)
+    return data.only({file: path for path, file in files.items()}.values()), files, problems
 
 
 def _open_networks(teacher: TeacherLike | Sequence[TeacherLike]) -> tuple[list[TeacherLike], list[OnnxNetwork]]:
