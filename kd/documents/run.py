@@ -238,7 +238,8 @@ def _render(
     if data.classes:
         return data, render_all(data.paths + (valid.paths if valid else ()), rendering, process, **where), []
     files, problems = render_readable(data.paths, rendering, process, **where)
-    return data.only({file: path for path, file in files.items()}.values()), files, problems
+    each_once = {file: path for path, file in reversed(files.items())}
+    return data.only(each_once.values()), files, problems
 
 
 def _open_networks(teacher: TeacherLike | Sequence[TeacherLike]) -> tuple[list[TeacherLike], list[OnnxNetwork]]:
