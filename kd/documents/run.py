@@ -303,13 +303,15 @@ def _check(
     if own and cached:
         raise DistillationError("the outputs of a moving average change with every step: they cannot be cached")
     if not teachers and cached:
-        raise DistillationError("nothing to cache: probabilities are at hand already, and maps are always cached")
+        raise DistillationError(
+            "without a model as teacher nothing is cached: probabilities are at hand, maps always kept"
+        )
     if not own and config.consistency:
         raise DistillationError(f"consistency is with the student's own moving average: give {SELF!r} as the teacher")
     if len(teachers) != 1 and (config.features or config.simkd):
         raise DistillationError("features and the classifier are taken from one teacher, other than the student itself")
     if (tables or networks) and config.simkd:
-        raise DistillationError("simkd learns the features of one teacher alone: no other has a part in it")
+        raise DistillationError("simkd learns the features of one teacher alone: others have no part in it")
     if unlabelled and not config.needs_teacher and not networks:
         raise DistillationError("documents without labels have no loss here: give alpha, features or consistency")
 

@@ -166,7 +166,7 @@ def test_maps_are_kept_by_content_network_output_and_grid(network, page_cache, t
     assert a == copy != b
     others = [
         OnnxNetwork(f"{network.file}:mixed"),
-        OnnxNetwork(f"{write_network(tmp_path / 'tiny.onnx', seed=1)}:brightness"),  # by its content, not by its name
+        OnnxNetwork(f"{write_network(tmp_path / 'tiny.onnx', (256, 192), seed=1)}:brightness"),
     ]
     found = [files(other)[0] for other in others]
     found += [files(network, replace(CONFIG, **changed))[0] for changed in ({"patch_size": 8}, {"page_size": 64})]
