@@ -7,7 +7,7 @@ import json
 import pypdfium2
 import pytest
 import torch
-from conftest import classed_pdf
+from conftest import ENCRYPTED, classed_pdf
 from PIL import Image
 
 from docvit.documents import parts
@@ -75,6 +75,16 @@ def test_a_folder_of_page_images_is_a_row_and_the_rest_is_written(docvit, packet
     assert code == 1
     assert "Unsupported: this is a folder of page images" in out
     assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_a_password_opens_files_to_read_and_to_copy(docvit, folder, tmp_path, packet):
+    (tmp_path / "secret.pdf").write_bytes(ENCRYPTED)
+    line = ("split", tmp_path / "secret.pdf", "--model", folder, "--output", tmp_path / "out")
+    assert "Encrypted" in docvit(*line)[1]
+    code, out, _ = docvit(*line, "--password", "secret")
+    assert (code, len(out.splitlines())) == (0, 2)
+    (file,) = (tmp_path / "out").iterdir()
+    assert len(pypdfium2.PdfDocument(file)) == 1
 
 
 def test_a_full_disk_is_said_with_what_is_not_written(docvit, packet, folder, tmp_path, monkeypatch):
