@@ -15,7 +15,7 @@ import typer
 from docvit.cli.app import app
 from docvit.cli.entry import fail
 from docvit.cli.options import Model, NoWords, Password
-from docvit.cli.output import print_json, print_line, print_passed_over, short_path, table_width
+from docvit.cli.output import make_folder, print_json, print_line, print_passed_over, short_path, table_width
 
 if TYPE_CHECKING:
     from docvit.inference.split import Split
@@ -51,7 +51,7 @@ def split(
     Exit status: 0 all files were split, 1 some were not, 2 wrong usage.
     """
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)  # an error here must come before the first row
+        make_folder(output)  # an error here must come before the first row
     from tqdm import tqdm
 
     from docvit.documents.finding import find_documents, find_passed_over
