@@ -20,7 +20,6 @@ from docvit.cli.options import (
     Epochs,
     Fold,
     GroupBy,
-    LabelledData,
     LearningRate,
     LoseWords,
     MixPages,
@@ -43,6 +42,7 @@ from docvit.cli.train import read_parts
 from docvit.model.variants import list_variants
 
 if TYPE_CHECKING:
+    from docvit.data.labels import LabelledDocuments
     from docvit.training.recipe import Recipe
     from kd.cifar10.presets import Preset
     from kd.config import DistillConfig
@@ -76,13 +76,21 @@ class PresetName(str, Enum):
 @app.command()
 def distill(
     context: typer.Context,
-    data: LabelledData,
+    data: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder with one subfolder per class, or CSV with path,label; for ONNX networks alone also any folder "
+            "of documents, or CSV with a column path."
+        ),
+    ],
     output: Output,
     teacher: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="DIR|self",
-            help="Model folder or hub id; several are averaged. self: the student's moving average (mean teacher).",
+            metavar="DIR|FILE.onnx:OUTPUT|self",
+            help="Model folder or hub id; several are averaged. FILE.onnx:OUTPUT: patches and pages learn what an ONNX "
+            "network sees at their address (its output, or an activation inside it); repeatable. self: the student's "
+            "moving average (mean teacher).",
         ),
     ] = None,
     teacher_probabilities: Annotated[
@@ -99,6 +107,9 @@ def distill(
             help=f"Variant to train from scratch ({', '.join(list_variants())}), or a model folder to begin from.",
         ),
     ] = defaults.MODEL,
+    labels: Annotated[
+        bool, typer.Option("--labels", help="Learn labels from DATA also where all teachers are ONNX networks.")
+    ] = False,
     alpha: Annotated[float, typer.Option(help="Weight of the soft targets; the labels have the rest.")] = ALPHA,
     temperature: Annotated[float, typer.Option(help="Softens the outputs of teacher and student.")] = TEMPERATURE,
     soft: Annotated[str, typer.Option(help=f"Kind of soft targets: {', '.join(SOFT_LOSSES)}.")] = SOFT_LOSSES[0],
@@ -151,6 +162,7 @@ def distill(
 ) -> None:
     """Distil a DocViT into another, of any width, depth, patch size, scopes and positions.
 
+    ONNX networks need no labels: without --labels the student has no classes; train it with `docvit train --init DIR`.
     Given documents to evaluate on, the model folder also gets comparison.md, .json and .png: student beside teacher.
     Ctrl-C leaves a checkpoint that --resume continues exactly.
     """
@@ -161,6 +173,7 @@ def distill(
     from docvit.training.loop import TrainSettings
     from docvit.training.run_folder import read_recipe
     from kd.config import DistillConfig
+    from kd.documents.onnx_network import is_onnx
     from kd.documents.run import distill_documents, read_config, recipe_for
 
     given = {"positions": positions, "scopes": scopes, "page_size": page_size, "words": words}
@@ -186,13 +199,20 @@ def distill(
     )
     if resume:
         check_resumed(context, _options(recipe, config), _options(read_recipe(output), read_config(output)))
-    teachers = [name if name == SELF else DocViT.from_pretrained(name) for name in teacher or []]
-    classes = next((model.config.classes for model in teachers if not isinstance(model, str)), ())
-    labelled, held_out = read_parts(data, valid, fold, group_by=group_by, workers=workers, classes=classes)
+    by_name = [name == SELF or is_onnx(name) for name in teacher or []]
+    teachers = [n if known else DocViT.from_pretrained(n) for n, known in zip(teacher or [], by_name, strict=True)]
+    documents: LabelledDocuments | list[str]
+    if labels or not teachers or teacher_probabilities or not all(map(is_onnx, teachers)):
+        classes = next((model.config.classes for model in teachers if not isinstance(model, str)), ())
+        documents, held_out = read_parts(data, valid, fold, group_by=group_by, workers=workers, classes=classes)
+    elif valid is not None or fold is not None or group_by is not None:
+        fail("--valid, --fold and --group-by need labels: give --labels, too")
+    else:
+        documents, held_out = find_unlabelled(data), None
     done = distill_documents(
         recipe,
         teachers,
-        labelled,
+        documents,
         output,
         config,
         valid=held_out,

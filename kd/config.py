@@ -29,6 +29,8 @@ class DistillConfig:
         temperature: softens teacher and student.
         soft: a name in `kd.losses.SOFT_LOSSES`, or a function of that kind.
         label_smoothing: of the cross-entropy. `distill_documents` takes it from the recipe.
+        labels: learn the labels, too; without, all but the cross-entropy counts.
+        map_loss: weight of the distances to the maps of ONNX networks (`kd.documents.maps`).
         features: weights of distances between states, by the states' names (`kd.student.parse_pair`).
         distance: of features, see `kd.losses.feature_loss`.
         simkd: take over the teacher's classifier and learn its features instead (SimKD, arXiv 2203.14001): then labels
@@ -49,6 +51,8 @@ class DistillConfig:
     temperature: float = 4.0
     soft: str | SoftLoss = "soft-targets"
     label_smoothing: float = 0.0
+    labels: bool = True
+    map_loss: float = 1.0
     features: Mapping[str, float] = field(default_factory=dict)
     distance: str = "cosine"
     simkd: bool = False
@@ -71,8 +75,8 @@ class DistillConfig:
             raise DistillationError(f"no feature distance {self.distance!r}: choose {', '.join(FEATURE_DISTANCES)}")
         if not all(weight > 0 for weight in self.features.values()):
             raise DistillationError(f"the weights of features must be positive, not {dict(self.features)}")
-        if self.page_loss < 0 or self.consistency < 0 or self.fine_tune < 0:
-            raise DistillationError("page_loss, consistency and fine_tune must be at least 0")
+        if min(self.page_loss, self.map_loss, self.consistency, self.fine_tune) < 0:
+            raise DistillationError("page_loss, map_loss, consistency and fine_tune must be at least 0")
         if self.simkd and (self.features or self.consistency):
             raise DistillationError("simkd is a loss of its own: give neither features nor consistency with it")
 

@@ -173,6 +173,10 @@ def feature_loss(student_features: Tensor, teacher_features: Tensor, *, kind: st
     - `"mse"`: mean squared difference after layer normalisation over D without learned scale, so that no channel
       rules by its size. Source: Wei et al., arXiv 2205.14141 (they normalise the teacher alone).
     - `"euclidean"`: mean squared difference as it is. Source: Romero et al., "FitNets", arXiv 1412.6550.
+    - `"smooth-l1"`: squared difference up to 1, from there on absolute; for features that are standardised. Source:
+      Ranzinger et al., "AM-RADIO", arXiv 2312.06709.
+
+    Features without rows have no distance: 0.
 
     Raises `ValueError` for another kind or shapes that differ.
     """
@@ -182,6 +186,8 @@ def feature_loss(student_features: Tensor, teacher_features: Tensor, *, kind: st
         shapes = f"{tuple(student_features.shape)} and {tuple(teacher_features.shape)}"
         raise ValueError(f"features must have one shape, not {shapes}; a Projection maps one width to another")
     student, teacher = raise_precision(student_features), raise_precision(teacher_features.detach())
+    if not student.numel():
+        return student.sum()
     return FEATURE_DISTANCES[kind](student, teacher)
 
 
@@ -195,7 +201,7 @@ def _normalised_mse(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 FEATURE_DISTANCES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
-    {"cosine": _cosine, "mse": _normalised_mse, "euclidean": F.mse_loss}
+    {"cosine": _cosine, "mse": _normalised_mse, "euclidean": F.mse_loss, "smooth-l1": F.smooth_l1_loss}
 )
 
 

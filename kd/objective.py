@@ -105,6 +105,7 @@ def _losses_of_network(
     share: Tensor | None,
 ) -> dict[str, Tensor]:
     student, pairs = without_projections(model), _pairs(model)
+    labels = labels if config.labels else None
     names = ["logits", *(["page_logits"] if config.page_loss else []), *(pair.student for pair in pairs)]
     states = outputs(student, batch, [*names, "document", "page_features"] if config.simkd else names)
     if config.simkd:
@@ -161,8 +162,10 @@ def _feature_term(
     given: Mapping[str, Tensor],
 ) -> Term:
     assert isinstance(model, StudentWithProjections)
-    weight, projected = list(config.features.values())[number], model.projections[number](states[pair.student])
-    return Term(f"{pair}_loss", weight, feature_loss(projected, given[f"0.{pair.teacher}"], kind=config.distance))
+    projected = model.projections[number](states[pair.student])
+    weights = list(config.features.values())  # of the first pairs
+    weight, kind = (config.map_loss, "smooth-l1") if pair.of_map else (weights[number], config.distance)
+    return Term(f"{pair}_loss", weight, feature_loss(projected, given[f"0.{pair.teacher}"], kind=kind))
 
 
 def _simkd_terms(

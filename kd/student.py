@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any, NamedTuple
 
@@ -21,12 +21,18 @@ ROWS = {"pages": "page", "document": "document"}  # of every other state: token
 
 
 class Pair(NamedTuple):
-    """Names of the student's and of the teacher's state that features are matched between."""
+    """Names of the student's and of the teacher's state that features are matched between.
+
+    `of_map`: the teacher's state is a map (`kd.documents.maps`), whose name says of which tokens it is.
+    """
 
     student: str
     teacher: str
+    of_map: bool = False
 
     def __str__(self) -> str:
+        if self.of_map:
+            return self.teacher
         return self.student if self.student == self.teacher else f"{self.student}:{self.teacher}"
 
 
@@ -41,7 +47,7 @@ def parse_pair(name: str, student: DocViTConfig, teacher: DocViTConfig) -> Pair:
     """
     ours, _, theirs = name.partition(":")
     pair = Pair(_resolve(ours, student), _resolve(theirs or ours, teacher))
-    rows, of_teacher = (ROWS.get(state, "token") for state in pair)
+    rows, of_teacher = (ROWS.get(state, "token") for state in (pair.student, pair.teacher))
     if rows != of_teacher:
         raise DistillationError(f"{pair}: {pair.student} has one row per {rows}, {pair.teacher} one per {of_teacher}")
     if rows == "token":
@@ -92,11 +98,30 @@ class StudentWithProjections(nn.Module):
         return {f"student.{name}" for name in spared}
 
 
-def with_projections(student: DocViT, features: Sequence[str], teacher: DocViT) -> nn.Module:
-    """The student ready to match the teacher's `features` (`parse_pair`); itself where there are none."""
-    pairs = [parse_pair(name, student.config, teacher.config) for name in features]
-    widths = [(_width(student, pair.student), _width(teacher, pair.teacher)) for pair in pairs]
+def with_projections(
+    student: DocViT, features: Sequence[str] = (), teacher: DocViT | None = None, *, maps: Mapping[str, int] = {}
+) -> nn.Module:
+    """The student ready to match the teacher's `features` (`parse_pair`) and maps; itself where there are none.
+
+    Args:
+        maps: channels of the maps that tokens are to predict, by name. A student without blocks, which reads no
+            patches, predicts those of pages alone.
+    """
+    pairs, widths = [], []
+    if teacher is not None:
+        pairs = [parse_pair(name, student.config, teacher.config) for name in features]
+        widths = [(_width(student, pair.student), _width(teacher, pair.teacher)) for pair in pairs]
+    for name, channels in maps.items():
+        of_patches = {"patches": channels} if student.config.reads_patches else {}
+        for tokens, width in {**of_patches, "pages": 2 * channels}.items():
+            pairs.append(Pair(tokens, map_state(name, tokens), of_map=True))
+            widths.append((student.embed_dim, width))
     return StudentWithProjections(student, pairs, widths) if pairs else student
+
+
+def map_state(name: str, tokens: str) -> str:
+    """Name of the teacher's state that is this map of these tokens, "patches" or "pages"."""
+    return f"{name}/{tokens}"
 
 
 def _width(model: DocViT, state: str) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -44,43 +45,65 @@ class Augmentation:
     scan: float = 0.5
 
 
-def augment(pages: Sequence[np.ndarray], settings: Augmentation, random: np.random.Generator) -> list[Tensor]:
-    """Changes the pages of one document: (H, W) or (H, W, 3) uint8 -> (C, H, W) float in 0..1, of the same size.
+class _Changes(NamedTuple):
+    """What is drawn for a document: where its pages move, and what becomes of their ink."""
 
-    Works on ink (1 - brightness), so that what enters from outside the page is white paper.
-    """
+    moves: list[dict[str, float]]  # of each page, as `_affine` takes them
+    weight: float
+    pale: float
+    grey: bool
+
+
+def _draw(count: int, s: Augmentation, random: np.random.Generator) -> _Changes:
     strength = float(random.uniform(0, 1))
 
     def draw(limit: float, share: float = 1.0) -> float:
         return float(random.uniform(-limit, limit)) * share * strength
 
-    s = settings
     scale, stretch, rotate, shear = draw(s.scale), draw(s.stretch), draw(s.rotate), draw(s.shear)
     x, y = draw(s.shift), draw(s.shift)
     weight, pale = draw(s.ink), abs(draw(s.contrast))
     random.random(2)  # drawn for nothing: without it the seeds of published results would give other pages
-    grey = random.random() < s.grey
-    inks = []
-    for page in pages:
-        pixels = torch.from_numpy(np.atleast_3d(page)).permute(2, 0, 1)[None].float() / 255
-        ink = 1 - pixels  # (1, C, H, W)
-        if grey:
-            ink = ink.mean(1, keepdim=True).expand_as(ink)
+    grey = bool(random.random() < s.grey)
+    moves = []
+    for _ in range(count):
         jitter = [draw(s.shift, 0.3), draw(s.shift, 0.3), draw(s.scale, 0.2)]
-        theta = _affine(
-            scale=scale + jitter[2],
-            stretch=stretch,
-            rotate=rotate,
-            shear=shear,
-            x=x + jitter[0],
-            y=y + jitter[1],
-            aspect=ink.shape[2] / ink.shape[3],
-        )
-        ink = F.grid_sample(ink, F.affine_grid(theta, list(ink.shape), align_corners=False), align_corners=False)
-        inks.append(_change_weight(ink, weight)[0] * (1 - pale))
-    if s.scan and random.random() < s.scan:
+        of_page = {"scale": scale + jitter[2], "x": x + jitter[0], "y": y + jitter[1]}
+        moves.append({**of_page, "stretch": stretch, "rotate": rotate, "shear": shear})
+    return _Changes(moves, weight, pale, grey)
+
+
+def augment(pages: Sequence[np.ndarray], settings: Augmentation, random: np.random.Generator) -> list[Tensor]:
+    """Changes the pages of one document: (H, W) or (H, W, 3) uint8 -> (C, H, W) float in 0..1, of the same size.
+
+    Works on ink (1 - brightness), so that what enters from outside the page is white paper.
+    """
+    changes = _draw(len(pages), settings, random)
+    inks = []
+    for page, move in zip(pages, changes.moves, strict=True):
+        pixels = torch.from_numpy(np.atleast_3d(page)).permute(2, 0, 1).float() / 255
+        ink = 1 - pixels  # (C, H, W)
+        if changes.grey:
+            ink = ink.mean(0, keepdim=True).expand_as(ink)
+        inks.append(_change_weight(_move(ink[None], move), changes.weight)[0] * (1 - changes.pale))
+    if settings.scan and random.random() < settings.scan:
         inks = scan(inks, draw_device(random), random)
     return [1 - ink for ink in inks]
+
+
+def move_maps(maps: Sequence[Tensor], settings: Augmentation, random: np.random.Generator) -> list[Tensor]:
+    """Moves maps (C, R, W) of a document's pages as `augment` moves the pages, given a generator in the same state.
+
+    Cells are squares of the page. What enters from outside is as the map's edge is.
+    """
+    moves = _draw(len(maps), settings, random).moves
+    return [_move(m[None], move, padding="border")[0] for m, move in zip(maps, moves, strict=True)]
+
+
+def _move(images: Tensor, move: Mapping[str, float], padding: str = "zeros") -> Tensor:
+    theta = _affine(**move, aspect=images.shape[2] / images.shape[3])
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode=padding, align_corners=False)
 
 
 def _affine(*, scale: float, stretch: float, rotate: float, shear: float, x: float, y: float, aspect: float) -> Tensor:

@@ -71,7 +71,7 @@ class PageCache:
         """Renders what is not there yet; gives the cache file of every document, and the errors of those without."""
         files = {path: self._file_or_none(path) for path in paths}
         owners = {file or path: path for path, file in files.items()}  # copies of one document are rendered once
-        absent = [path for path in owners.values() if not _intact(files[path])]
+        absent = [path for path in owners.values() if not intact(files[path])]
         failed: dict[Path | str, DocumentError] = {}
         results = read_documents(
             absent,
@@ -137,7 +137,7 @@ def _content_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _intact(file: Path | None) -> bool:
+def intact(file: Path | None) -> bool:
     """Whether a whole cache file is there; one that a full disk or a crash has cut short is drawn anew."""
     if file is None:
         return False

@@ -39,6 +39,7 @@ from docvit.model.words import document_ngrams
 from docvit.training.calibrate import calibrate
 from docvit.training.distributed import Process
 from docvit.training.rendering import render_all
+from docvit.training.text import per_class
 
 logger = logging.getLogger(__name__)
 
@@ -314,9 +315,11 @@ def fit_head(model: DocViT, examples: Examples) -> tuple[DocViT, np.ndarray]:
             of_documents = of_rows[:, ::views]
             weight = WORDS**2 * (of_documents @ words) + of_documents @ vectors_of_words @ table.T  # (C, buckets)
             fitted.words.of_documents.weight.copy_(torch.from_numpy(weight.T))
-    seen = np.isfinite(left_out).all(1)
-    calibrate(fitted, torch.from_numpy(left_out[seen]), torch.from_numpy(examples.targets[seen]))
-    return fitted, softmax(left_out, 1)
+    seen = np.isfinite(left_out).all((1, 2))
+    targets = torch.from_numpy(examples.targets[seen])
+    for view, logits in enumerate(torch.from_numpy(left_out[seen]).unbind(1)):
+        calibrate(fitted, logits, targets, pixels=view > 0)
+    return fitted, softmax(left_out[:, 0], 1)
 
 
 def _word_vectors(model: DocViT, words: sparse.csr_matrix) -> np.ndarray:
@@ -345,20 +348,19 @@ def _regression(
 
 
 def _weights(regression: LogisticRegression) -> tuple[np.ndarray, np.ndarray]:
-    """(C, R) and (C,); of two classes scikit-learn keeps the difference alone."""
-    weight, bias = regression.coef_, regression.intercept_
-    return (weight, bias) if len(weight) > 1 else (np.concatenate([-weight, weight]) / 2, np.append(-bias, bias) / 2)
+    """(C, R) and (C,) of each class."""
+    return per_class(regression.coef_), per_class(regression.intercept_)
 
 
 def _leave_out(features: np.ndarray, targets: np.ndarray, count: int) -> tuple[float, float, np.ndarray]:
-    """The best strength, the best factor of its logits, and (n, C) logits under both of examples left out.
+    """The best strength, the best factor of its logits, and (n, V, C) logits under both of examples left out.
 
-    Of each strength the best factor is compared. Without it the likelihood would choose weak penalties, since their
-    probabilities are less timid, and not since they rank the classes better.
+    The first of their views (n, V, R) decides. Of each strength the best factor is compared. Without it the likelihood
+    would choose weak penalties, since their probabilities are less timid, and not since they rank the classes better.
     """
     alone = np.bincount(targets)[targets] == 1
     left_out = np.flatnonzero(~alone)
-    logits = np.full((len(STRENGTHS), len(targets), count), np.nan)
+    logits = np.full((len(STRENGTHS), len(targets), features.shape[1], count), np.nan)
     if not len(left_out):
         return STRENGTHS[0], 1.0, logits[0]
     # dealt out class by class: whichever part is left out, each class keeps an example
@@ -369,8 +371,8 @@ def _leave_out(features: np.ndarray, targets: np.ndarray, count: int) -> tuple[f
         for part in parts:
             kept = np.setdiff1d(np.arange(len(targets)), part)
             weight, bias = _weights(_regression(strength, features[kept], targets[kept], whole))
-            logits[i, part] = features[part, 0] @ weight.T + bias
-    sharpened = np.stack([factor * logits for factor in SHARPNESS])  # (factors, strengths, n, C)
-    likelihood = log_softmax(sharpened[:, :, left_out], 3)[:, :, np.arange(len(left_out)), targets[left_out]].mean(2)
+            logits[i, part] = features[part] @ weight.T + bias
+    sharpened = np.stack([factor * logits for factor in SHARPNESS])  # (factors, strengths, n, V, C)
+    likelihood = log_softmax(sharpened[:, :, left_out, 0], 3)[:, :, np.arange(len(left_out)), targets[left_out]].mean(2)
     factor, best = np.unravel_index(likelihood.argmax(), likelihood.shape)
     return STRENGTHS[best], SHARPNESS[factor], sharpened[factor, best]

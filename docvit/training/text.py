@@ -80,7 +80,7 @@ def add_text_classifier(model: DocViT, data: LabelledDocuments, files: Mapping[s
 
 
 def per_class(coefficients: np.ndarray) -> np.ndarray:
-    """(C, F) weights of each class; of two classes scikit-learn keeps the difference alone (1, F)."""
+    """Coefficients (C, ...) of each class; of two classes scikit-learn keeps the difference alone (1, ...)."""
     return coefficients if len(coefficients) > 1 else np.concatenate([-coefficients, coefficients]) / 2
 
 

@@ -10,20 +10,28 @@ from torch import Tensor, nn
 
 from docvit.data.dataset import DocumentBatch
 from docvit.model.docvit import DocViT
+from docvit.model.tokens import token_indices
 from kd.documents.paired import PairedBatch
 from kd.teacher import Known, Teacher
 
-OF_PAGES = ("page_features", "page_logits")  # which the model does not name
+OF_PAGES = ("page_features", "page_logits")
+
+UNNAMED = ("patches", *OF_PAGES)  # by the model
 
 
 def document_outputs(model: nn.Module, batch: DocumentBatch, names: Sequence[str]) -> Mapping[str, Tensor]:
-    """`kd.teacher.Outputs`: states of `DocViT.forward_intermediates`, and `page_features` and `page_logits` (N, C).
+    """`kd.teacher.Outputs`: states of `DocViT.forward_intermediates`, and what follows from them.
 
-    A page's features are those of a document that consists of this page alone.
+    `patches` (T, D) are patch tokens after the last block, normalised; `page_features` (N, F) and `page_logits` (N, C)
+    are of pages. A page's features are those of a document that consists of this page alone.
     """
     docvit = cast(DocViT, model)
-    wanted = {"pages", "document", "logits", *names} - set(OF_PAGES)
-    states = dict(docvit.forward_intermediates(batch.sequence, wanted))
+    wanted = {"pages", "document", "logits", *names} - set(UNNAMED)
+    last = f"blocks.{len(docvit.blocks) - 1}" if docvit.blocks else "embed"
+    states = dict(docvit.forward_intermediates(batch.sequence, wanted | ({last} if "patches" in names else set())))
+    if "patches" in names:
+        indices = token_indices(batch.sequence, docvit.num_prefix_tokens).to(states[last].device)
+        states["patches"] = docvit.norm(states[last].index_select(0, indices))
     if set(OF_PAGES) & set(names):
         words = None if docvit.words is None else docvit.words.directly(batch.sequence)
         states["page_features"] = docvit.alone(states["pages"], None if words is None else words[1])
@@ -38,7 +46,7 @@ def teacher_view(batch: PairedBatch, number: int) -> PairedBatch:
 
 
 class DocumentTeacher(Teacher):
-    """DocViTs, and with them the probabilities that batches bring, as members of one ensemble.
+    """DocViTs, and with them the probabilities that batches bring, as members of one ensemble; and the maps they bring.
 
     Probabilities (`kd.documents.probabilities`) are of a document. As its label does, they count for each of its pages,
     among them those that were mixed in from another document of the class.
@@ -48,8 +56,9 @@ class DocumentTeacher(Teacher):
         super().__init__(networks, document_outputs, view=teacher_view, known=known)
 
     def forward(self, batch: PairedBatch, names: Sequence[str]) -> Mapping[str, Tensor]:
-        found = dict(super().forward(batch, names))
+        maps = {f"0.{name}": value for name, value in batch.given_maps.items() if name in names}
+        found = dict(super().forward(batch, [name for name in names if name not in batch.given_maps]))
         for number, logits in enumerate(batch.given_logits, len(self.networks)):
             given = {"logits": logits, "page_logits": batch.of_pages(logits)}
             found |= {f"{number}.{name}": given[name] for name in names if name in given}
-        return found
+        return found | maps

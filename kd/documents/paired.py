@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import repeat
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from docvit.data.dataset import DocumentBatch, DocumentDataset, View
-from docvit.data.labels import LabelledDocuments
+from docvit.data.labels import DataError, LabelledDocuments
 from docvit.data.loader import DocumentLoader
 from docvit.data.sampling import balance
 from docvit.documents.pages import PageStack
@@ -25,6 +25,8 @@ from docvit.training.distributed import Process
 from docvit.training.recipe import Recipe
 from docvit.training.rendering import render_all, render_readable
 from kd.config import DistillationError
+from kd.documents.maps import MapDataset, prepare_maps
+from kd.documents.onnx_network import OnnxNetwork
 from kd.documents.probabilities import TeacherProbabilities
 from kd.documents.teacher_cache import batch_key
 from kd.teacher import TeacherCache
@@ -39,6 +41,7 @@ class PairedBatch(DocumentBatch):
         key: name of the batch in a `TeacherCache`.
         teacher_outputs: outputs that the cache holds; then there is nothing for teachers to see.
         given_logits: (B, C) for each teacher of which probabilities are all there is.
+        given_maps: targets of patches (T, C) and pages (N, 2C), by the names of `kd.student.map_state`.
         unlabelled: a second batch, of documents without labels.
     """
 
@@ -46,6 +49,7 @@ class PairedBatch(DocumentBatch):
     key: str = ""
     teacher_outputs: dict[str, Tensor] | None = None
     given_logits: tuple[Tensor, ...] = ()
+    given_maps: dict[str, Tensor] = field(default_factory=dict)
     unlabelled: PairedBatch | None = None
 
     @property
@@ -76,6 +80,7 @@ class PairedBatch(DocumentBatch):
             of_teachers=tuple(seen if seen is None else function(seen) for seen in self.of_teachers),
             teacher_outputs=None if known is None else {name: function(value) for name, value in known.items()},
             given_logits=tuple(map(function, self.given_logits)),
+            given_maps={name: function(value) for name, value in self.given_maps.items()},
             unlabelled=None if self.unlabelled is None else function(self.unlabelled),
         )
 
@@ -93,6 +98,7 @@ class PairedDataset(DocumentDataset):
             `draw` is left as it comes.
         cache: asked first; a batch that it holds is not loaded for the teachers.
         tables: (documents, C) logits of each teacher of which probabilities are all there is.
+        maps: the same documents as maps of networks.
 
     Raises:
         DistillationError: a document that has other pages in another rendering.
@@ -109,9 +115,10 @@ class PairedDataset(DocumentDataset):
         others: Sequence[DocumentDataset | None] = (),
         cache: TeacherCache | None = None,
         tables: Sequence[Tensor] = (),
+        maps: Sequence[MapDataset] = (),
     ) -> None:
         super().__init__(files, labels, view, groups=groups, seed=seed)
-        self.others, self.cache, self.tables = tuple(others), cache, tuple(tables)
+        self.others, self.cache, self.tables, self.maps = tuple(others), cache, tuple(tables), tuple(maps)
         for other in self.others:
             self._check_pages(other)
 
@@ -140,7 +147,8 @@ class PairedDataset(DocumentDataset):
         known = self.cache.read(batch.key) if self.cache is not None else None
         views = () if known is not None else self._views(own, keys)
         logits = tuple(table[own.index] for table in self.tables)
-        return replace(batch, teacher_outputs=known, of_teachers=views, given_logits=logits)
+        maps = {name: target for of in self.maps for name, target in of.targets(keys, own.sequence).items()}
+        return replace(batch, teacher_outputs=known, of_teachers=views, given_logits=logits, given_maps=maps)
 
     def _name(self, keys: list[tuple[int, int]]) -> str:
         return batch_key(keys[0][0], [(index, self.documents[index].file.stem) for _, index in keys])
@@ -232,6 +240,7 @@ def paired_batches(
     unlabelled: Sequence[str] = (),
     second_draw: bool = False,
     tables: Sequence[TeacherProbabilities] = (),
+    networks: Sequence[OnnxNetwork] = (),
     cache: Path | None = None,
     workers: int = 2,
 ) -> tuple[PairedBatches, tuple[str, ...]]:
@@ -245,6 +254,10 @@ def paired_batches(
         second_draw: the only teacher looks as the student does, at the same pages changed in another way.
         tables: probabilities that are further teachers. They are of whole documents: pages of documents without labels
             are not mixed then, since their partners are of any class.
+        networks: whose maps the student's tokens are to predict.
+
+    `data` without classes is without labels: documents keep their own pages, and those that a network cannot be shown
+    are left out.
 
     Raises:
         DataError: documents that cannot be read in a teacher's rendering, none of those without labels, or documents
@@ -253,6 +266,8 @@ def paired_batches(
     where: dict[str, Any] = {"cache": cache, "workers": workers}
     if not student.words:
         recipe = replace(recipe, lose_words=0.0, word_dropout=0.0)
+    if not data.classes:
+        recipe = replace(recipe, mix_pages=0.0, balanced=False)
     own_view = training_view(student, recipe)
     further: dict[str, Path] = {}
     left_out: list[str] = []
@@ -268,6 +283,21 @@ def paired_batches(
         rendered[rendering] = of_teacher | more
         left_out += problems
     readable = [path for path in further if all(path in found for found in rendered.values())]
+    maps = [
+        prepare_maps(
+            one,
+            {path: files[path] for path in data.paths} | {path: further[path] for path in readable},
+            student.rendering,
+            process,
+            **where,
+        )
+        for one in networks
+    ]
+    for prepared in maps:
+        if data.classes and not all(path in prepared.files for path in data.paths):
+            raise DataError("the documents", prepared.problems)
+        data, left_out = data.only(prepared.files), left_out + prepared.problems
+        readable = [path for path in readable if path in prepared.files]
     each_once = {further[path]: path for path in readable}  # copies of a document are one
 
     def dataset(
@@ -293,11 +323,13 @@ def paired_batches(
             seed=seed,
             others=[other(view) for view in of_teachers],
             tables=[table.logits(paths) for table in tables],
+            maps=[MapDataset(prepared, paths, labels, own, groups=groups, seed=seed) for prepared in maps],
         )
 
     seed, budget = recipe.train.seed, recipe.budget
     weights = balance(data) if recipe.balanced else None
-    labelled = shuffled(dataset(data.paths, data.labels, data.groups), process, budget=budget, weights=weights)
+    labels = data.labels if data.classes else None
+    labelled = shuffled(dataset(data.paths, labels, data.groups), process, budget=budget, weights=weights)
     if not each_once:
         return PairedBatches(labelled), tuple(left_out)
     extra = shuffled(dataset(list(each_once.values()), None), process, budget=budget)

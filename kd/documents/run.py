@@ -7,25 +7,28 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 
+from docvit.data.dataset import UNLABELLED
 from docvit.data.labels import LabelledDocuments
+from docvit.documents.rendering import Rendering
 from docvit.evaluation.compare import Comparison, compare
 from docvit.model.docvit import DocViT
 from docvit.training.batches import held_out_batches
-from docvit.training.distributed import process_group
+from docvit.training.distributed import Process, process_group
 from docvit.training.ema import EMATeacher
 from docvit.training.loop import Record, TrainingError, uses_bf16
 from docvit.training.recipe import Recipe, build_model
-from docvit.training.rendering import render_all
+from docvit.training.rendering import render_all, render_readable
 from docvit.training.run_folder import agree_on_recipe, read_manifest, write_recipe
 from docvit.training.supervised import check_labels, evaluate_batches, finish
 from docvit.training.text import count_words
 from kd.config import DistillationError, DistillConfig
 from kd.distill import SETTINGS, distill
+from kd.documents.onnx_network import OnnxNetwork, is_onnx
 from kd.documents.outputs import DocumentTeacher, document_outputs
 from kd.documents.paired import paired_batches
 from kd.documents.probabilities import TeacherProbabilities, read_probabilities
@@ -62,7 +65,7 @@ class DocumentDistillation:
 def distill_documents(
     student: Recipe | str,
     teacher: TeacherLike | Sequence[TeacherLike],
-    data: LabelledDocuments,
+    data: LabelledDocuments | Sequence[str],
     output: str | os.PathLike[str],
     config: DistillConfig = DistillConfig(),
     *,
@@ -88,7 +91,11 @@ def distill_documents(
         student: its recipe, the name of a variant, or a folder of weights to begin from.
         teacher: a DocViT, a folder or hub id of one, or `"self"`: the moving average of the student (mean teacher,
             arXiv 1703.01780). Of several, the softened probabilities are averaged. `()` for none beside
-            `teacher_probabilities`.
+            `teacher_probabilities`. `"FILE.onnx:OUTPUT"` is a network of which the student's patch and page tokens
+            learn to predict the map at their address (`kd.documents.onnx_network`), weighed by `config.map_loss`;
+            there may be several. Where all are such networks there are no soft targets.
+        data: labelled documents; or paths alone, from which a student without classes learns the maps of networks
+            (`docvit.data.unlabelled.find_unlabelled`). Go on from it with `Recipe.init`.
         config: weights of the loss; `page_loss` and `label_smoothing` are the recipe's.
         valid: documents to evaluate on after every epoch, and to compare on in the end.
         unlabelled: documents without labels, a batch of them beside every labelled one
@@ -113,22 +120,34 @@ def distill_documents(
     recipe = agree_on_recipe(folder, student if isinstance(student, Recipe) else recipe_for(student), resume=resume)
     config = replace(config, page_loss=recipe.page_loss, label_smoothing=recipe.label_smoothing)
     config = read_config(folder) if resume else config
-    check_labels(data)
+    if isinstance(data, LabelledDocuments):
+        check_labels(data)
+    else:
+        data = LabelledDocuments(tuple(data), (UNLABELLED,) * len(data), ())
     with process_group(device) as process:
         tables = [read_probabilities(file, data.classes, data.paths) for file in _files(teacher_probabilities)]
-        teachers = [model.to(process.device) for model in _load_teachers(teacher, data.classes, further=bool(tables))]
-        _check(config, recipe, teachers, tables, unlabelled=bool(unlabelled), cached=teacher_cache is not None)
-        own = not teachers and not tables
+        given, networks = _open_networks(teacher)
+        further = bool(tables or networks)
+        teachers = [model.to(process.device) for model in _load_teachers(given, data.classes, further=further)]
+        own = not teachers and not further
+        if not own and not teachers and not tables:
+            config = replace(config, alpha=0.0, page_alpha=None)
+        _check(
+            config, recipe, teachers, tables, networks, unlabelled=bool(unlabelled), cached=teacher_cache is not None
+        )
+        if not data.classes:
+            config = replace(config, labels=False, page_loss=0.0)
+            _check_without_labels(config, teachers, tables, own=own, valid=valid, unlabelled=unlabelled)
         model = build_model(recipe, data.classes)
         if config.simkd:
             reuse_classifier(model, teachers[0])
-        learner = with_projections(model, tuple(config.features), teachers[0]) if config.features else model
+        channels = {network.name: network.channels for network in networks}
+        learner = with_projections(model, tuple(config.features), next(iter(teachers), None), maps=channels)
         learner.to(process.device)
-        features = [pair.teacher for pair in getattr(learner, "pairs", ())]
+        features = [pair.teacher for pair in getattr(learner, "pairs", ()) if not pair.of_map]
         names = config.teacher_outputs(features)
-        files = render_all(
-            data.paths + (valid.paths if valid else ()), model.config.rendering, process, cache=cache, workers=workers
-        )
+        where: dict[str, Any] = {"cache": cache, "workers": workers}
+        data, files, unread = _render(data, valid, model.config.rendering, process, **where)
         batches, left_out = paired_batches(
             data,
             files,
@@ -139,8 +158,8 @@ def distill_documents(
             unlabelled=unlabelled,
             second_draw=config.consistency > 0,
             tables=tables if names else [],
-            cache=cache,
-            workers=workers,
+            networks=networks,
+            **where,
         )
         count_words(model, batches.files())
         average = EMATeacher(learner, decay=recipe.ema) if recipe.ema else None
@@ -159,7 +178,7 @@ def distill_documents(
             write_recipe(folder, recipe)
         held_out = None if valid is None else held_out_batches(valid, files, model.config, recipe)
         labelled = paired_batches(data, files, model.config, [], recipe, process)[0] if config.fine_tune else None
-        networks = [average] if own and average is not None else teachers
+        members: Sequence[nn.Module] = [average] if own and average is not None else teachers
 
         def evaluate(network: nn.Module) -> Record:
             assert held_out is not None
@@ -175,7 +194,7 @@ def distill_documents(
 
         done = distill(
             learner,
-            DocumentTeacher(networks, known=known),
+            DocumentTeacher(members, known=known),
             batches,
             config,
             outputs=document_outputs,
@@ -186,17 +205,22 @@ def distill_documents(
             compare=beside,
             finish=plain,
             output=folder,
-            facts={**facts, "teacher probabilities": [table.digest for table in tables]},
+            facts={
+                **facts,
+                "teacher probabilities": [table.digest for table in tables],
+                "teacher maps": {network.name: network.sha256 for network in networks},
+            },
             save=lambda network: plain(network).save_pretrained(folder),
             resume=resume,
             device=process.device,
             probe=False,
         )
         kept = cast(DocViT, done.student).requires_grad_(True)  # which those of an average are not
-        kept = finish(kept, data, files, recipe, process, held_out=held_out)
+        if data.classes:
+            kept = finish(kept, data, files, recipe, process, held_out=held_out)
         if process.rank == 0:
             kept.save_pretrained(folder)
-    return DocumentDistillation(kept, done.history, done.fine_tuning, done.comparison, left_out)
+    return DocumentDistillation(kept, done.history, done.fine_tuning, done.comparison, (*unread, *left_out))
 
 
 def recipe_for(student: str) -> Recipe:
@@ -204,11 +228,32 @@ def recipe_for(student: str) -> Recipe:
     return Recipe(init=student) if Path(student).is_dir() else Recipe(model=student)
 
 
-def _load_teachers(
-    teacher: TeacherLike | Sequence[TeacherLike], classes: tuple[str, ...], *, further: bool
-) -> list[DocViT]:
-    """The teachers that are models; none where the student is its own. `further`: there are others."""
+def _render(
+    data: LabelledDocuments, valid: LabelledDocuments | None, rendering: Rendering, process: Process, **where: Any
+) -> tuple[LabelledDocuments, dict[str, Path], list[str]]:
+    """The documents to learn from, their rendered files and those of `valid`, and a line for each that is left out.
+
+    Without labels, documents that cannot be read and copies of others are left out; with labels the former are errors.
+    """
+    if data.classes:
+        return data, render_all(data.paths + (valid.paths if valid else ()), rendering, process, **where), []
+    files, problems = render_readable(data.paths, rendering, process, **where)
+    each_once = {file: path for path, file in reversed(files.items())}
+    return data.only(each_once.values()), files, problems
+
+
+def _open_networks(teacher: TeacherLike | Sequence[TeacherLike]) -> tuple[list[TeacherLike], list[OnnxNetwork]]:
+    """The teachers that are no ONNX networks, and those that are."""
     given = [teacher] if isinstance(teacher, DocViT | str | os.PathLike) else list(teacher)
+    networks = [OnnxNetwork(one) for one in given if isinstance(one, str) and is_onnx(one)]
+    names = [network.name for network in networks]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise DistillationError(f"two teachers are called {twice[0]}: give another output, or the file another name")
+    return [one for one in given if not is_onnx(one)], networks
+
+
+def _load_teachers(given: list[TeacherLike], classes: tuple[str, ...], *, further: bool) -> list[DocViT]:
+    """The teachers that are models; none where the student is its own. `further`: there are others."""
     if SELF in [name for name in given if isinstance(name, str)]:
         if len(given) > 1 or further:
             raise DistillationError(f"{SELF!r} stands for the student's moving average: give no other teacher with it")
@@ -246,26 +291,47 @@ def _check(
     recipe: Recipe,
     teachers: Sequence[DocViT],
     tables: Sequence[TeacherProbabilities],
+    networks: Sequence[OnnxNetwork],
     *,
     unlabelled: bool,
     cached: bool,
 ) -> None:
     """Raises DistillationError for what cannot be had together."""
-    own = not teachers and not tables
+    own = not teachers and not tables and not networks
     if own and not recipe.ema:
         raise DistillationError("a student that is its own teacher needs a moving average: give ema a decay above 0")
     if own and cached:
         raise DistillationError("the outputs of a moving average change with every step: they cannot be cached")
     if not teachers and cached:
-        raise DistillationError("teacher probabilities are at hand already: without other teachers nothing is cached")
+        raise DistillationError(
+            "without a model as teacher nothing is cached: probabilities are at hand, maps always kept"
+        )
     if not own and config.consistency:
         raise DistillationError(f"consistency is with the student's own moving average: give {SELF!r} as the teacher")
     if len(teachers) != 1 and (config.features or config.simkd):
         raise DistillationError("features and the classifier are taken from one teacher, other than the student itself")
-    if tables and config.simkd:
-        raise DistillationError("simkd learns features alone: teacher probabilities have no part in it")
-    if unlabelled and not config.needs_teacher:
+    if (tables or networks) and config.simkd:
+        raise DistillationError("simkd learns the features of one teacher alone: others have no part in it")
+    if unlabelled and not config.needs_teacher and not networks:
         raise DistillationError("documents without labels have no loss here: give alpha, features or consistency")
+
+
+def _check_without_labels(
+    config: DistillConfig,
+    teachers: Sequence[DocViT],
+    tables: Sequence[TeacherProbabilities],
+    *,
+    own: bool,
+    valid: LabelledDocuments | None,
+    unlabelled: Sequence[str],
+) -> None:
+    """Raises DistillationError for what needs labels."""
+    if own or teachers or tables:
+        raise DistillationError("documents without labels have ONNX networks alone as teachers: FILE.onnx:OUTPUT")
+    if valid is not None or unlabelled or config.fine_tune:
+        raise DistillationError(
+            "a student without classes is neither evaluated nor fine-tuned: give labelled documents"
+        )
 
 
 def read_config(folder: str | os.PathLike[str]) -> DistillConfig:

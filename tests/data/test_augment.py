@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from docvit.data.augment import Augmentation, _extreme, augment
+from docvit.data.augment import Augmentation, _extreme, augment, move_maps
 
 STILL = dict.fromkeys(Augmentation().__dict__, 0.0)
 
@@ -143,3 +144,28 @@ def test_strokes_grow_to_the_maximum_of_their_neighbourhood(shape):
     expected = torch.nn.functional.max_pool2d(ink, 3, 1, 1)
     assert torch.equal(_extreme(ink, torch.maximum), expected)
     assert torch.equal(_extreme(-ink, torch.minimum), -expected)
+
+
+def test_maps_move_as_pages_do():
+    """On a page without edges the map of the moved page is the moved map, but for rounding to 256 levels."""
+    coarse = torch.rand(1, 3, 4, 3, generator=torch.Generator().manual_seed(1))
+    smooth = F.interpolate(coarse, (1024, 768), mode="bicubic", align_corners=True)[0].clamp(0, 1)
+    pages = [(page * 255).byte().permute(1, 2, 0).numpy() for page in (smooth, smooth.flip(2))]
+    moving = Augmentation(rotate=0.2, shear=0.1, ink=0, contrast=0, grey=0, scan=0)
+
+    def cells(page):
+        return F.avg_pool2d(page, 16)[:, 16:-16, 12:-12]  # what has come in from outside is paper, or the edge
+
+    for seed in range(3):
+        moved = augment(pages, moving, np.random.default_rng(seed))
+        maps = [F.avg_pool2d(torch.from_numpy(page).permute(2, 0, 1) / 255, 16) for page in pages]
+        found = move_maps(maps, moving, np.random.default_rng(seed))
+        for page, before, after in zip(moved, maps, found, strict=True):
+            expected = cells(page)
+            assert (after[:, 16:-16, 12:-12] - expected).abs().max() < 0.005
+            assert (before[:, 16:-16, 12:-12] - expected).abs().max() > 0.02
+
+
+def test_what_a_map_gets_from_outside_is_its_edge():
+    maps = [torch.full((2, 8, 6), 5.0)]
+    assert torch.allclose(move_maps(maps, Augmentation(), np.random.default_rng(0))[0], maps[0])

@@ -104,6 +104,25 @@ def test_options_of_data_and_machine(distilled, corpus, trained, tmp_path):
     assert first.config == second.config == kd.Teacher(first).networks[0].config
 
 
+def test_onnx_networks_need_no_labels_unless_they_are_asked_for(distilled, corpus, trained, command, tmp_path):
+    network = "some/layout.onnx:inner:0"
+    found = distilled("--teacher", network)
+    assert found["teachers"] == [network]
+    assert sorted(found["data"]) == sorted(str(path) for path in corpus.rglob("*.pdf"))
+    assert found["valid"] is None
+    labelled = distilled("--teacher", network, "--labels", "--valid", corpus)
+    assert labelled["data"].labels == labelled["valid"].labels
+    assert distilled("--teacher", network, "--teacher-probabilities", "a.csv")["data"].classes
+    beside = distilled("--teacher", network, "--teacher", trained)
+    assert beside["data"].classes
+    assert beside["teachers"][0] == network
+    for option, value in (("--valid", corpus), ("--fold", "1/2"), ("--group-by", "source")):
+        line = ["kd", "distill", corpus, "--teacher", network, "--output", tmp_path / "out", option, value]
+        code, out, err = command(cli.main, *line)
+        assert (code, out) == (2, "")
+        assert err == "error: --valid, --fold and --group-by need labels: give --labels, too\n"
+
+
 def test_a_fold_of_sources_is_held_out(distilled, corpus, tmp_path):
     rows = [(path, path.parent.name, path.stem[-1]) for path in sorted(corpus.glob("*/*.pdf"))]
     table = tmp_path / "documents.csv"

@@ -270,6 +270,8 @@ def test_feature_distances_equal_float64_references(kind):
     a, b = student.double().numpy().reshape(-1, 24), teacher.double().numpy().reshape(-1, 24)
     if kind == "cosine":
         expected = np.mean([1 - u @ v / math.sqrt((u @ u) * (v @ v)) for u, v in zip(a, b, strict=True)])
+    elif kind == "smooth-l1":
+        expected = np.mean([d * d / 2 if d < 1 else d - 0.5 for d in np.abs(a - b).ravel()])
     else:
         if kind == "mse":
             a, b = ((x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True) for x in (a, b))
@@ -280,6 +282,14 @@ def test_feature_distances_equal_float64_references(kind):
     assert float(value.detach()) == pytest.approx(expected, rel=1e-4)
     assert teacher.grad is None
     assert losses.feature_loss(student, student, kind=kind) == 0
+
+
+@pytest.mark.parametrize("kind", sorted(losses.FEATURE_DISTANCES))
+def test_features_without_rows_have_no_distance(kind):
+    student = torch.zeros(0, 24, requires_grad=True)
+    value = losses.feature_loss(student, torch.zeros(0, 24), kind=kind)
+    value.backward()
+    assert float(value.detach()) == 0
 
 
 @pytest.mark.parametrize("kind", ["cosine", "mse"])

@@ -133,6 +133,20 @@ def test_each_example_is_judged_by_the_others():
     assert np.isnan(probabilities[5]).all()
 
 
+def test_documents_without_words_are_judged_by_examples_without_words(monkeypatch):
+    judged = {}
+    monkeypatch.setattr(few_shot, "calibrate", lambda model, logits, _, *, pixels: judged.update({pixels: logits}))
+    examples = made_up({"a": 4, "b": 3})
+    _, probabilities = fit_head(model_of(), examples)
+    np.testing.assert_allclose(judged[False].softmax(1), probabilities)
+    monkeypatch.setattr(few_shot, "STRENGTHS", (3.0,))
+    monkeypatch.setattr(few_shot, "SHARPNESS", (1.0,))
+    fit_head(model_of(), examples)
+    expected, rows = regression(examples, 3.0, np.arange(1, 7))
+    of_pixels = judged[True][0].softmax(0).numpy()
+    np.testing.assert_allclose(of_pixels, expected.predict_proba(rows[1][:1])[0], atol=5e-3)
+
+
 def test_strength_and_sharpness_are_those_that_are_best_for_what_was_left_out(monkeypatch):
     examples = made_up({"a": 6, "b": 6})
     found = {}
@@ -192,7 +206,7 @@ def test_training_goes_on_from_a_fitted_folder(base, data, tmp_path):
     assert torch.equal(going_on.head.weight, model.head.weight)
     assert torch.equal(going_on.words.of_documents.weight, model.words.of_documents.weight)
     other = build_model(Recipe(init=str(tmp_path / "own")), ("x", "y"))
-    assert not other.words.of_documents.weight.any()
+    assert other.config.document_words == 0
     assert torch.equal(other.words.embedding.weight, model.words.embedding.weight)
     assert build_model(Recipe(init=str(tmp_path / "own"), settings={"words": 0}), CLASSES).words is None
 
