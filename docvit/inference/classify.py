@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PathLike = str | os.PathLike[str]
-
 Read = PageStack | DocumentError
 
 Row = TypeVar("Row")
@@ -323,11 +322,8 @@ class DocumentClassifier:
             predictions = [self._with_parts(*row) for row in of_pages]
         if self.model.config.words:
             predictions = [with_words(row, group) for row, group in zip(predictions, views, strict=True)]
-        return [row.judged(self._least(row)) for row in predictions], turned.split(counts)
-
-    def _least(self, row: Prediction) -> float:
-        """The threshold below which `score * known` of a document is unsure."""
-        return self.model.config.calibration(pixels=not row.words_read)[1]
+        least = [self.model.config.calibration(pixels=not row.words_read)[1] for row in predictions]
+        return [row.judged(value) for row, value in zip(predictions, least, strict=True)], turned.split(counts)
 
     @torch.inference_mode()
     def run(self, batch: PatchSequence, *, parts: bool = True) -> Answers:

@@ -90,11 +90,11 @@ def test_a_password_opens_files_to_read_and_to_copy(docvit, folder, tmp_path, pa
 def test_a_full_disk_is_said_with_what_is_not_written(docvit, packet, folder, tmp_path, monkeypatch):
     original, calls = parts.write_part, []
 
-    def write_part(path, pages, folder, name):
+    def write_part(path, pages, folder, name, **options):
         calls.append(name)
         if len(calls) > 1:
             raise OSError(28, "No space left on device", str(folder / name))
-        return original(path, pages, folder, name)
+        return original(path, pages, folder, name, **options)
 
     monkeypatch.setattr(parts, "write_part", write_part)
     code, _, err = docvit("split", packet, "--model", folder, "--output", tmp_path / "out")
