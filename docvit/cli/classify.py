@@ -25,7 +25,7 @@ from docvit.cli.options import (
     Workers,
     words_options,
 )
-from docvit.cli.output import RowFormat, print_passed_over, print_unreadable, row_writer
+from docvit.cli.output import RowFormat, make_folder, print_passed_over, print_unreadable, row_writer
 
 if TYPE_CHECKING:
     from docvit.inference.classify import DocumentClassifier
@@ -70,7 +70,7 @@ def classify(
     reading: dict[str, Any] = {"max_pages": max_pages, "password": password}
     reading |= words_options(context, no_words=no_words, ocr=ocr, ocr_pages=ocr_pages)
     if explain_to is not None:
-        explain_to.mkdir(parents=True, exist_ok=True)  # an error here must come before the first row
+        make_folder(explain_to)  # an error here must come before the first row
     from tqdm import tqdm
 
     from docvit.documents.finding import find_documents, find_passed_over

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -120,6 +121,16 @@ def repeated_at_the_end(*loggers: str) -> Iterator[None]:
     print(*kept, sep="\n", end="\n" if kept else "", file=sys.stderr)
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder to write to; OSError, if nothing can be written there, comes now and not after hours of work."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from None
+
+
 def print_unreadable(errors: Sequence[DocumentError], total: int) -> None:
     """The number of documents that could not be read, by the kind of the error."""
     if errors:
@@ -147,14 +158,21 @@ def print_report(r: Report, unreadable: int) -> None:
         + "   ".join(f"{share} {value:.3f}" for share, value in r.accuracy_of_surest.items())
         + "\n"
     )
-    width = max(len(name) for name in r.classes)
+    met = [i for i, row in enumerate(r.confusion) if any(row) or any(other[i] for other in r.confusion)]
+    width = max(len(r.classes[i]) for i in met)
     print(f"{'class':<{width}}  precision  recall    F1  documents   predicted as (columns in the order of the rows)")
-    for name, row in zip(r.classes, r.confusion, strict=True):
-        c = r.per_class[name]
-        cells = " ".join(f"{n:4d}" for n in row)
-        print(
-            f"{name:<{width}}  {c['precision']:9.2f}  {c['recall']:6.2f}  {c['f1']:4.2f}  {c['support']:9.0f}   {cells}"
+    for i in met:
+        c = r.per_class[r.classes[i]]
+        measured = (
+            f"{c['precision']:9.2f}  {c['recall']:6.2f}  {c['f1']:4.2f}"
+            if c["support"]
+            else f"{'-':>9}  {'-':>6}     -"
         )
+        cells = " ".join(f"{r.confusion[i][j]:4d}" for j in met)
+        print(f"{r.classes[i]:<{width}}  {measured}  {c['support']:9.0f}   {cells}")
+    absent = [name for i, name in enumerate(r.classes) if i not in met]
+    if absent:
+        print(f"neither among the documents nor predicted: {', '.join(absent)}")
 
 
 def print_sureness(sureness: Mapping[str, float | None]) -> None:

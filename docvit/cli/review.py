@@ -23,7 +23,7 @@ from docvit.cli.options import (
     Workers,
     words_options,
 )
-from docvit.cli.output import print_passed_over
+from docvit.cli.output import make_folder, print_passed_over
 
 
 @app.command()
@@ -54,7 +54,9 @@ def review(
     reading |= words_options(context, no_words=no_words, ocr=ocr, ocr_pages=ocr_pages)
     if output.is_dir():
         fail(f"{output} is a folder: give --output a name in it, such as {output / 'review.html'}")
-    output.parent.mkdir(parents=True, exist_ok=True)  # an error here must come before the first document is read
+    if output.exists():
+        fail(f"{output} exists: give --output another name, or remove it")
+    make_folder(output.parent)  # an error here must come before the first document is read
 
     from docvit.documents.finding import find_documents, find_passed_over
     from docvit.inference.classify import DocumentClassifier

@@ -95,7 +95,13 @@ def _sort(folder: str, paths: Sequence[str], load: Load, *, move: bool) -> bool:
     from docvit.inference.sort import find_to_sort, folder_names, folders_in_use, resume, sort_documents
     from docvit.inference.sort_log import SortLog, read_log
 
-    find_to_sort(paths, folder, read_log(folder).values())  # an error here must come before the folder is made
+    # an error here must come before the folder is made, and for nothing none is made
+    documents, unfit = find_to_sort(paths, folder, read_log(folder).values())
+    if not documents and not os.path.lexists(folder):
+        _shown(unfit)
+        _print_passed_over(paths, folder)
+        print("nothing to sort")
+        return bool(unfit)
     with _interruptible(), SortLog(folder) as log:
         before = len(folders_in_use(log))
         rows = _shown(resume(log))

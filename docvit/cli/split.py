@@ -8,14 +8,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from docvit.cli.app import app
 from docvit.cli.entry import fail
-from docvit.cli.options import Model, NoWords
-from docvit.cli.output import print_json, print_line, print_passed_over, short_path, table_width
+from docvit.cli.options import Model, NoWords, Password
+from docvit.cli.output import make_folder, print_json, print_line, print_passed_over, short_path, table_width
 
 if TYPE_CHECKING:
     from docvit.inference.split import Split
@@ -40,6 +40,7 @@ def split(
     ] = False,
     model: Model = None,
     no_words: NoWords = False,
+    password: Password = None,
 ) -> None:
     """Split files that hold several documents.
 
@@ -50,7 +51,7 @@ def split(
     Exit status: 0 all files were split, 1 some were not, 2 wrong usage.
     """
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)  # an error here must come before the first row
+        make_folder(output)  # an error here must come before the first row
     from tqdm import tqdm
 
     from docvit.documents.finding import find_documents, find_passed_over
@@ -59,13 +60,14 @@ def split(
 
     classifier = DocumentClassifier.from_pretrained(model)
     found = find_documents(paths)
-    results = split_files(classifier, found, min_score=min_score, drop_blank=drop_blank, words=not no_words)
+    options: dict[str, Any] = {"min_score": min_score, "drop_blank": drop_blank}
+    results = split_files(classifier, found, words=not no_words, password=password, **options)
     write, failed = _row_writer(format, found), 0
     bar = tqdm(results, total=len(found), unit="doc", disable=True if sys.stdout.isatty() else None)
     for number, result in enumerate(bar):
         if output is not None and result.error is None:
             try:
-                result = _write_parts(result, output)
+                result = _write_parts(result, output, password)
             except OSError as error:
                 rest = f"{len(found) - number} of {len(found)} files are not written, from {result.path} on"
                 fail(f"{error.filename}: {error.strerror}: {rest}")
@@ -76,7 +78,7 @@ def split(
         raise typer.Exit(1)
 
 
-def _write_parts(result: Split, folder: Path) -> Split:
+def _write_parts(result: Split, folder: Path, password: str | None) -> Split:
     """Writes each part to a file of its own; gives the row with the names."""
     from docvit.documents.errors import DocumentError
     from docvit.documents.parts import write_part
@@ -86,7 +88,7 @@ def _write_parts(result: Split, folder: Path) -> Split:
         label = re.sub(r"[^\w.+-]+", "_", part.label or "blank")
         name = f"{Path(result.path).stem}-{part.first}-{part.last}-{label}"
         try:
-            file = write_part(result.path, range(part.first - 1, part.last), folder, name)
+            file = write_part(result.path, range(part.first - 1, part.last), folder, name, password=password)
         except DocumentError as error:
             return replace(result, error=error)
         parts.append(replace(part, file=str(file)))

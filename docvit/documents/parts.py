@@ -18,8 +18,12 @@ from docvit.documents.images import no_pixel_limit, page_frames
 from docvit.documents.renderers import PDFIUM_LOCK
 
 
-def write_part(path: str, pages: Sequence[int], folder: Path, name: str) -> Path:
+def write_part(path: str, pages: Sequence[int], folder: Path, name: str, *, password: str | None = None) -> Path:
     """Writes these pages (0-based) of the PDF or TIFF at `path` into `folder` as `name`, with the suffix of its kind.
+
+    Of a PDF, annotations such as links are copied with their pages. Bookmarks are not: PDFium cannot write any. What
+    makes form fields fillable is not either, and so they become part of the page, as do that page's other annotations.
+    A part of an encrypted PDF is not encrypted.
 
     A file that is there already stays as it is, and the new one gets the next number. It is there whole or not at all.
 
@@ -37,7 +41,10 @@ def write_part(path: str, pages: Sequence[int], folder: Path, name: str) -> Path
     suffix = ".pdf" if is_pdf else ".tif"
     partial = folder / f".{os.getpid()}.{name[:40]}{suffix}.tmp"
     try:
-        (_copy_pdf if is_pdf else _copy_tiff)(path, pages, partial)
+        if is_pdf:
+            _copy_pdf(path, pages, partial, password)
+        else:
+            _copy_tiff(path, pages, partial)
         return _put(partial, folder, name, suffix)
     except OSError as error:
         if error.filename is None and error.errno is not None:  # a full disk does not say which file it was
@@ -58,11 +65,11 @@ def _put(partial: Path, folder: Path, name: str, suffix: str) -> Path:
     return target
 
 
-def _copy_pdf(path: str, pages: Sequence[int], target: Path) -> None:
+def _copy_pdf(path: str, pages: Sequence[int], target: Path, password: str | None) -> None:
     """Pages that are damaged are left out."""
     with PDFIUM_LOCK:
         try:
-            source = pypdfium2.PdfDocument(path)
+            source = pypdfium2.PdfDocument(path, password)
         except pypdfium2.PdfiumError:
             raise Unreadable(path, "PDFium cannot open it, and copies no pages: save it again") from None
         part = pypdfium2.PdfDocument.new()
@@ -75,11 +82,25 @@ def _copy_pdf(path: str, pages: Sequence[int], target: Path) -> None:
                         part.import_pages(source, pages=[page])
             if not len(part):
                 raise Unreadable(path, f"no page from {pages[0] + 1} to {pages[-1] + 1} can be copied")
+            if source.get_formtype() != pypdfium2.raw.FORMTYPE_NONE:
+                for page in part:
+                    if _has_fields(page):
+                        pypdfium2.raw.FPDFPage_Flatten(page, pypdfium2.raw.FLAT_NORMALDISPLAY)
+                    page.close()
             with target.open("wb") as file:
                 part.save(file)
         finally:
             part.close()
             source.close()
+
+
+def _has_fields(page: pypdfium2.PdfPage) -> bool:
+    raw, found = pypdfium2.raw, False
+    for index in range(raw.FPDFPage_GetAnnotCount(page)):
+        annotation = raw.FPDFPage_GetAnnot(page, index)
+        found = found or raw.FPDFAnnot_GetSubtype(annotation) == raw.FPDF_ANNOT_WIDGET
+        raw.FPDFPage_CloseAnnot(annotation)
+    return found
 
 
 def _copy_tiff(path: str, pages: Sequence[int], target: Path) -> None:

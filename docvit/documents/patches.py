@@ -133,6 +133,13 @@ class PatchSequence:
         """(B,) whether each document has words (CPU)."""
         return self.word_bounds[self.page_bounds[self.document_bounds]].diff() > 0
 
+    def cut(self, begins: Sequence[int]) -> PatchSequence:
+        """The same pages as documents that begin at these (the first is 0); page indices begin anew in each."""
+        bounds = torch.tensor([*begins, self.num_pages])
+        first = self.page_index[bounds[:-1].repeat_interleave(bounds.diff()).to(self.page_index.device)]  # (N,)
+        page = self.page - first[self.page_of_patch.to(first.device)]
+        return replace(self, page=page, page_index=self.page_index - first, document_bounds=bounds)
+
     def without_words(self) -> PatchSequence:
         """The same batch as pixels alone."""
         return replace(self, words=self.words[:0], word_bounds=torch.zeros_like(self.word_bounds))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import types
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.context import SpawnContext, SpawnProcess
@@ -23,7 +24,20 @@ class _SpawnedProcess(SpawnProcess):
 class SpawnWithoutMain(SpawnContext):
     """Spawns processes that need nothing of the main script."""
 
-    Process = _SpawnedProcess
+    def __init__(self) -> None:
+        super().__init__()
+        self._spawned: weakref.WeakSet[_SpawnedProcess] = weakref.WeakSet()
+
+    def Process(self, *arguments: Any, **options: Any) -> _SpawnedProcess:  # type: ignore[override]
+        process = _SpawnedProcess(*arguments, **options)
+        self._spawned.add(process)
+        return process
+
+    def terminate(self) -> None:
+        """Ends the processes that still run. One that is starting would print a traceback when its pool is gone."""
+        for process in list(self._spawned):
+            if process.is_alive():
+                process.terminate()
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, TimeoutError
 from functools import partial
+from multiprocessing.context import BaseContext
 from typing import Any, cast
 
 import pebble
@@ -149,13 +150,15 @@ def _new_pool(workers: int, memory_limit: int | None, method: str) -> tuple[Any,
 
     A process that `multiprocessing` started runs nothing of `atexit`: it would wait for these workers for good.
     """
-    context = multiprocessing.get_context("fork") if method == "fork" else SpawnWithoutMain()
+    context: BaseContext = multiprocessing.get_context("fork") if method == "fork" else SpawnWithoutMain()
     pool = pebble.ProcessPool(workers, context=context, initializer=_start_worker, initargs=(memory_limit,))
-    return pool, multiprocessing.util.Finalize(None, _stop, args=(pool,), exitpriority=0)
+    return pool, multiprocessing.util.Finalize(None, _stop, args=(pool, context), exitpriority=0)
 
 
-def _stop(pool: Any) -> None:
+def _stop(pool: Any, context: BaseContext) -> None:
     pool.stop()
+    if isinstance(context, SpawnWithoutMain):
+        context.terminate()
     pool.join()
 
 

@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PathLike = str | os.PathLike[str]
-
 Read = PageStack | DocumentError
 
 Row = TypeVar("Row")
 
 BUDGET = 1280
 SURE = 0.99  # probability of a cut from which on a classified file is said to hold several documents
+PART_PAGES = 64  # read of a part, if it has more
 ALL_BLANK = "every page is blank: nothing is written or drawn on it"
 OCR_SECONDS = 15.0  # added to the limit of a document's time for each page that may be read by OCR
 
@@ -302,12 +302,14 @@ class DocumentClassifier:
         rows, (_, quarters) = judge_upright(partial(self._classify, strategy=strategy), used)
         return [with_turns(*row) for row in zip(rows, used, quarters, strict=True)]
 
-    def _classify(self, used: list[PageStack], *, strategy: str) -> tuple[list[Prediction], Sequence[Tensor]]:
-        """A row for each document, and how its pages lie."""
+    def _classify(
+        self, used: list[PageStack], *, strategy: str, parts: bool = True
+    ) -> tuple[list[Prediction], Sequence[Tensor]]:
+        """A row for each document, and how its pages lie; `parts`: it may hold several."""
         way = get_strategy(strategy)
         views = [way.views(stack, self.rendering) for stack in used]
         batch = self.model.pack([view for group in views for view in group]).to(self.device)
-        scores, by_page, turned, known, boundaries = (part.cpu() for part in self.run(batch))
+        scores, by_page, turned, known, boundaries = (part.cpu() for part in self.run(batch, parts=parts))
         of_document = [len(group) for group in views]
         combined = torch.stack([way.combine(rows) for rows in scores.split(of_document)])
         knowns = [float(group.mean()) for group in known.split(of_document)]
@@ -315,25 +317,22 @@ class DocumentClassifier:
         blank = (batch.page_bounds.diff() == 0).split(counts)
         rows = zip(used, combined, by_page.split(counts), blank, knowns, strict=True)
         predictions = [self._prediction(*row) for row in rows]
-        if strategy == "document" and self.model.boundaries is not None:
+        if parts and strategy == "document" and self.model.boundaries is not None:
             of_pages = zip(predictions, used, boundaries.split(counts), by_page.split(counts), strict=True)
             predictions = [self._with_parts(*row) for row in of_pages]
         if self.model.config.words:
             predictions = [with_words(row, group) for row, group in zip(predictions, views, strict=True)]
-        return [row.judged(self._least(row)) for row in predictions], turned.split(counts)
-
-    def _least(self, row: Prediction) -> float:
-        """The threshold below which `score * known` of a document is unsure."""
-        return self.model.config.calibration(pixels=not row.words_read)[1]
+        least = [self.model.config.calibration(pixels=not row.words_read)[1] for row in predictions]
+        return [row.judged(value) for row, value in zip(predictions, least, strict=True)], turned.split(counts)
 
     @torch.inference_mode()
-    def run(self, batch: PatchSequence) -> Answers:
-        """What the model says of a batch."""
+    def run(self, batch: PatchSequence, *, parts: bool = True) -> Answers:
+        """What the model says of a batch; without `parts`, no page begins a document."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             features = self.model.forward_features(batch)
             logits, by_page = self.model.forward_head(features), self.model.forward_pages(features)
             turned = self.model.forward_turns(features, batch)
-            cuts = self.model.boundaries is not None and batch.num_pages > batch.num_documents
+            cuts = parts and self.model.boundaries is not None and batch.num_pages > batch.num_documents
             begins = self.model.forward_boundaries(features, batch) if cuts else by_page.new_zeros(len(by_page))
         logits = logits.float()
         with_words, by_pixels = self.model.known(logits), self.model.known(logits, pixels=True)
@@ -359,11 +358,11 @@ class DocumentClassifier:
     def label_pages(self, stack: PageStack, begin: int, end: int) -> Part:
         """What the model makes of the pages read from `begin` to `end` as a document of their own.
 
-        No label where all are blank. Of more than 64 so many are read, spread evenly.
+        No label where all are blank. Of more than `PART_PAGES` so many are read, spread evenly.
         """
-        pages = stack.take(begin + i for i in spread(end - begin, 64))
+        pages = stack.take(begin + i for i in spread(end - begin, PART_PAGES))
         own = pages._replace(indices=[i - stack.indices[begin] for i in pages.indices], failed={})
-        (row,) = self.classify_pages([own], strategy="document")
+        (row,), _ = judge_upright(partial(self._classify, strategy="document", parts=False), [own])
         return Part(begin + 1, end, label=row.label, score=row.score)
 
     def _prediction(self, stack: PageStack, scores: Tensor, by_page: Tensor, blank: Tensor, known: float) -> Prediction:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from docvit.documents.errors import DocumentError, Empty, TooLarge
 from docvit.documents.pages import PageStack
+from docvit.documents.patches import PatchSequence
 from docvit.documents.sources import Data, as_source
 from docvit.documents.workers import read_documents
 from docvit.errors import SettingError
-from docvit.inference.classify import DocumentClassifier
+from docvit.inference.classify import PART_PAGES, DocumentClassifier
 from docvit.inference.prediction import Part
 from docvit.inference.rows import note_of
 from docvit.inference.segments import segment
+from docvit.model.docvit import Stemmed
 from docvit.model.errors import ModelError
 from docvit.model.upright import judge_upright
 
@@ -58,6 +61,7 @@ def split(
     min_score: float = 0.0,
     drop_blank: bool = False,
     words: bool = True,
+    password: str | None = None,
 ) -> list[Part]:
     """The documents that one file holds, in order.
 
@@ -67,13 +71,15 @@ def split(
         min_score: only cuts that are at least so probable are made.
         drop_blank: blank pages before and after a document are in no part.
         words: read the words of the pages, too; False for pixels alone.
+        password: opens a PDF that has one.
 
     Raises:
         DocumentError: the file cannot be read, has more than 2,000 pages, or all of them are blank.
         ModelError: the model is none, or has not learnt where documents begin.
     """
     classifier = model if isinstance(model, DocumentClassifier) else DocumentClassifier.from_pretrained(model)
-    (result,) = split_files(classifier, [data], min_score=min_score, drop_blank=drop_blank, words=words, workers=1)
+    options: dict[str, Any] = {"min_score": min_score, "drop_blank": drop_blank, "words": words, "password": password}
+    (result,) = split_files(classifier, [data], workers=1, **options)
     if result.error is not None:
         raise result.error
     return result.parts
@@ -86,6 +92,7 @@ def split_files(
     min_score: float = 0.0,
     drop_blank: bool = False,
     words: bool = True,
+    password: str | None = None,
     workers: int = 2,
 ) -> Iterator[Split]:
     """Splits a stream of files, in order; one that cannot be read yields its error and the rest goes on.
@@ -99,8 +106,8 @@ def split_files(
     if classifier.model.boundaries is None:
         raise ModelError("the model has not learnt where documents begin: train one with docvit train --packets 0.1")
     options = classifier.reading(max_pages=MOST_PAGES, timeout=TIMEOUT, words=words, ocr_pages=0)
-    sources = (as_source(data) for data in files)
-    stacks = read_documents(sources, classifier.rendering, workers=workers, ahead=0, cut_pages=False, **options)
+    options |= {"password": password, "workers": workers, "ahead": 0, "cut_pages": False}
+    stacks = read_documents((as_source(data) for data in files), classifier.rendering, **options)
     ready = classifier.for_stream()
     for stack in stacks:
         if isinstance(stack, DocumentError):
@@ -113,17 +120,18 @@ def _split(classifier: DocumentClassifier, stack: PageStack, *, min_score: float
     if stack.num_pages > MOST_PAGES:
         problem = f"it has {stack.num_pages:,} pages, and at most {MOST_PAGES:,} are split: cut it into several files"
         return Split(stack.path, stack.num_pages, error=TooLarge(stack.path, problem))
-    ((boundaries, kinds, blank),), ((stack,), _) = judge_upright(partial(classify_windows, classifier), [stack])
+    (seen,), ((stack,), _) = judge_upright(lambda stacks: look(classifier, stacks[0]), [stack])
+    blank = seen.blank
     result = Split(stack.path, stack.num_pages, note=note_of(stack))
     if blank.all():
         problem = "every page is blank: nothing is written or drawn on it"
         return replace(result, error=Empty(stack.path, problem))
-    begins, sure = segment(boundaries, kinds)
+    begins, sure = segment(seen.boundaries, seen.kinds)
     begins = [begin for begin in begins if begin == 0 or sure[begin] >= min_score]
     empty = {stack.indices[i] for i in np.flatnonzero(blank)}
     parts = []
-    for begin, end in zip(begins, [*begins[1:], len(blank)], strict=True):
-        part = classifier.label_pages(stack, begin, end)
+    spans = list(pairwise([*begins, len(blank)]))
+    for (begin, end), part in zip(spans, label_parts(classifier, stack, seen, spans), strict=True):
         first, last = _bounds(stack, begin, end)
         if drop_blank:  # a page that failed is none
             written = [number for number in range(first, last + 1) if number - 1 not in empty]
@@ -140,27 +148,64 @@ def _bounds(stack: PageStack, begin: int, end: int) -> tuple[int, int]:
     return first, stack.indices[end] if end < len(stack.indices) else stack.num_pages
 
 
-@torch.inference_mode()
-def classify_windows(
-    classifier: DocumentClassifier, stacks: Sequence[PageStack]
-) -> tuple[list[tuple[np.ndarray, np.ndarray, np.ndarray]], list[torch.Tensor]]:
-    """Of each page of files the logit (N,) that a document begins there, log-probabilities (N, C), blank or not (N,).
+class Seen(NamedTuple):
+    """What the model sees in a file of N pages.
 
-    And how it lies (`DocViT.forward_turns`). Long files are read in windows that overlap; pages keep their indices.
+    Attributes:
+        boundaries: (N,) logits that a document begins at a page.
+        kinds: (N, C) log-probabilities of the kinds of each page.
+        blank: (N,) whether a page is blank.
+        whole: the packed pages and what the stem makes of them, where all were seen at once.
     """
-    model, found = classifier.model, []
-    for stack in stacks:
-        count, windows = len(stack.pages), []
-        for begin in range(0, count, WINDOW - 2 * MARGIN):
-            window = range(max(0, begin - MARGIN), min(count, begin + WINDOW - MARGIN))
-            batch = model.pack([stack.take(window)]).to(classifier.device)
-            with torch.autocast(classifier.device.type, torch.bfloat16, enabled=classifier.bf16):
-                features = model.forward_features(batch)
-                logits, kinds = model.forward_boundaries(features, batch), model.forward_pages(features)
-                turned = model.forward_turns(features, batch)
-            own = slice(begin - window.start, min(count, begin + WINDOW - 2 * MARGIN) - window.start)
-            parts = logits.double(), kinds.double().log_softmax(1), batch.page_bounds.diff() == 0, turned
-            windows.append([part[own].cpu() for part in parts])
-        found.append([torch.cat(parts) for parts in zip(*windows, strict=True)])
-    answers = [(boundaries.numpy(), kinds.numpy(), blank.numpy()) for boundaries, kinds, blank, _ in found]
-    return answers, [turned for *_, turned in found]
+
+    boundaries: np.ndarray
+    kinds: np.ndarray
+    blank: np.ndarray
+    whole: tuple[PatchSequence, Stemmed] | None = None
+
+
+@torch.inference_mode()
+def look(classifier: DocumentClassifier, stack: PageStack) -> tuple[list[Seen], list[Tensor]]:
+    """What the model sees in one file, and how its pages lie (`DocViT.forward_turns`).
+
+    Long files are read in windows that overlap; pages keep their page indices.
+    """
+    model, count, found = classifier.model, len(stack.pages), []
+    for begin in range(0, count, WINDOW - 2 * MARGIN):
+        window = range(max(0, begin - MARGIN), min(count, begin + WINDOW - MARGIN))
+        batch = model.pack([stack.take(window)]).to(classifier.device)
+        with torch.autocast(classifier.device.type, torch.bfloat16, enabled=classifier.bf16):
+            stem = model.forward_stem(batch)
+            features = model.forward_features(batch, stem)
+            logits, kinds = model.forward_boundaries(features, batch), model.forward_pages(features)
+            turned = model.forward_turns(features, batch)
+        own = slice(begin - window.start, min(count, begin + WINDOW - 2 * MARGIN) - window.start)
+        parts = logits.double(), kinds.double().log_softmax(1), batch.page_bounds.diff() == 0, turned
+        found.append([part[own].cpu() for part in parts])
+    boundaries, by_page, blank, turns = (torch.cat(parts) for parts in zip(*found, strict=True))
+    whole = (batch, stem) if len(window) == count else None
+    return [Seen(boundaries.numpy(), by_page.numpy(), blank.numpy(), whole)], [turns]
+
+
+@torch.inference_mode()
+def label_parts(
+    classifier: DocumentClassifier, stack: PageStack, seen: Seen, spans: Sequence[tuple[int, int]]
+) -> list[Part]:
+    """What `DocumentClassifier.label_pages` says of each part of a file, of all at once where all were seen at once."""
+    if seen.whole is None:
+        return [classifier.label_pages(stack, *span) for span in spans]
+    model, (batch, stem), parts = classifier.model, seen.whole, []
+    batch = batch.cut([begin for begin, _ in spans])
+    with torch.autocast(classifier.device.type, torch.bfloat16, enabled=classifier.bf16):
+        features = model.forward_features(batch, stem)
+        scores, turned = model.forward_head(features).float().softmax(1).cpu(), model.forward_turns(features, batch)
+    quarters = turned.cpu().split([end - begin for begin, end in spans])
+    for (begin, end), of_part, lying in zip(spans, scores, quarters, strict=True):
+        if seen.blank[begin:end].all():
+            parts.append(Part(begin + 1, end))
+        elif end - begin > PART_PAGES or lying.any() or not of_part.isfinite().all():
+            parts.append(classifier.label_pages(stack, begin, end))
+        else:
+            best = int(of_part.argmax())
+            parts.append(Part(begin + 1, end, label=classifier.classes[best], score=float(of_part[best])))
+    return parts

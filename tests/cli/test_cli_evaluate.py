@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from conftest import CLASSES, TINY, classed_pdf, pdf_bytes
 
+from docvit.cli.output import print_report
+from docvit.data.metrics import report
 from docvit.inference.strategies import STRATEGIES
 from docvit.model.config import DocViTConfig
 from docvit.model.docvit import DocViT
@@ -46,6 +49,18 @@ def test_unreadable_documents_are_named_and_counted(docvit, trained, corpus, tmp
     code, _, err = docvit("evaluate", table, *options)
     assert code == 2
     assert "none of the documents" in err
+
+
+def test_classes_that_do_not_occur_have_no_row(capsys):
+    scores = np.array([[0.9, 0.1, 0, 0], [0.2, 0.8, 0, 0], [0.1, 0.0, 0, 0.9]])
+    print_report(report(scores, [0, 0, 3], ("a", "b", "c", "d")), 0)
+    table = capsys.readouterr().out.partition("class")[2].splitlines()[1:]
+    assert [row.split() for row in table] == [
+        ["a", "1.00", "0.50", "0.67", "2", "1", "1", "0"],
+        ["b", "-", "-", "-", "0", "0", "0", "0"],
+        ["d", "1.00", "1.00", "1.00", "1", "0", "0", "1"],
+        ["neither", "among", "the", "documents", "nor", "predicted:", "c"],
+    ]
 
 
 def test_labels_that_the_model_does_not_know(docvit, trained, corpus, tmp_path):

@@ -7,7 +7,7 @@ import json
 import pypdfium2
 import pytest
 import torch
-from conftest import classed_pdf
+from conftest import ENCRYPTED, classed_pdf
 from PIL import Image
 
 from docvit.documents import parts
@@ -77,14 +77,24 @@ def test_a_folder_of_page_images_is_a_row_and_the_rest_is_written(docvit, packet
     assert len(list((tmp_path / "out").iterdir())) == 2
 
 
+def test_a_password_opens_files_to_read_and_to_copy(docvit, folder, tmp_path, packet):
+    (tmp_path / "secret.pdf").write_bytes(ENCRYPTED)
+    line = ("split", tmp_path / "secret.pdf", "--model", folder, "--output", tmp_path / "out")
+    assert "Encrypted" in docvit(*line)[1]
+    code, out, _ = docvit(*line, "--password", "secret")
+    assert (code, len(out.splitlines())) == (0, 2)
+    (file,) = (tmp_path / "out").iterdir()
+    assert len(pypdfium2.PdfDocument(file)) == 1
+
+
 def test_a_full_disk_is_said_with_what_is_not_written(docvit, packet, folder, tmp_path, monkeypatch):
     original, calls = parts.write_part, []
 
-    def write_part(path, pages, folder, name):
+    def write_part(path, pages, folder, name, **options):
         calls.append(name)
         if len(calls) > 1:
             raise OSError(28, "No space left on device", str(folder / name))
-        return original(path, pages, folder, name)
+        return original(path, pages, folder, name, **options)
 
     monkeypatch.setattr(parts, "write_part", write_part)
     code, _, err = docvit("split", packet, "--model", folder, "--output", tmp_path / "out")

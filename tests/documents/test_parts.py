@@ -7,7 +7,7 @@ import errno
 import numpy as np
 import pypdfium2
 import pytest
-from conftest import classed_pdf
+from conftest import assemble, classed_pdf
 from PIL import Image, ImageSequence
 
 from docvit.documents import parts
@@ -33,6 +33,26 @@ def test_pages_of_a_pdf_are_copied(pdf, tmp_path):
     assert file == tmp_path / "part-2-4-bars.pdf"
     assert len(pypdfium2.PdfDocument(file)) == 3
     assert all(np.array_equal(drawn(file, i), drawn(pdf, i + 1)) for i in range(3))
+
+
+def test_filled_in_fields_of_forms_stay_visible(tmp_path):
+    """Fields are shown by the form that a file is; a copied page is none. Its other annotations, links, are copied."""
+    page = b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 200 200]/Annots[%d 0 R]>>"
+    field = b"<</Type/Annot/Subtype/Widget/FT/Tx/T(name)/V(Ada)/F 4/Rect[50 50 100 100]/AP<</N 7 0 R>>>>"
+    objects = [
+        b"<</Type/Catalog/Pages 2 0 R/AcroForm<</Fields[5 0 R]>>>>",
+        b"<</Type/Pages/Kids[3 0 R 4 0 R]/Count 2>>",
+        page % 5,
+        page % 6,
+        field,
+        b"<</Type/Annot/Subtype/Link/Rect[0 0 50 50]/A<</S/URI/URI(https://example.org)>>>>",
+        b"<</Type/XObject/Subtype/Form/BBox[0 0 50 50]/Length 28>>stream\n0 0 1 rg 0 0 50 50 re f     \nendstream",
+    ]
+    (tmp_path / "form.pdf").write_bytes(assemble(objects))
+    file = write_part(str(tmp_path / "form.pdf"), range(2), tmp_path, "part")
+    assert drawn(tmp_path / "form.pdf", 0).min() == 0
+    np.testing.assert_array_equal(drawn(file, 0), drawn(tmp_path / "form.pdf", 0))
+    assert pypdfium2.raw.FPDFPage_GetAnnotCount(pypdfium2.PdfDocument(file)[1]) == 1
 
 
 def test_nothing_is_overwritten_and_nothing_else_is_left(pdf, tmp_path):

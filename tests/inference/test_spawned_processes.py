@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
+from types import SimpleNamespace
 
 from conftest import classed_pdf, pdf_bytes, process
+
+from docvit.documents import workers
+from docvit.documents.spawning import SpawnWithoutMain
 
 SCRIPT = """
 import json, multiprocessing, sys
@@ -57,3 +63,17 @@ def test_threads_limits_and_workers_of_other_pools_where_processes_are_spawned(t
         "executor": [[kinds, "text"]],
     }, err
     assert "workers=0" in err
+
+
+def test_workers_end_before_their_pool_does():
+    """One that is still starting then would find nothing of the pool, and print a traceback."""
+    context, found = SpawnWithoutMain(), []
+    worker = context.Process(target=time.sleep, args=(60,))
+    worker.start()
+
+    def join():
+        worker.join(30)
+        found.append(worker.exitcode)
+
+    workers._stop(SimpleNamespace(stop=lambda: found.append(worker.exitcode), join=join), context)
+    assert found == [None, -signal.SIGTERM]

@@ -12,7 +12,7 @@ from conftest import ENCRYPTED, classed_pdf, pdf_bytes
 from PIL import Image
 
 import docvit
-from docvit.documents.errors import DocumentError, Empty, TooLarge
+from docvit.documents.errors import DocumentError, Empty, Encrypted, TooLarge
 from docvit.documents.pages import read_document
 from docvit.errors import SettingError
 from docvit.inference import classify, split
@@ -184,18 +184,56 @@ def test_windows_give_what_all_pages_at_once_give(classifier, make_packet, monke
     stack = read_document(path, classifier.rendering)
     model = classifier.model
     scopes = DocumentClassifier(model.adapt(scopes="page"), device="cpu")  # else a window changes what blocks see
-    ((whole,), _) = split.classify_windows(scopes, [stack])
+    ((whole,), _) = split.look(scopes, stack)
     seen = []
     original = DocViT.forward_features
     monkeypatch.setattr(
-        DocViT, "forward_features", lambda m, batch: seen.append(batch.page_index.tolist()) or original(m, batch)
+        DocViT, "forward_features", lambda m, b, stem: seen.append(b.page_index.tolist()) or original(m, b, stem)
     )
     monkeypatch.setattr(split, "WINDOW", 12)
     monkeypatch.setattr(split, "MARGIN", 4)
-    ((windowed,), _) = split.classify_windows(scopes, [stack])
-    for one, other in zip(windowed, whole, strict=True):
+    ((windowed,), _) = split.look(scopes, stack)
+    assert whole.whole is not None
+    assert windowed.whole is None
+    for one, other in zip(windowed[:3], whole[:3], strict=True):
         np.testing.assert_allclose(one, other, atol=0.03)
     assert seen == [[*range(max(0, i - 4), min(24, i + 8))] for i in range(0, 24, 4)]
+
+
+def test_parts_seen_at_once_have_the_labels_that_each_has_alone(classifier, make_packet, begins, monkeypatch):
+    path = make_packet(("bars", 2), ("text", 3), ("blank", 2), ("blocks", 1), ("text", 4))
+    begins |= {2: 12.0, 5: 12.0, 7: 12.0, 8: 12.0}
+    stack = read_document(path, classifier.rendering)
+    passes, original = [], DocViT.forward_features
+    monkeypatch.setattr(DocViT, "forward_features", lambda m, *a: passes.append(1) or original(m, *a))
+    parts = docvit.split(path, model=classifier)
+    assert len(passes) == 2
+    monkeypatch.setattr(split, "PART_PAGES", 3)  # the last part is read for itself
+    assert docvit.split(path, model=classifier)[-1] == replace(classifier.label_pages(stack, 8, 12), cut=parts[-1].cut)
+    assert len(passes) == 6
+    for part in parts:
+        alone = classifier.label_pages(stack, part.first - 1, part.last)
+        assert part.label == alone.label
+        assert part.score == pytest.approx(alone.score, abs=0.01)
+    assert parts[2].label is None
+
+
+def test_a_cut_batch_is_what_its_parts_packed_alone_are(classifier, make_packet):
+    stack = read_document(make_packet(("bars", 2), ("text", 3), ("blocks", 1)), classifier.rendering)
+    batch = classifier.model.pack([stack]).cut([0, 2, 5])
+    parts = [
+        stack.take(range(*span))._replace(indices=list(range(span[1] - span[0]))) for span in ((0, 2), (2, 5), (5, 6))
+    ]
+    expected = classifier.model.pack(parts)
+    for name in ("patches", "page", "row", "col", "page_index", "page_bounds", "document_bounds"):
+        assert torch.equal(getattr(batch, name), getattr(expected, name)), name
+
+
+def test_a_password_opens_a_file(classifier, tmp_path):
+    (tmp_path / "secret.pdf").write_bytes(ENCRYPTED)
+    with pytest.raises(Encrypted):
+        docvit.split(tmp_path / "secret.pdf", model=classifier)
+    assert bounds(docvit.split(tmp_path / "secret.pdf", model=classifier, password="secret")) == [(1, 1)]
 
 
 def test_too_many_pages(classifier, make_packet, monkeypatch):
@@ -240,7 +278,8 @@ def test_classify_says_so_where_the_model_is_sure_of_several_documents(classifie
     row = classifier(packet)
     assert bounds(row.parts) == [(1, 2), (3, 6)]
     for part, own in zip(row.parts, docvit.split(packet, model=classifier, min_score=classify.SURE), strict=True):
-        assert replace(part, cut=1) == replace(own, cut=1)
+        assert replace(part, cut=1, score=1) == replace(own, cut=1, score=1)
+        assert part.score == pytest.approx(own.score, abs=0.01)  # other sums, perhaps in bfloat16
         assert part.cut == pytest.approx(own.cut, abs=1e-6)
     assert row.note == "holds 2 documents: docvit split cuts it"
     assert row.as_dict()["parts"][1]["first"] == 3
