@@ -128,6 +128,11 @@ class PatchSequence:
         fields["words"] = self.words[torch.repeat_interleave(keep.cpu(), lengths).to(self.words.device)]
         return replace(self, **fields, page_bounds=kept[self.page_bounds], word_bounds=cumulate(lengths[keep.cpu()]))
 
+    @property
+    def written(self) -> Tensor:
+        """(B,) whether each document has words (CPU)."""
+        return self.word_bounds[self.page_bounds[self.document_bounds]].diff() > 0
+
     def without_words(self) -> PatchSequence:
         """The same batch as pixels alone."""
         return replace(self, words=self.words[:0], word_bounds=torch.zeros_like(self.word_bounds))

@@ -16,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from safetensors.torch import save
+from torch import Tensor
 from tqdm import tqdm
 
 from docvit.data.labels import LabelledDocuments
@@ -29,19 +30,20 @@ from docvit.evaluation.cost import predict_cost
 from docvit.inference.classify import BUDGET, DocumentClassifier
 from docvit.model.docvit import DocViT
 from docvit.model.folder import BUNDLED, WEIGHTS
+from docvit.model.upright import judge_upright
 
 Model = DocumentClassifier | DocViT | str | os.PathLike[str] | None
 
 
 @dataclass(frozen=True)
 class ModelResults:
-    """The results of one model.
+    """The results of one model. A document with turned pages takes two forward passes.
 
     Attributes:
         quality: metrics of its predictions.
         agreement: share of documents to which it gives the first model's label.
         parameters: number of parameters.
-        flops_per_page: of a forward pass, by formula (`docvit.evaluation.cost`), mean over the pages.
+        flops_per_page: of forward passes, by formula (`docvit.evaluation.cost`), mean over the pages.
         documents_per_second: of forward passes over packed batches of the same number of patches for every model,
             without rendering and packing.
         bytes_on_disk: size of the weights' file; for a model in memory, of what `save_pretrained` would write.
@@ -207,22 +209,23 @@ class _Trial:
 
     def take(self, results: list[PageStack | DocumentError]) -> None:
         stacks = [r for r in results if isinstance(r, PageStack)]
-        scores = iter(self._scores(stacks) if stacks else ())
+        scores = iter(judge_upright(self._scores, stacks)[0])
         self.rows += [next(scores) if isinstance(r, PageStack) else r for r in results]
+        self.pages += sum(len(stack.pages) for stack in stacks)
 
-    def _scores(self, stacks: list[PageStack]) -> np.ndarray:
+    def _scores(self, stacks: list[PageStack]) -> tuple[Sequence[np.ndarray], Sequence[Tensor]]:
         batch = self.classifier.model.pack(stacks).to(self.classifier.device)
         self._timed(batch)  # kernels are compiled for new shapes: otherwise the first model would pay for all
-        scores, seconds = self._timed(batch)
+        scores, turned, seconds = self._timed(batch)
         self.seconds += seconds
         self.flops += predict_cost(self.classifier.model.config, batch).flops
-        self.pages += batch.num_pages
-        return scores
+        return list(scores), turned.split([len(stack.pages) for stack in stacks])
 
-    def _timed(self, batch: PatchSequence) -> tuple[np.ndarray, float]:
+    def _timed(self, batch: PatchSequence) -> tuple[np.ndarray, Tensor, float]:
         start = time.perf_counter()
-        scores = self.ready.run(batch)[0].cpu().numpy()  # copying waits for the device
-        return scores, time.perf_counter() - start
+        answers = self.ready.run(batch)
+        scores, turned = answers.documents.cpu().numpy(), answers.turned.cpu()  # copying waits for the device
+        return scores, turned, time.perf_counter() - start
 
 
 def _classifier(model: Model, device: torch.device | str | None) -> DocumentClassifier:

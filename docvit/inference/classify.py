@@ -28,6 +28,7 @@ from docvit.inference.rows import finished, note_of, with_failed, with_turns, wi
 from docvit.inference.segments import segment
 from docvit.inference.strategies import get_strategy
 from docvit.model.docvit import DocViT
+from docvit.model.upright import judge_upright
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -271,37 +272,39 @@ class DocumentClassifier:
         predictions = iter(self.classify_pages(stacks, strategy=strategy))
         return [next(predictions) if isinstance(r, PageStack) else Prediction(r.path, error=r) for r in results]
 
-    @torch.inference_mode()
     def _embed(self, results: list[Read]) -> list[Embedding]:
-        stacks = [r for r in results if isinstance(r, PageStack)]
-        if not stacks:
-            return [Embedding(r.path, error=cast(DocumentError, r)) for r in results]
-        batch = self.model.pack(stacks).to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            features = self.model.forward_head(self.model.forward_features(batch), pre_logits=True)
-        empty = (batch.page_bounds[batch.document_bounds].diff() == 0).tolist()
-        vectors = iter(zip(features.float().cpu().numpy(), empty, strict=True))
+        found = iter(judge_upright(self._features, [r for r in results if isinstance(r, PageStack)])[0])
         rows = []
         for r in results:
-            if isinstance(r, DocumentError):
-                rows.append(Embedding(r.path, error=r))
-                continue
-            vector, blank = next(vectors)
-            rows.append(Embedding(r.path, error=Empty(r.path, ALL_BLANK)) if blank else Embedding(r.path, vector))
+            vector = None if isinstance(r, DocumentError) else next(found)
+            error = r if isinstance(r, DocumentError) else Empty(r.path, ALL_BLANK) if vector is None else None
+            rows.append(Embedding(r.path, vector, error))
         return rows
+
+    @torch.inference_mode()
+    def _features(self, stacks: list[PageStack]) -> tuple[list[np.ndarray | None], Sequence[Tensor]]:
+        """The feature (F,) of each document, None where all pages are blank, and how the pages of each lie."""
+        batch = self.model.pack(stacks).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            features = self.model.forward_features(batch)
+            vectors = self.model.forward_head(features, pre_logits=True).float().cpu().numpy()
+            turned = self.model.forward_turns(features, batch)
+        blank = (batch.page_bounds[batch.document_bounds].diff() == 0).tolist()
+        found = [None if empty else vector for vector, empty in zip(vectors, blank, strict=True)]
+        return found, turned.cpu().split([len(stack.pages) for stack in stacks])
 
     def classify_pages(self, stacks: list[PageStack], *, strategy: str = "document") -> list[Prediction]:
         """Classifies documents whose pages are already read, all in one batch; `strategy` as for `predict`.
 
         Pages that lie on a side or upside down are turned upright first, where the model can tell.
         """
-        return self._classify(stacks, strategy, turn=True)
+        used = [get_strategy(strategy).select(stack) for stack in stacks]
+        rows, (_, quarters) = judge_upright(partial(self._classify, strategy=strategy), used)
+        return [with_turns(*row) for row in zip(rows, used, quarters, strict=True)]
 
-    def _classify(self, stacks: list[PageStack], strategy: str, *, turn: bool) -> list[Prediction]:
+    def _classify(self, used: list[PageStack], *, strategy: str) -> tuple[list[Prediction], Sequence[Tensor]]:
+        """A row for each document, and how its pages lie."""
         way = get_strategy(strategy)
-        if not stacks:
-            return []
-        used = [way.select(stack) for stack in stacks]
         views = [way.views(stack, self.rendering) for stack in used]
         batch = self.model.pack([view for group in views for view in group]).to(self.device)
         scores, by_page, turned, known, boundaries = (part.cpu() for part in self.run(batch))
@@ -317,20 +320,11 @@ class DocumentClassifier:
             predictions = [self._with_parts(*row) for row in of_pages]
         if self.model.config.words:
             predictions = [with_words(row, group) for row, group in zip(predictions, views, strict=True)]
-        return self._turn_upright(used, predictions, turned.split(counts), strategy) if turn else predictions
+        return [row.judged(self._least(row)) for row in predictions], turned.split(counts)
 
-    def _turn_upright(
-        self, stacks: list[PageStack], rows: list[Prediction], turned: Sequence[Tensor], strategy: str
-    ) -> list[Prediction]:
-        """The rows, where documents that have turned pages are judged once more, their pages turned back.
-
-        `turned` are quarters (N,) for each stack. Tiles of many pages have one token: nothing is known of their pages.
-        """
-        lying = [n for n, (s, q) in enumerate(zip(stacks, turned, strict=True)) if len(q) == len(s.pages) and q.any()]
-        upright = [stacks[n].turn((-turned[n]).tolist()) for n in lying]
-        for n, row in zip(lying, self._classify(upright, strategy, turn=False), strict=True):
-            rows[n] = with_turns(row, stacks[n], turned[n].tolist())
-        return rows
+    def _least(self, row: Prediction) -> float:
+        """The threshold below which `score * known` of a document is unsure."""
+        return self.model.config.calibration(pixels=not row.words_read)[1]
 
     @torch.inference_mode()
     def run(self, batch: PatchSequence) -> Answers:
@@ -338,13 +332,13 @@ class DocumentClassifier:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             features = self.model.forward_features(batch)
             logits, by_page = self.model.forward_head(features), self.model.forward_pages(features)
-            turned = self.model.forward_turns(features)
+            turned = self.model.forward_turns(features, batch)
             cuts = self.model.boundaries is not None and batch.num_pages > batch.num_documents
             begins = self.model.forward_boundaries(features, batch) if cuts else by_page.new_zeros(len(by_page))
-        written = (batch.page_bounds.diff() > 0).to(turned.device)
         logits = logits.float()
-        known = self.model.known(logits)
-        return Answers(logits.softmax(1), by_page.float().softmax(1), turned.where(written, 0), known, begins.float())
+        with_words, by_pixels = self.model.known(logits), self.model.known(logits, pixels=True)
+        known = with_words.where(batch.written.to(logits.device), by_pixels)
+        return Answers(logits.softmax(1), by_page.float().softmax(1), turned, known, begins.float())
 
     def _with_parts(self, row: Prediction, stack: PageStack, boundaries: Tensor, by_page: Tensor) -> Prediction:
         """The row with the documents that the file holds, where all pages are read and the model is sure of several."""
@@ -400,7 +394,6 @@ class DocumentClassifier:
             label=self.classes[best],
             score=float(scores[best]),
             known=known,
-            unsure=float(scores[best]) * known < self.model.config.min_score,
             scores={self.classes[i]: float(s) for s, i in zip(ranked.values, ranked.indices.tolist(), strict=True)},
             page_relevance=evidence.tolist() if own_tokens else [],
             pages=with_failed(read, stack),

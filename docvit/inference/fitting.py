@@ -23,8 +23,9 @@ def fit(
 
     Raises:
         DataError: examples that cannot be read, or of one class only.
-        ModelError: there is no such model.
-        TrainingError: `output` holds another model, or none to add to.
+        ModelError: there is no such model, or `output` holds no examples to add to.
+        TrainingError: `output` holds another model.
+        ValueError: `add` without `output`, or with another model.
     """
     model, _ = fit_documents(data, output, **options)
     return DocumentClassifier(model, device=options.get("device"))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from docvit.inference.prediction import Part
 from docvit.inference.rows import note_of
 from docvit.inference.segments import segment
 from docvit.model.errors import ModelError
+from docvit.model.upright import judge_upright
 
 MOST_PAGES = 2000  # of a file; its pages take 300 MB as they are read
 
@@ -111,7 +113,7 @@ def _split(classifier: DocumentClassifier, stack: PageStack, *, min_score: float
     if stack.num_pages > MOST_PAGES:
         problem = f"it has {stack.num_pages:,} pages, and at most {MOST_PAGES:,} are split: cut it into several files"
         return Split(stack.path, stack.num_pages, error=TooLarge(stack.path, problem))
-    boundaries, kinds, blank = classify_windows(classifier, stack)
+    ((boundaries, kinds, blank),), ((stack,), _) = judge_upright(partial(classify_windows, classifier), [stack])
     result = Split(stack.path, stack.num_pages, note=note_of(stack))
     if blank.all():
         problem = "every page is blank: nothing is written or drawn on it"
@@ -139,21 +141,26 @@ def _bounds(stack: PageStack, begin: int, end: int) -> tuple[int, int]:
 
 
 @torch.inference_mode()
-def classify_windows(classifier: DocumentClassifier, stack: PageStack) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each page of a file the logit (N,) that a document begins there, log-probabilities (N, C), blank or not (N,).
+def classify_windows(
+    classifier: DocumentClassifier, stacks: Sequence[PageStack]
+) -> tuple[list[tuple[np.ndarray, np.ndarray, np.ndarray]], list[torch.Tensor]]:
+    """Of each page of files the logit (N,) that a document begins there, log-probabilities (N, C), blank or not (N,).
 
-    Long files are read in windows that overlap; pages keep their page indices.
+    And how it lies (`DocViT.forward_turns`). Long files are read in windows that overlap; pages keep their indices.
     """
-    count, found = len(stack.pages), []
-    for begin in range(0, count, WINDOW - 2 * MARGIN):
-        window = range(max(0, begin - MARGIN), min(count, begin + WINDOW - MARGIN))
-        batch = classifier.model.pack([stack.take(window)]).to(classifier.device)
-        with torch.autocast(classifier.device.type, torch.bfloat16, enabled=classifier.bf16):
-            features = classifier.model.forward_features(batch)
-            logits = classifier.model.forward_boundaries(features, batch)
-            kinds = classifier.model.forward_pages(features)
-        own = slice(begin - window.start, min(count, begin + WINDOW - 2 * MARGIN) - window.start)
-        parts = logits.double(), kinds.double().log_softmax(1), batch.page_bounds.diff() == 0
-        found.append([part[own].cpu().numpy() for part in parts])
-    boundaries, by_page, blank = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return boundaries, by_page, blank
+    model, found = classifier.model, []
+    for stack in stacks:
+        count, windows = len(stack.pages), []
+        for begin in range(0, count, WINDOW - 2 * MARGIN):
+            window = range(max(0, begin - MARGIN), min(count, begin + WINDOW - MARGIN))
+            batch = model.pack([stack.take(window)]).to(classifier.device)
+            with torch.autocast(classifier.device.type, torch.bfloat16, enabled=classifier.bf16):
+                features = model.forward_features(batch)
+                logits, kinds = model.forward_boundaries(features, batch), model.forward_pages(features)
+                turned = model.forward_turns(features, batch)
+            own = slice(begin - window.start, min(count, begin + WINDOW - 2 * MARGIN) - window.start)
+            parts = logits.double(), kinds.double().log_softmax(1), batch.page_bounds.diff() == 0, turned
+            windows.append([part[own].cpu() for part in parts])
+        found.append([torch.cat(parts) for parts in zip(*windows, strict=True)])
+    answers = [(boundaries.numpy(), kinds.numpy(), blank.numpy()) for boundaries, kinds, blank, _ in found]
+    return answers, [turned for *_, turned in found]

@@ -33,6 +33,10 @@ def parse_scopes(scopes: str, depth: int) -> tuple[str, ...]:
     raise SettingError(f"scopes {scopes!r} of {depth} blocks: choose {', '.join(SCOPES)}, with K from 1 to {depth}")
 
 
+# settings of a model that never met held-out documents: it knows everything and is never unsure
+UNCALIBRATED: dict[str, Any] = {"known": (), "min_score": 0.0, "known_pixels": (), "min_score_pixels": 0.0}
+
+
 @dataclass(frozen=True)
 class DocViTConfig:
     """Everything that is needed to build a DocViT and to feed it; `config.json` beside the weights.
@@ -64,6 +68,7 @@ class DocViTConfig:
         known: slope and offset of the logistic function that turns the energy of a document's logits into the
             probability that the model knows its class (`docvit.training.calibrate`); empty where it cannot tell.
         min_score: a prediction is unsure where `score * known` is lower.
+        known_pixels, min_score_pixels: the same for documents without words, of a model that reads words.
         classes: names of the classes, in the order of the logits; empty if unknown.
     """
 
@@ -98,10 +103,12 @@ class DocViTConfig:
     std: tuple[float, ...] = (0.5,)
     known: tuple[float, ...] = ()
     min_score: float = 0.0
+    known_pixels: tuple[float, ...] = ()
+    min_score_pixels: float = 0.0
     classes: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        for name in ("grid", "mean", "std", "known", "classes"):  # JSON has lists only
+        for name in ("grid", "mean", "std", "known", "known_pixels", "classes"):  # JSON has lists only
             object.__setattr__(self, name, tuple(getattr(self, name)))
         least = {"embed_dim": 1, "depth": 0, "num_heads": 1, "patch_size": 1, "max_pages": 1, "num_registers": 0}
         least |= {"words": 0, "word_dim": 1, "boundaries": 0, "document_words": 0}
@@ -120,8 +127,9 @@ class DocViTConfig:
             raise SettingError(f"without blocks the {self.stem} stem gives nothing about a page: take ink, or blocks")
         if self.stem == "ink" and (len(set(self.mean)) > 1 or len(set(self.std)) > 1):
             raise SettingError("the ink stem needs one mean and std for all channels, or white paper has colour")
-        if len(self.known) not in (0, 2):
-            raise SettingError(f"known must be a slope and an offset, or empty, not {self.known}")
+        for numbers in (self.known, self.known_pixels):
+            if len(numbers) not in (0, 2):
+                raise SettingError(f"known must be a slope and an offset, or empty, not {numbers}")
         if self.document_words and not self.words:
             raise SettingError(f"document_words {self.document_words} needs words")
         if self.classes and len(self.classes) != self.num_classes:
@@ -143,6 +151,11 @@ class DocViTConfig:
         """How the pages of a file become pixels for this model."""
         mode = "L" if self.in_chans == 1 else "RGB"
         return Rendering(self.renderer, self.page_size, self.patch_size, self.supersample, mode)
+
+    def calibration(self, *, pixels: bool = False) -> tuple[tuple[float, ...], float]:
+        """`known` and `min_score` for a document; for one without words (`pixels`) its own, if the model has them."""
+        own = pixels and self.known_pixels
+        return (self.known_pixels, self.min_score_pixels) if own else (self.known, self.min_score)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

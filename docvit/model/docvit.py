@@ -16,7 +16,7 @@ from docvit.errors import SettingError
 from docvit.model import pooling
 from docvit.model.blocks import Block
 from docvit.model.boundaries import BoundaryHead
-from docvit.model.config import DocViTConfig
+from docvit.model.config import UNCALIBRATED, DocViTConfig
 from docvit.model.conversion import convert_timm
 from docvit.model.errors import ModelError
 from docvit.model.folder import find_folder, read_folder, write_folder
@@ -29,6 +29,8 @@ from docvit.model.turns import TurnHead
 from docvit.model.words import WordEmbedding
 
 States = dict[str, Tensor]
+
+Stemmed = tuple[Tensor, Tensor | None]
 
 
 class Features(NamedTuple):
@@ -140,10 +142,16 @@ class DocViT(nn.Module):
             words=words and bool(c.words),
         )
 
-    def _embed(self, batch: PatchSequence, layout: TokenLayout) -> tuple[Tensor, Rotation | None]:
+    def forward_stem(self, batch: PatchSequence) -> Stemmed:
+        """What the stem makes of the patches (T, D) and of the pages (N, D) of a batch, from their pixels alone."""
+        patches = batch.patches.to(self.cls_token.dtype)
+        page_lengths = batch.page_bounds.diff().to(patches.device)
+        return self.patch_embed.embed(replace(batch, patches=patches), page_lengths)
+
+    def _embed(self, batch: PatchSequence, layout: TokenLayout, stem: Stemmed | None) -> tuple[Tensor, Rotation | None]:
         """Tokens before the first block (T + N * K, D), in page order, and their rotation if the scheme has one."""
         dtype = self.cls_token.dtype  # of the residual stream, also under autocast, where stems give less
-        x, of_pages = self.patch_embed.embed(replace(batch, patches=batch.patches.to(dtype)), layout.page_lengths)
+        x, of_pages = self.forward_stem(batch) if stem is None else stem
         at_patches, at_pages = self.positions.patches(batch), self.positions.pages(batch)
         words_at_patches, words_at_pages = (None, None) if self.words is None else self.words(batch)
         for added in (at_patches, words_at_patches):
@@ -161,10 +169,12 @@ class DocViT(nn.Module):
         turned = torch.cat([patch_angles, prefix_angles]).index_select(0, layout.order)
         return tokens, Rotation(turned.cos(), turned.sin())
 
-    def _run(self, batch: PatchSequence, wanted: Callable[[str], bool] = lambda _: False) -> tuple[Features, States]:
+    def _run(
+        self, batch: PatchSequence, wanted: Callable[[str], bool] = lambda _: False, stem: Stemmed | None = None
+    ) -> tuple[Features, States]:
         """Page tokens, and those states of all tokens that are wanted."""
         layout = TokenLayout.of(batch, self.num_prefix_tokens, self.config.block_scopes)
-        x, rotation = self._embed(batch, layout)
+        x, rotation = self._embed(batch, layout, stem)
         states = {"embed": x} if wanted("embed") else {}
         last = False
         for i, block in enumerate(self.blocks):
@@ -181,9 +191,12 @@ class DocViT(nn.Module):
         words = None if self.words is None else self.words.directly(batch)
         return Features(self.norm(x), layout.document_of_page, layout.page_counts, words), states
 
-    def forward_features(self, batch: PatchSequence) -> Features:
-        """Page tokens after the last block, normalised: `.pages` (N, D)."""
-        features, _ = self._run(batch)
+    def forward_features(self, batch: PatchSequence, stem: Stemmed | None = None) -> Features:
+        """Page tokens after the last block, normalised: `.pages` (N, D).
+
+        `stem` is what `forward_stem` made of the same patches, perhaps with other words or in other documents.
+        """
+        features, _ = self._run(batch, stem=stem)
         return features
 
     def forward_head(self, x: Features, pre_logits: bool = False) -> Tensor:
@@ -203,18 +216,23 @@ class DocViT(nn.Module):
         """
         return self.head(self.alone(x.pages, None if x.words is None else x.words[1]))
 
-    def known(self, logits: Tensor) -> Tensor:
-        """The probability (B,) that documents with these logits (B, C) are of a class that the model knows; else 1."""
-        if not self.config.known:
+    def known(self, logits: Tensor, *, pixels: bool = False) -> Tensor:
+        """The probability (B,) that documents with these logits (B, C) are of a class that the model knows; else 1.
+
+        `pixels`: the model has read no words of them.
+        """
+        known, _ = self.config.calibration(pixels=pixels)
+        if not known:
             return torch.ones_like(logits[:, 0])
-        slope, offset = self.config.known
+        slope, offset = known
         return (slope * logits.logsumexp(1) + offset).sigmoid()
 
-    def forward_turns(self, x: Features) -> Tensor:
-        """Quarter turns clockwise (N,) by which each page lies turned; 0 for all where the model cannot tell."""
+    def forward_turns(self, x: Features, batch: PatchSequence) -> Tensor:
+        """Quarter turns clockwise (N,) by which each page of a batch lies turned; 0 where the model cannot tell."""
         if self.turns is None:
             return torch.zeros_like(x.document_of_page)
-        return self.turns.decide(self.turns(x.pages), x.document_of_page)
+        blank = (batch.page_bounds.diff() == 0).to(x.pages.device)
+        return self.turns.decide(self.turns(x.pages), x.document_of_page).masked_fill(blank, 0)
 
     def forward_boundaries(self, x: Features, batch: PatchSequence) -> Tensor:
         """Logits (N,) of each page of a batch that a new document begins there.
@@ -264,8 +282,7 @@ class DocViT(nn.Module):
 
     def reset_classifier(self, num_classes: int, classes: Sequence[str] = ()) -> None:
         """A fresh head for `num_classes` classes (0: none; the model then returns the pooled feature)."""
-        fresh: dict[str, Any] = {"known": (), "min_score": 0.0}
-        self.config = replace(self.config, num_classes=num_classes, classes=tuple(classes), **fresh)
+        self.config = replace(self.config, num_classes=num_classes, classes=tuple(classes), **UNCALIBRATED)
         self.num_classes = num_classes
         self.head = create_head(self.num_features, num_classes).to(self.norm.weight)
 
@@ -278,8 +295,11 @@ class DocViT(nn.Module):
             ModelError: weights that do not fit the settings.
             ValueError: settings that make no model.
         """
-        if overrides.get("num_classes", self.config.num_classes) != self.config.num_classes:
+        own_classes = self.config.num_classes, self.config.classes
+        if overrides.get("num_classes", own_classes[0]) != own_classes[0]:
             overrides = {"classes": (), **overrides}  # the old names are of other classes
+        if overrides.get("classes", ()) not in ((), own_classes[1]):
+            overrides = {"document_words": 0, **overrides}  # and so is the old table
         if not overrides.get("words", self.config.words):
             overrides = {**overrides, "document_words": 0}
         config = replace(self.config, **overrides)
@@ -288,7 +308,7 @@ class DocViT(nn.Module):
         same_head = config.num_classes == self.config.num_classes and config.classes in (self.config.classes, ())
         same_head = same_head and result.num_features == self.num_features
         if not same_head:
-            result.config = replace(result.config, known=(), min_score=0.0)
+            result.config = replace(result.config, **UNCALIBRATED)
         for name, value in self.state_dict().items():
             if name not in own or (name.startswith(("head.", "words.of_documents.")) and not same_head):
                 continue

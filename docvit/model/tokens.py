@@ -28,7 +28,6 @@ class TokenLayout(NamedTuple):
     document: Tensor  # (T + N * K,) document of every token
     document_of_page: Tensor  # (N,)
     page_counts: Tensor  # (B,) pages of each document
-    page_lengths: Tensor  # (N,) patches of each page
     segments: dict[str, Segments | MaskedSegments]  # scope -> segments in which all tokens attend
     last: dict[str, Segments | MaskedSegments]  # likewise for the last block, in which class tokens alone attend
 
@@ -53,7 +52,6 @@ class TokenLayout(NamedTuple):
             document=document.to(device),
             document_of_page=batch.document_of_page.to(device),
             page_counts=batch.document_bounds.diff().to(device),
-            page_lengths=batch.page_bounds.diff().to(device),
             segments={scope: segments(scope) for scope in sorted(set(scopes))},
             last={scope: segments(scope, begins[:-1]) for scope in scopes[-1:]},
         )

@@ -25,7 +25,7 @@ from docvit.training.batches import Shuffled
 from docvit.training.loop import TrainSettings, fit
 
 BATCH = 16  # packets
-SETTINGS = TrainSettings(epochs=20, lr=2e-3, weight_decay=0.1, bf16=False)
+SETTINGS = TrainSettings(epochs=10, lr=2e-3, weight_decay=0.1, bf16=False)
 
 
 class Pages(NamedTuple):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -25,21 +25,26 @@ from torch import Tensor, nn
 
 from docvit.data.dataset import DocumentDataset, view_of
 from docvit.data.labels import DataError, LabelledDocuments, check_copies, read_labelled
-from docvit.data.loader import DocumentLoader
+from docvit.data.sampling import TokenBudget
+from docvit.documents.pages import PageStack
 from docvit.documents.patches import PatchSequence
+from docvit.errors import SettingError
 from docvit.files import write_tensors
 from docvit.hardware import choose_device
+from docvit.model.config import UNCALIBRATED
 from docvit.model.docvit import DocViT
+from docvit.model.errors import ModelError
+from docvit.model.upright import judge_upright
 from docvit.model.words import document_ngrams
 from docvit.training.calibrate import calibrate
 from docvit.training.distributed import Process
-from docvit.training.loop import TrainingError
 from docvit.training.rendering import render_all
-from docvit.training.run_folder import check_unused
 
 logger = logging.getLogger(__name__)
 
 EXAMPLES = "examples.safetensors"
+
+BUDGET = 2048  # tokens of a batch; with many more a processor's caches overflow
 
 STRENGTHS = (3.0, 10.0, 30.0)  # inverse weights of the penalty; the first where every class has one example
 
@@ -116,10 +121,10 @@ class Examples:
 
     @classmethod
     def load(cls, folder: Path) -> Examples:
-        """Raises TrainingError: the folder holds no examples, or damaged ones."""
+        """Raises ModelError: the folder holds no examples, or damaged ones."""
         file = folder / EXAMPLES
         if not file.is_file():
-            raise TrainingError(f"{folder} holds no {EXAMPLES}: only to what `docvit fit` wrote can examples be added")
+            raise ModelError(f"{folder} holds no {EXAMPLES}: only to what `docvit fit` wrote can examples be added")
         try:
             with safe_open(file, "pt") as opened:
                 about = json.loads(opened.metadata()["docvit"])
@@ -128,7 +133,7 @@ class Examples:
                 words = sparse.csr_matrix(parts, shape=(len(listed[0]), about["buckets"]))
                 return cls(opened.get_tensor("features"), words, *listed)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise TrainingError(f"{file} is damaged: fit again without --add") from error
+            raise ModelError(f"{file} is damaged: fit again without --add") from error
 
 
 @dataclass(frozen=True)
@@ -201,16 +206,19 @@ def fit_documents(
 
     Raises:
         DataError: examples that cannot be read, or of one class only.
-        ModelError: there is no such model.
-        TrainingError: `output` holds another model, or none to add to.
+        ModelError: there is no such model, or `output` holds no examples to add to.
+        TrainingError: `output` holds another model.
+        ValueError: `add` without `output`, or with another model.
     """
     folder = None if output is None else Path(output)
     if add and folder is None:
-        raise TrainingError("examples are added to a folder: name it as output")
+        raise SettingError("examples are added to a folder: name it as output")
     if add and model is not None:
-        raise TrainingError("examples are added to the model in the output folder: name no other")
+        raise SettingError("examples are added to the model in the output folder: name no other")
     earlier = Examples.load(folder) if add and folder is not None else None
-    if folder is not None and not add:
+    if folder is not None and not add and folder.exists():
+        from docvit.training.run_folder import check_unused  # with the training loop and timm, which takes seconds
+
         check_unused(folder, "add to it (--add)")
     labelled = data if isinstance(data, LabelledDocuments) else read_labelled(data)
     process = Process(choose_device(device))
@@ -235,22 +243,28 @@ def fit_documents(
 
 @torch.inference_mode()
 def see(model: DocViT, data: LabelledDocuments, files: Mapping[str, Path]) -> Examples:
-    """Documents, whole and unchanged, as the model sees them; copies of one document count once."""
+    """Documents as the model sees them: whole, turned pages turned upright; copies of one document count once."""
     first = {files[path]: i for i, path in reversed(list(enumerate(data.paths)))}
     data = data.subset(sorted(first.values()))
     dataset = DocumentDataset([files[path] for path in data.paths], None, view_of(model.config))
     own = model.num_features - model.config.document_words  # an earlier fit's part is left out
-    features: dict[int, Tensor] = {}
-    words: dict[int, sparse.csr_matrix] = {}
-    for batch in DocumentLoader(dataset):
-        sequence = batch.sequence.to(model.cls_token.device)
+
+    def look(stacks: list[PageStack]) -> tuple[list[tuple[Tensor, sparse.csr_matrix]], Sequence[Tensor]]:
+        sequence = dataset.pack(stacks).to(model.cls_token.device)
         seen = [sequence, sequence.without_words()] if model.words is not None else [sequence]
-        views = [model.forward_head(model.forward_features(view), pre_logits=True)[:, :own] for view in seen]
-        features |= dict(zip(batch.index.tolist(), torch.stack(views, 1).float().cpu(), strict=True))
-        words |= dict(zip(batch.index.tolist(), _tf_idf(model, sequence), strict=True))
+        stem = model.forward_stem(sequence)
+        pages = [model.forward_features(view, stem) for view in seen]
+        views = torch.stack([model.forward_head(x, pre_logits=True)[:, :own] for x in pages], 1).float().cpu()
+        turned = model.forward_turns(pages[0], sequence).cpu().split([len(stack.pages) for stack in stacks])
+        return list(zip(views, _tf_idf(model, sequence), strict=True)), turned
+
+    found: list[tuple[Tensor, sparse.csr_matrix]] = []
+    for keys in TokenBudget(dataset.tokens(), BUDGET, shuffle=False):  # in order
+        found += judge_upright(look, [dataset[key][2] for key in keys])[0]
+    features, words = zip(*found, strict=True)
     return Examples(
-        torch.stack([features[i] for i in range(len(data))]),
-        sparse.vstack([words[i] for i in range(len(data))], "csr"),
+        torch.stack(features),
+        sparse.vstack(words, "csr"),
         tuple(data.classes[label] for label in data.labels),
         data.paths,
         tuple(files[path].stem.partition("-")[0] for path in data.paths),
@@ -289,9 +303,8 @@ def fit_head(model: DocViT, examples: Examples) -> tuple[DocViT, np.ndarray]:
     of_rows = weight @ (vectors / roots).T  # (C, n V), the share of each row in the weights of each class
     weight = of_rows @ features / scale  # (C, F)
     direct = count if model.words is not None else 0
-    fitted = model.adapt(
-        num_classes=count, classes=examples.classes, document_words=direct, known=(), min_score=0.0
-    ).eval()
+    settings = {"num_classes": count, "classes": examples.classes, "document_words": direct}
+    fitted = model.adapt(**settings, **UNCALIBRATED).eval()
     head = cast(nn.Linear, fitted.head)
     with torch.no_grad():
         head.weight.zero_()[:, : weight.shape[1]] = torch.from_numpy(weight)

@@ -25,7 +25,7 @@ from docvit.training.masked_model import TARGETS, MaskedDocViT, reconstruction_l
 from docvit.training.recipe import Recipe, build_model
 from docvit.training.rendering import render_readable
 from docvit.training.run_folder import agree_on_recipe, write_recipe
-from docvit.training.word_counts import count_words
+from docvit.training.text import count_words
 
 LOOP = TrainSettings(epochs=100, weight_decay=0.05)
 

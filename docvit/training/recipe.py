@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 
 from docvit.data.augment import Augmentation
+from docvit.model.config import UNCALIBRATED
 from docvit.model.docvit import DocViT
 from docvit.model.variants import create_model
 from docvit.training.loop import TrainSettings
@@ -34,6 +35,8 @@ class Recipe:
         word_dropout: largest share of the words that are dropped one by one; the share is drawn for each document.
         packets: number of packets, as a share of the documents: several documents glued into one, with which the
             finished model learns where documents begin (`docvit.training.boundaries`); 0 for none.
+        text_weight: weight of the logits of a text classifier that is added to the finished model
+            (`docvit.training.text`); 0 for none.
         label_smoothing: of the cross-entropy.
         page_loss: weight of a second cross-entropy, of each page token's own prediction.
         ema: decay of the moving average of the weights, which is the model that is saved; 0 for no average.
@@ -53,6 +56,7 @@ class Recipe:
     lose_words: float = 0.3
     word_dropout: float = 0.5
     packets: float = 0.0
+    text_weight: float = 0.5
     label_smoothing: float = 0.05
     page_loss: float = 0.5
     ema: float = 0.998
@@ -66,7 +70,7 @@ AnyRecipe = TypeVar("AnyRecipe")
 
 def build_model(recipe: Recipe, classes: tuple[str, ...]) -> DocViT:
     """The model that the recipe starts from, with a head for `classes`."""
-    settings = {**recipe.settings, "num_classes": len(classes), "classes": classes, "known": (), "min_score": 0.0}
+    settings = {**recipe.settings, "num_classes": len(classes), "classes": classes, **UNCALIBRATED}
     # without packets a head from earlier would no longer fit the rest
     settings["boundaries"] = recipe.settings.get("boundaries", BOUNDARIES) if recipe.packets else 0
     torch.manual_seed(recipe.train.seed)

@@ -28,8 +28,8 @@ from docvit.training.loop import Record, fit
 from docvit.training.recipe import Recipe, build_model
 from docvit.training.rendering import render_all
 from docvit.training.run_folder import agree_on_recipe, write_recipe
+from docvit.training.text import add_text_classifier, count_words
 from docvit.training.turns import train_turns
-from docvit.training.word_counts import count_words
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def train_documents(
             be known and sure of is the mean of theirs. Without, and without `valid`, nothing is unsure.
 
     Returns:
-        The trained model, in eval mode, and one record per epoch.
+        The trained model, in eval mode, and one record per epoch; the last one is of the finished model.
 
     Raises:
         DataError: documents that cannot be read (it names all of them), or documents of one class only.
@@ -131,7 +131,9 @@ def train_documents(
         )
         if ema is not None:
             ema.copy_to(model)
-        finish(model, data, files, recipe, process, held_out=None if others else held_out)
+        model = finish(model, data, files, recipe, process, held_out=None if others else held_out)
+        if evaluate is not None:
+            history[-1].update({name: float(value) for name, value in evaluate(model.eval()).items()})
         if process.rank == 0:
             model.save_pretrained(folder)
     return model.eval(), history
@@ -159,13 +161,16 @@ def evaluate_batches(
 
 
 @torch.inference_mode()
-def logits_of(model: nn.Module, batches: DocumentLoader, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Logits (B, C) and labels (B,) of all documents."""
+def logits_of(
+    model: nn.Module, batches: DocumentLoader, device: torch.device, *, words: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Logits (B, C) and labels (B,) of all documents; without `words`, by pixels alone."""
     batches.set_epoch(0)
     scores, labels = [], []
     for batch in batches:
+        sequence = batch.sequence if words else batch.sequence.without_words()
         with torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device)):
-            logits = model(batch.sequence.to(device))
+            logits = model(sequence.to(device))
         scores.append(logits.float().cpu())
         labels.append(batch.labels)
     return torch.cat(scores), torch.cat(labels)
@@ -179,10 +184,14 @@ def finish(
     process: Process,
     *,
     held_out: DocumentLoader | None,
-) -> None:
-    """What a trained model learns last: how pages lie, where documents begin, and what it knows."""
+) -> DocViT:
+    """What a trained model learns last: how pages lie, where documents begin, its text classifier, what it knows."""
     same: dict[str, Any] = {"seed": recipe.train.seed, "device": process.device}
     train_turns(model, data, files, recipe.augmentation, **same)
     train_boundaries(model, data, files, recipe.augmentation, share=recipe.packets, **same)
+    model = add_text_classifier(model, data, files, weight=recipe.text_weight)
     if held_out is not None:
         calibrate(model.eval(), *logits_of(model, held_out, process.device))
+        if model.words is not None:
+            calibrate(model, *logits_of(model, held_out, process.device, words=False), pixels=True)
+    return model

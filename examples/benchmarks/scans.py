@@ -8,7 +8,9 @@ borders, punch holes, the reverse shining through, as JPEG or fax. The copies ar
 depend on the document's content alone, so the set is the same for everybody. What lies in COPIES is not made again.
 
 The model in runs/fold-K is judged on fold K of 5 of `docvit train --fold`, where there is one: the same pages of the
-originals and of the copies, by pixels alone. Shares nothing with the augmentation of `docvit.data.scans` but the idea.
+originals and of the copies, by pixels alone. With `--ocr-pages 1 2` the words of the copies' first page, and of the
+first two, are read by OCR as well (`docvit[ocr]`; some seconds per page on a core). Shares nothing with the
+augmentation of `docvit.data.scans` but the idea.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -104,18 +107,22 @@ def main() -> None:
     )
     parser.add_argument("--group-by", default="group")
     parser.add_argument("--pages", type=int, default=4, help="pages per document (default: 4)")
+    parser.add_argument("--ocr-pages", type=int, nargs="*", default=[], help="read so many pages of the copies by OCR")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     data = read_labelled(args.data, group_column=args.group_by)
     models = {k: args.models / f"fold-{k + 1}" for k in range(5) if (args.models / f"fold-{k + 1}").is_dir()}
-    rows: dict[str, list[dict[str, float]]] = {"originals": [], "copies": []}
+    readings: dict[str, dict[str, Any]] = {"originals": {"words": False}, "copies": {"words": False}}
+    readings |= {f"copies, OCR of {pages}": {"ocr_pages": pages} for pages in args.ocr_pages}
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in readings}
     for k, folder in models.items():
         classifier = docvit.DocumentClassifier.from_pretrained(folder)
         _, held_out = split_groups(data, k, 5)
         copies = make_copies(held_out.paths, args.copies, args.pages)
         labels = [y for p, y in zip(held_out.paths, held_out.labels, strict=True) if p in copies]
-        for name, paths in (("originals", list(copies)), ("copies", list(copies.values()))):
-            found = list(classifier.predict(paths, max_pages=args.pages, words=False))
+        for name, reading in readings.items():
+            paths = list(copies if name == "originals" else copies.values())
+            found = list(classifier.predict(paths, max_pages=args.pages, **reading))
             scores = np.array([[p.scores.get(c, 0.0) for c in classifier.classes] for p in found])
             measured = report(scores, labels, classifier.classes)
             rows[name].append({"fold": k + 1, "accuracy": measured.accuracy, "macro_f1": measured.macro_f1})

@@ -48,7 +48,8 @@ from docvit.training.distributed import Process
 from docvit.training.ema import EMATeacher
 from docvit.training.loop import CHECKPOINT, TrainSettings, fit
 from docvit.training.recipe import Recipe, build_model
-from docvit.training.supervised import classification_loss, count_words
+from docvit.training.supervised import classification_loss
+from docvit.training.text import count_words
 
 CPU = Process(torch.device("cpu"))
 INNER_FOLDS = 4

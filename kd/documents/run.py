@@ -25,7 +25,7 @@ from docvit.training.recipe import Recipe, build_model
 from docvit.training.rendering import render_all, render_readable
 from docvit.training.run_folder import agree_on_recipe, read_manifest, write_recipe
 from docvit.training.supervised import check_labels, evaluate_batches, finish
-from docvit.training.word_counts import count_words
+from docvit.training.text import count_words
 from kd.config import DistillationError, DistillConfig
 from kd.distill import SETTINGS, distill
 from kd.documents.onnx_network import OnnxNetwork, is_onnx
@@ -217,7 +217,7 @@ def distill_documents(
         )
         kept = cast(DocViT, done.student).requires_grad_(True)  # which those of an average are not
         if data.classes:
-            finish(kept, data, files, recipe, process, held_out=held_out)
+            kept = finish(kept, data, files, recipe, process, held_out=held_out)
         if process.rank == 0:
             kept.save_pretrained(folder)
     return DocumentDistillation(kept, done.history, done.fine_tuning, done.comparison, (*unread, *left_out))

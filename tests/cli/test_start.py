@@ -55,6 +55,14 @@ def test_importing_the_package_imports_nothing_heavy():
     assert imported("import docvit; dir(docvit); docvit.__version__", of=(*HEAVY, "numpy", "PIL")) == []
 
 
+def test_fitting_imports_no_timm(tmp_path):
+    for kind in ("bars", "text"):
+        (tmp_path / "data" / kind).mkdir(parents=True)
+        (tmp_path / "data" / kind / "a.pdf").write_bytes(classed_pdf(kind, 1))
+    line = ("fit", tmp_path / "data", "--output", tmp_path / "own", "--workers", 0)
+    assert imported(MAIN, *line) == ["torch", "sklearn", "scipy"]
+
+
 def test_models_and_classifying_import_torch_alone(tmp_path):
     (tmp_path / "a.pdf").write_bytes(classed_pdf("text", 1))
     script = f"import docvit; docvit.create_model('docvit_compact_patch32'); {MAIN}"

@@ -184,7 +184,7 @@ def test_windows_give_what_all_pages_at_once_give(classifier, make_packet, monke
     stack = read_document(path, classifier.rendering)
     model = classifier.model
     scopes = DocumentClassifier(model.adapt(scopes="page"), device="cpu")  # else a window changes what blocks see
-    whole = split.classify_windows(scopes, stack)
+    ((whole,), _) = split.classify_windows(scopes, [stack])
     seen = []
     original = DocViT.forward_features
     monkeypatch.setattr(
@@ -192,7 +192,8 @@ def test_windows_give_what_all_pages_at_once_give(classifier, make_packet, monke
     )
     monkeypatch.setattr(split, "WINDOW", 12)
     monkeypatch.setattr(split, "MARGIN", 4)
-    for one, other in zip(split.classify_windows(scopes, stack), whole, strict=True):
+    ((windowed,), _) = split.classify_windows(scopes, [stack])
+    for one, other in zip(windowed, whole, strict=True):
         np.testing.assert_allclose(one, other, atol=0.03)
     assert seen == [[*range(max(0, i - 4), min(24, i + 8))] for i in range(0, 24, 4)]
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import CLASSES, worded_pdf
 from sklearn.metrics import roc_auc_score
 
 from docvit.data.labels import read_labelled
@@ -72,13 +73,62 @@ def test_what_cannot_be_learnt_is_not_set(labels):
         assert model.config.known == ()
 
 
+def test_documents_without_words_have_thresholds_of_their_own(tmp_path):
+    for kind in CLASSES:
+        (tmp_path / kind).mkdir()
+        for number in range(2):
+            (tmp_path / kind / f"{number}.pdf").write_bytes(worded_pdf(kind, number, 1))
+    data = read_labelled(tmp_path)
+    recipe = Recipe(model="docvit_linear_patch32", settings={"words": 256}, train=TrainSettings(epochs=2, lr=0.01))
+    model, _ = train_documents(data, tmp_path / "run", recipe, valid=data, device="cpu", workers=0)
+    assert model.config.known_pixels != model.config.known
+    classifier = DocumentClassifier(model)
+    classifier.model.config = replace(model.config, min_score=1.1, min_score_pixels=0.0)
+    with_words, by_pixels = (
+        list(classifier.predict(data.paths[:3], words=words, workers=0)) for words in (True, False)
+    )
+    assert all(row.words_read and row.unsure for row in with_words)
+    assert not any(row.unsure for row in by_pixels)
+    classifier.model.config = replace(model.config, known=(0.0, 2.0), known_pixels=(0.0, -2.0))
+    of_words, of_pixels = (
+        [row.known for row in classifier.predict(data.paths[:3], words=words, workers=0)] for words in (True, False)
+    )
+    assert of_words == pytest.approx([torch.tensor(2.0).sigmoid().item()] * 3)
+    assert of_pixels == pytest.approx([torch.tensor(-2.0).sigmoid().item()] * 3)
+
+
+def test_thresholds_of_pixels_keep_the_right_answers_by_pixels():
+    model = model_of()
+    calibrate(model, *drawn(1000))
+    logits, labels = drawn(1000, seed=3)
+    weak = logits / 3
+    calibrate(model, weak, labels, pixels=True)
+    scores, predicted = weak.softmax(1).max(1)
+    sure = scores * model.known(weak, pixels=True) >= model.config.min_score_pixels
+    assert sure[predicted == labels].float().mean() == pytest.approx(KEPT, abs=0.002)
+    assert model.config.calibration(pixels=True) != model.config.calibration()
+
+
+def test_a_model_without_numbers_for_pixels_judges_all_documents_alike():
+    model = model_of()
+    calibrate(model, *drawn(200))
+    assert model.config.calibration(pixels=True) == model.config.calibration()
+
+
 def test_the_means_of_other_models_are_taken():
     one, two, model = model_of(), model_of(), model_of()
     for other, seed in ((one, 0), (two, 5)):
         calibrate(other, *drawn(300, seed))
+        calibrate(other, *drawn(300, seed + 1), pixels=True)
     calibrate_like(model, [one, two])
     assert model.config.known == pytest.approx(np.mean([one.config.known, two.config.known], 0).tolist())
     assert model.config.min_score == pytest.approx((one.config.min_score + two.config.min_score) / 2)
+    assert model.config.known_pixels == pytest.approx(
+        np.mean([one.config.known_pixels, two.config.known_pixels], 0).tolist()
+    )
+    assert model.config.min_score_pixels == pytest.approx(
+        (one.config.min_score_pixels + two.config.min_score_pixels) / 2
+    )
 
 
 def test_models_of_other_classes_or_without_held_out_data_say_nothing():

@@ -15,8 +15,10 @@ from sklearn.linear_model import LogisticRegression
 import docvit
 from docvit.data.labels import DataError, LabelledDocuments, read_labelled
 from docvit.documents.pages import open_document
+from docvit.errors import SettingError
 from docvit.model.config import DocViTConfig
 from docvit.model.docvit import DocViT
+from docvit.model.errors import ModelError
 from docvit.training import few_shot
 from docvit.training.few_shot import PIXELS, WORDS, Examples, fit_documents, fit_head
 from docvit.training.loop import TrainingError
@@ -171,6 +173,19 @@ def test_a_fitted_folder_is_a_model_like_any_other(base, data, tmp_path):
         assert name.startswith(("head.", "words.of_documents.")) or torch.equal(value, before[name]), name
 
 
+def test_the_stem_is_computed_once_for_both_views(base, data, monkeypatch):
+    model, labelled = DocViT.from_pretrained(base), read_labelled(data)
+    seen, original = [], DocViT.forward_stem
+    monkeypatch.setattr(DocViT, "forward_stem", lambda m, batch: seen.append(batch.num_documents) or original(m, batch))
+    fitting(labelled, model=base)
+    assert sum(seen) == len(labelled)
+    with open_document(labelled.paths[0]) as document, torch.inference_mode():
+        batch = model.pack([document])
+        for view in (batch, batch.without_words()):
+            found = model.forward_features(view, model.forward_stem(batch)).pages
+            assert torch.equal(found, model.forward_features(view).pages)
+
+
 def test_training_goes_on_from_a_fitted_folder(base, data, tmp_path):
     model, _ = fitting(data, tmp_path / "own", model=base)
     going_on = build_model(Recipe(init=str(tmp_path / "own")), CLASSES)
@@ -254,16 +269,16 @@ def test_wrong_data_is_one_clear_error(base, data, tmp_path):
 def test_where_nothing_can_be_added(base, data, tmp_path):
     with pytest.raises(TrainingError, match="already holds"):
         fitting(data, base, model=base)
-    with pytest.raises(TrainingError, match=r"holds no examples\.safetensors"):
+    with pytest.raises(ModelError, match=r"holds no examples\.safetensors"):
         fitting(data, base, add=True)
-    with pytest.raises(TrainingError, match="name no other"):
+    with pytest.raises(SettingError, match="name no other"):
         fitting(data, base, add=True, model=base)
-    with pytest.raises(TrainingError, match="name it as output"):
+    with pytest.raises(SettingError, match="name it as output"):
         fitting(data, add=True)
     fitting(only(data, "bars0.pdf", "text0.pdf"), tmp_path / "own", model=base)
     file = tmp_path / "own" / few_shot.EXAMPLES
     file.write_bytes(file.read_bytes()[:200])
-    with pytest.raises(TrainingError, match="damaged"):
+    with pytest.raises(ModelError, match="damaged"):
         fitting(data, tmp_path / "own", add=True)
 
 

@@ -30,7 +30,7 @@ from docvit.training.masked_model import reconstruction_loss
 from docvit.training.recipe import Recipe, build_model
 from docvit.training.run_folder import read_recipe, write_recipe
 from docvit.training.supervised import train_documents
-from docvit.training.word_counts import count_words
+from docvit.training.text import count_words
 
 RECIPE = PretrainRecipe(
     model="docvit_small_patch16",
