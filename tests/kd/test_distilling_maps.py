@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CLASSES, TINY
+from conftest import CLASSES, TINY, worded_pdf
 from kd_onnx import write_network
 from safetensors.torch import load_file
 
@@ -146,6 +146,24 @@ def test_resumed_equals_uninterrupted_to_the_bit(networks, data, tmp_path, monke
     other = write_network(tmp_path / "one.onnx", seed=5)
     with pytest.raises(Exception, match=r"teacher maps one:brightness was '[0-9a-f]{64}', not"):
         distil([f"{other}:brightness", networks[1]], data.paths, tmp_path / "cut", resume=True)
+
+
+def _distil_share(rank, teacher, paths, output):
+    student = distil(teacher, paths, output, recipe=for_epochs(1, words=64), cache=output / "cache").student
+    torch.save(student.state_dict(), output / f"rank{rank}.pt")
+
+
+def test_two_processes_end_with_one_student_which_reads_words(networks, tmp_path, in_two_processes):
+    paths = [str(tmp_path / f"{kind}{number}.pdf") for kind in CLASSES for number in range(2)]
+    for path in paths:
+        Path(path).write_bytes(worded_pdf(Path(path).stem[:-1], int(path[-5])))
+    in_two_processes(_distil_share, networks[0], paths, tmp_path)
+    one, two = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    saved = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert all(torch.equal(one[name], saved[name]) for name in saved)
+    assert DocViT.from_pretrained(tmp_path).words.counted
+    assert len(list((tmp_path / "cache" / "maps").glob("??/*"))) == len(paths)
 
 
 def test_copies_and_unreadable_documents_are_left_out(networks, corpus, data, tmp_path):

@@ -209,10 +209,12 @@ def test_documents_that_the_network_cannot_be_shown(network, corpus, page_cache,
     def batches(classes):
         data = LabelledDocuments(tuple(paths), (0, 1, 1) if classes else (-1,) * 3, classes)
         where = {"cache": tmp_path / "cache", "workers": 0}
-        return paired_batches(data, files, CONFIG, [], RECIPE, PROCESS, networks=[network], **where)
+        recipe = replace(RECIPE, mix_pages=0.5)
+        return paired_batches(data, files, CONFIG, [], recipe, PROCESS, networks=[network], **where)
 
     without_labels, left_out = batches(())
     assert len(without_labels.labelled.dataset) == 2
+    assert without_labels.labelled.dataset.partners is None  # of any kind: documents keep their own pages
     assert [line.split(":")[0] for line in left_out] == ["Unreadable"]
     with pytest.raises(DataError, match=r"0\.pdf"):
         batches(("a", "b"))
