@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import logging
 import multiprocessing
 import os
@@ -88,6 +89,12 @@ def pdf_bytes(
     return assemble(objects)
 
 
+def pytest_collection_finish() -> None:
+    """What is imported now stays: neither the garbage collector nor a fork looks at it again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def no_poppler(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine without poppler."""
@@ -155,6 +162,14 @@ def empty_curves(monkeypatch) -> None:
     """Drawing the curves of a run takes longer than all that most tests train."""
     if loop := sys.modules.get("docvit.training.loop"):
         monkeypatch.setattr(loop, "draw_curves", lambda history, folder: (folder / "curves.png").touch())
+
+
+@pytest.fixture(autouse=True)
+def quick_turns(monkeypatch) -> None:
+    """How pages lie is learnt in 600 steps or more, behind every training of a model that can say it."""
+    if turns := sys.modules.get("docvit.training.turns"):
+        monkeypatch.setattr(turns, "EPOCHS", 1)
+        monkeypatch.setattr(turns, "STEPS", 1)
 
 
 @pytest.fixture(scope="session")

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import shutil
+import signal
 import sys
 
 import pytest
-from conftest import CLASSES, TINY, process
+from conftest import CLASSES, TINY
 from safetensors.torch import load_file
 
 from docvit.cli import train
+from docvit.documents import cache
+from docvit.training import supervised
 from docvit.training.loop import CHECKPOINT
 from docvit.training.run_folder import read_recipe
 
@@ -146,42 +150,20 @@ def test_a_finished_run_resumes_to_itself(docvit, corpus, trained):
     assert all((value == before[name]).all() for name, value in load_file(trained / "model.safetensors").items())
 
 
-CTRL_C_IN_STEP_SIX = """
-import itertools, os, signal
-from docvit import cli
-from docvit.training import supervised
-original = supervised.classification_loss
-def interrupted(recipe):
-    inner, steps = original(recipe), itertools.count(1)
-    def loss(model, batch, progress):
-        if next(steps) == 6:
-            os.kill(os.getpid(), signal.SIGINT)
-        return inner(model, batch, progress)
-    return loss
-supervised.classification_loss = interrupted
-cli.main()
-"""
+def test_ctrl_c_before_training_says_that_nothing_began(docvit, corpus, start, tmp_path, monkeypatch, caplog):
+    def interrupted(*arguments, **options):
+        signal.raise_signal(signal.SIGINT)
+        yield
 
-
-CTRL_C_WHILE_DRAWING = """
-import signal
-from docvit import cli
-from docvit.documents import cache
-def interrupted(*arguments, **options):
-    signal.raise_signal(signal.SIGINT)
-    yield
-cache.read_documents = interrupted
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs begin without
-cli.main()
-"""
-
-
-def test_ctrl_c_before_training_says_that_nothing_began(corpus, start, tmp_path):
-    with process(CTRL_C_WHILE_DRAWING, *training(corpus, tmp_path / "run", start)) as other:
-        out, err = other.communicate(timeout=300)
-    assert (other.returncode, out) == (130, "")
-    assert "stopped before training began: the same command goes on" in err
-    assert "Traceback" not in err
+    monkeypatch.setattr(cache, "read_documents", interrupted)
+    # which background jobs of a shell begin without
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        code, out, err = docvit(*training(corpus, tmp_path / "run", start))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (code, out, err) == (130, "", "interrupted\n")
+    assert "stopped before training began: the same command goes on" in caplog.text
     assert not (tmp_path / "run").exists()
 
 
@@ -193,14 +175,26 @@ def test_one_class_is_refused(docvit, corpus, start, tmp_path):
     assert f"training needs at least two classes, found: {CLASSES[0]}" in err
 
 
-def test_ctrl_c_leaves_a_checkpoint_that_resumes_to_the_same_weights(docvit, corpus, start, tmp_path):
+def test_ctrl_c_leaves_a_checkpoint_that_resumes_to_the_same_weights(
+    docvit, corpus, start, tmp_path, monkeypatch, caplog
+):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert docvit(*training(corpus, whole, start, "--epochs", 3))[0] == 0
-    with process(CTRL_C_IN_STEP_SIX, *training(corpus, cut, start, "--epochs", 3)) as other:
-        out, err = other.communicate(timeout=300)
-    assert (other.returncode, out) == (130, "")
-    assert "Traceback" not in err
-    assert "stopping after this step" in err
+    original, steps = supervised.classification_loss, itertools.count(1)
+
+    def interrupted(recipe):
+        inner = original(recipe)
+
+        def loss(model, batch, progress):
+            if next(steps) == 6:
+                signal.raise_signal(signal.SIGINT)
+            return inner(model, batch, progress)
+
+        return loss
+
+    monkeypatch.setattr(supervised, "classification_loss", interrupted)
+    assert docvit(*training(corpus, cut, start, "--epochs", 3))[:2] == (130, "")
+    assert "stopping after this step" in caplog.text
     assert len(metrics(cut)) < 3
     assert docvit("train", corpus, "--output", cut, "--resume", "--device", "cpu", "--workers", 0)[0] == 0
     one, two = (load_file(folder / "model.safetensors") for folder in (cut, whole))

@@ -3,6 +3,7 @@
 import importlib
 import json
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -27,10 +28,16 @@ def page_numbers():
     return importlib.import_module("page_numbers")
 
 
+@cache
+def observer(page_order):
+    """A model whose stem measures pages, whatever its weights are."""
+    return page_order.build("page-independent", page_order.Settings(), page_order.InkStem)
+
+
 def made_page(page_order, random):
     count = int(random.integers(2, 6))
     cells = torch.from_numpy(random.permutation(16)[:count].copy())
-    model = page_order.build("page-independent", page_order.Settings(), page_order.InkStem)
+    model = observer(page_order)
     pixels = torch.from_numpy(
         random.random((count, model.config.in_chans * model.config.patch_size**2), dtype=np.float32)
     )

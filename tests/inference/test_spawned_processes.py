@@ -17,12 +17,12 @@ import json, multiprocessing, sys
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import docvit
+from docvit.documents.workers import read_alone, read_documents
 
 model, slow, *paths = sys.argv[1:]
 
-def labels(paths):
-    classifier = docvit.DocumentClassifier.from_pretrained(model, device="cpu")
-    return [p.label for p in classifier.predict(paths)], classifier(paths[0]).label
+def pages(paths):
+    return [document.num_pages for document in read_documents(paths)], read_alone(paths[0]).num_pages
 
 def main():
     multiprocessing.set_start_method("spawn")
@@ -36,9 +36,9 @@ def main():
     except docvit.DocumentError as error:
         said["limit"] = error.kind
     with multiprocessing.Pool(1) as pool:  # its workers may have no children
-        said["pool"] = pool.map(labels, [paths])
+        said["pool"] = pool.map(pages, [paths])
     with ProcessPoolExecutor(1) as pool:
-        said["executor"] = list(pool.map(labels, [paths]))
+        said["executor"] = list(pool.map(pages, [paths]))
     print(json.dumps(said))
 
 if __name__ == "__main__":
@@ -48,8 +48,8 @@ if __name__ == "__main__":
 
 def test_threads_limits_and_workers_of_other_pools_where_processes_are_spawned(trained, tmp_path):
     kinds = ["text", "bars", "blocks"]
-    for kind in kinds:
-        (tmp_path / f"{kind}.pdf").write_bytes(classed_pdf(kind))
+    for number, kind in enumerate(kinds, 1):
+        (tmp_path / f"{kind}.pdf").write_bytes(classed_pdf(kind, number))
     (tmp_path / "script.py").write_text(SCRIPT)
     (tmp_path / "slow.pdf").write_bytes(pdf_bytes(contents=[b"0 0 1 1 re f\n" * 2_000_000]))
     run = "import runpy, sys; sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')"
@@ -59,8 +59,8 @@ def test_threads_limits_and_workers_of_other_pools_where_processes_are_spawned(t
         "threads": kinds * 3,
         "streams": [kinds] * 2,
         "limit": "Timeout",
-        "pool": [[kinds, "text"]],
-        "executor": [[kinds, "text"]],
+        "pool": [[[1, 2, 3], 1]],
+        "executor": [[[1, 2, 3], 1]],
     }, err
     assert "workers=0" in err
 

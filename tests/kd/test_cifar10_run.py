@@ -53,8 +53,10 @@ def bench(output, preset=TINY, **settings):
     return bench_cifar10(made_up(), output, preset, **({"device": "cpu"} | settings))
 
 
-def longer(preset=TINY, epochs=3):
-    stages = tuple(replace(s, train=replace(s.train, epochs=epochs, checkpoint_minutes=0.0)) for s in preset.stages)
+def longer(preset=TINY, epochs=3, checkpoint_minutes=0.0):
+    """A checkpoint after every step, unless asked otherwise."""
+    loop = {"epochs": epochs, "checkpoint_minutes": checkpoint_minutes}
+    stages = tuple(replace(s, train=replace(s.train, **loop)) for s in preset.stages)
     return replace(preset, stages=stages, teacher_epoch=2)
 
 
@@ -153,24 +155,24 @@ class Stops(Exception):
 
 
 @pytest.mark.usefixtures("without_plots")
-@pytest.mark.parametrize("step", [4, 14, 24])
-def test_interrupted_is_uninterrupted_and_finished_runs_are_not_repeated(tmp_path, monkeypatch, step):
+def test_interrupted_is_uninterrupted_and_finished_runs_are_not_repeated(tmp_path, monkeypatch):
     """Two stages of three epochs of three steps; it stops in the first, in the second, and in the second seed."""
     settings = {"preset": longer(), "only": ["alpha"], "seeds": 2}
     whole = bench(tmp_path / "whole", **settings)
-    taken, plain_step = [], train._Run._step
+    stops, taken, plain_step = [4, 14, 24], [], train._Run._step
 
     def counted(run, batch):
-        if len(taken) == step:
+        if stops and len(taken) == stops[0]:
             raise Stops
         taken.append(1)
         return plain_step(run, batch)
 
     monkeypatch.setattr(train._Run, "_step", counted)
-    with pytest.raises(Stops):
-        bench(tmp_path / "parts", **settings)
-    assert (tmp_path / "parts" / "report.md").is_file()
-    step = -1  # on to the end
+    while stops:
+        with pytest.raises(Stops):
+            bench(tmp_path / "parts", **settings)
+        assert (tmp_path / "parts" / "report.md").is_file()
+        assert len(taken) == stops.pop(0)
     resumed = bench(tmp_path / "parts", **settings)
     assert len(taken) == 2 * 2 * 9  # no step twice
     assert without_times(resumed.runs) == without_times(whole.runs)
