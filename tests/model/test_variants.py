@@ -69,8 +69,11 @@ def test_without_blocks_page_tokens_are_normalised_stem_statistics():
 
 def test_the_bundled_model_is_the_linear_variant_with_words():
     bundled = DocViT.from_pretrained()
-    learnt = {name: getattr(bundled.config, name) for name in ("num_classes", "classes", "known", "min_score")}
-    own = {**learnt, "words": 16_384, "boundaries": BOUNDARIES}
+    learnt = {
+        name: getattr(bundled.config, name)
+        for name in ("num_classes", "classes", "known", "min_score", "known_pixels", "min_score_pixels")
+    }
+    own = {**learnt, "words": 16_384, "boundaries": BOUNDARIES, "document_words": 16}
     model = create_model("docvit_linear_patch32", **own)
     assert model.config == bundled.config
     assert [(n, p.shape) for n, p in model.named_parameters()] == [(n, p.shape) for n, p in bundled.named_parameters()]
