@@ -81,7 +81,7 @@ def test_the_bundled_model_is_the_linear_variant_with_words():
     assert len(bundled.config.known) == 2
     assert 0 < bundled.config.min_score < 1
     assert isinstance(model.patch_embed, InkStem)
-    assert model.head.in_features == 3 * model.embed_dim == 384  # mean, spread and first of the pages
+    assert model.head.in_features == 3 * model.embed_dim + 16  # mean, spread and first of the pages; words
 
 
 def test_the_compact_variant():
