@@ -5,11 +5,9 @@ from __future__ import annotations
 import sys
 
 import numpy as np
-import onnx
 import pytest
 import torch
-from kd_onnx import write_network
-from onnx import TensorProto, helper
+from kd_onnx import TensorProto, helper, onnx, write_network
 
 from kd.config import DistillationError
 from kd.documents import onnx_network
