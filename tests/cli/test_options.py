@@ -43,8 +43,8 @@ def seen(monkeypatch):
         seen.update(options, paths=list(paths))
         return [Split(path, 1, [Part(1, 1, "bars", 0.5)]) for path in seen["paths"]]
 
-    def write_part(path, pages, folder, name):
-        seen.update(written=folder)
+    def write_part(path, pages, folder, name, *, password=None):
+        seen.update(written=folder, opened_with=password)
         return folder / name
 
     monkeypatch.setattr("docvit.inference.split.split_files", split_files)
@@ -174,6 +174,11 @@ OPTIONS = {
         "drop_blank": (["--drop-blank"], of("drop_blank"), True),
         "model": (["--model", "m"], of("model"), "m"),
         "no_words": (["--no-words"], of("words"), False),
+        "password": (
+            ["--password", "secret", "--output", "parts"],
+            lambda seen: (seen["password"], seen["opened_with"]),
+            ("secret", "secret"),
+        ),
     },
     "evaluate": {
         "data": ([], lambda seen: len(seen["paths"]), 12),

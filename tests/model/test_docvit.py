@@ -321,7 +321,7 @@ def test_blocks_compile_as_one_graph(positions):
     model = model_of(positions=positions, scopes="alternate:2")
     batch = model.pack(documents())
     layout = TokenLayout.of(batch, 1, model.config.block_scopes)
-    x, rotation = model._embed(batch, layout)
+    x, rotation = model._embed(batch, layout, None)
     assert (rotation is not None) == (positions == "rope")
 
     def run(x, layout, rotation):
