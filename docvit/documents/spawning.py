@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
-import sys
 import threading
-import types
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from multiprocessing import spawn
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any
 
-_LOCK = threading.Lock()
+_OF_MAIN = ("init_main_from_name", "init_main_from_path")
+
+_of_thread = threading.local()
+_prepare = spawn.get_preparation_data
+
+
+def _preparation_data(name: str) -> dict[str, Any]:
+    """What a spawned process is told first; in a thread that spawns one of ours, nothing of the main script.
+
+    Other threads may spawn processes of the program's own meanwhile: those need it, so that it cannot be hidden.
+    """
+    data = _prepare(name)
+    if getattr(_of_thread, "without_main", False):
+        data = {key: value for key, value in data.items() if key not in _OF_MAIN}
+    return data
+
+
+spawn.get_preparation_data = _preparation_data
 
 
 class _SpawnedProcess(SpawnProcess):
     @staticmethod
     def _Popen(process_obj: Any) -> Any:
-        with _without_main():
+        _of_thread.without_main = True
+        try:
             return SpawnProcess._Popen(process_obj)
+        finally:
+            _of_thread.without_main = False
 
 
 class SpawnWithoutMain(SpawnContext):
@@ -38,14 +55,3 @@ class SpawnWithoutMain(SpawnContext):
         for process in list(self._spawned):
             if process.is_alive():
                 process.terminate()
-
-
-@contextmanager
-def _without_main() -> Iterator[None]:
-    with _LOCK:
-        main = sys.modules["__main__"]
-        sys.modules["__main__"] = types.ModuleType("__main__")
-        try:
-            yield
-        finally:
-            sys.modules["__main__"] = main

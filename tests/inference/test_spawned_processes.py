@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import spawn
 from types import SimpleNamespace
 
 from conftest import classed_pdf, pdf_bytes, process
@@ -63,6 +65,21 @@ def test_threads_limits_and_workers_of_other_pools_where_processes_are_spawned(t
         "executor": [[[1, 2, 3], 1]],
     }, err
     assert "workers=0" in err
+
+
+def test_the_main_script_stays_what_it_is_for_processes_that_other_threads_spawn(monkeypatch):
+    found = []
+
+    def spawned(_):
+        found.append(spawn.get_preparation_data("own"))
+        with ThreadPoolExecutor(1) as threads:
+            found.append(threads.submit(spawn.get_preparation_data, "other").result())
+
+    monkeypatch.setattr("multiprocessing.context.SpawnProcess._Popen", staticmethod(spawned))
+    process = SpawnWithoutMain().Process(target=time.sleep, args=(0,))
+    process._Popen(process)
+    found.append(spawn.get_preparation_data("later"))
+    assert [any(key.startswith("init_main") for key in data) for data in found] == [False, True, True]
 
 
 def test_workers_end_before_their_pool_does():
