@@ -35,6 +35,7 @@ from docvit.cli.options import (
     WordDropout,
     Workers,
     check_resumed,
+    is_given,
     options_of,
 )
 from docvit.cli.output import print_last
@@ -199,6 +200,10 @@ def distill(
     )
     if resume:
         check_resumed(context, _options(recipe, config), _options(read_recipe(output), read_config(output)))
+    if teacher and not teacher_probabilities and all(map(is_onnx, teacher)):
+        of_soft_targets = [f"--{name}" for name in ("alpha", "temperature", "soft") if is_given(context, name)]
+        if of_soft_targets:
+            fail(f"ONNX networks give no soft targets for {', '.join(of_soft_targets)}: give a model as teacher, too")
     by_name = [name == SELF or is_onnx(name) for name in teacher or []]
     teachers = [n if known else DocViT.from_pretrained(n) for n, known in zip(teacher or [], by_name, strict=True)]
     documents: LabelledDocuments | list[str]

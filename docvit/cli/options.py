@@ -161,7 +161,7 @@ def words_options(context: typer.Context, *, no_words: bool, ocr: bool, ocr_page
     if ocr and no_words:
         fail("--ocr reads words and --no-words leaves them out: give one of them")
     if not ocr:
-        if _given(context, "ocr_pages"):
+        if is_given(context, "ocr_pages"):
             fail("--ocr-pages says of how many pages --ocr reads the words: give --ocr, too")
         return {"words": not no_words, "ocr_pages": 0}
     from docvit.documents.ocr import require_ocr
@@ -173,21 +173,22 @@ def words_options(context: typer.Context, *, no_words: bool, ocr: bool, ocr_page
     return {"words": True, "ocr_pages": ocr_pages}
 
 
-def _given(context: typer.Context, name: str) -> bool:
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether the option stands on the command line."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
 
 def more_epochs(context: typer.Context) -> int | None:
     """The epochs given on the command line, for a run that is resumed to go on for longer."""
-    return int(context.params["epochs"]) if context.params["resume"] and _given(context, "epochs") else None
+    return int(context.params["epochs"]) if context.params["resume"] and is_given(context, "epochs") else None
 
 
 def check_resumed(
     context: typer.Context, mine: Mapping[str, Any], its: Mapping[str, Any], *, may_grow: tuple[str, ...] = ()
 ) -> None:
     """Settings given again on the command line, by the names of the options, must be those of the run."""
-    explicit = [n for n in context.params if n in mine.keys() | its.keys() and _given(context, n)]
+    explicit = [n for n in context.params if n in mine.keys() | its.keys() and is_given(context, n)]
     differing = [n for n in explicit if mine.get(n) != its.get(n) and not (n in may_grow and mine[n] > its[n])]
     if differing:
         option = {p.name: p.opts[0] for p in context.command.params}

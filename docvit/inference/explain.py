@@ -213,7 +213,7 @@ def evidence_of_ngrams(model: DocViT, batch: PatchSequence, label: int) -> Tenso
         parts.append((document_ngrams(batch), weights[None], words.of_documents))
     total = torch.zeros(len(batch.words))
     for bounds, gradient, table in parts:
-        found = words.weigh(batch, bounds)
+        found = words.weigh(batch.words, bounds)
         assert found.weights is not None
         with torch.no_grad():
             vectors = table.weight[found.ids] * found.weights[:, None]

@@ -33,10 +33,6 @@ class TurnHead(nn.Module):
         self.register_buffer("side", torch.tensor(math.inf))
         self.register_buffer("down", torch.tensor(math.inf))
 
-    @property
-    def trained(self) -> bool:
-        return bool(self.side.isfinite())
-
     def forget(self) -> None:
         """Turns no page until it is trained again."""
         self.side.fill_(math.inf)

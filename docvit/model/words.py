@@ -68,17 +68,17 @@ class WordEmbedding(nn.Module):
         )
         return of_documents, of_pages
 
-    def weigh(self, batch: PatchSequence, bounds: Tensor) -> Occurrences:
-        """The weights (K,) of the n-grams in the bags that `bounds` (S + 1,) cut out of a batch's n-grams."""
-        bounds = bounds.to(batch.words.device)
-        found = count_ngrams(batch.words % self.buckets, bounds, self.buckets)
+    def weigh(self, ngrams: Tensor, bounds: Tensor) -> Occurrences:
+        """The weights (K,) of hashed n-grams (G,) in the bags that `bounds` (S + 1,) cut out of them."""
+        bounds = bounds.to(ngrams.device)
+        found = count_ngrams(ngrams % self.buckets, bounds, self.buckets)
         weights = (1 + found.repeats.to(self.idf).log()) * self.idf[found.ids]
         norms = weights.new_zeros(bounds.shape[0] - 1).index_add(0, found.bags, weights.square()).sqrt()
         return found._replace(weights=weights / norms.clamp(min=1e-12)[found.bags])
 
     def _bags(self, batch: PatchSequence, bounds: Tensor, table: nn.EmbeddingBag | None = None) -> Tensor:
         """Vectors (S, width) of the S bags that `bounds` (S + 1,) cut out of a batch's n-grams."""
-        found = self.weigh(batch, bounds)
+        found = self.weigh(batch.words, bounds)
         offsets = torch.searchsorted(found.bags, torch.arange(bounds.shape[0] - 1, device=found.bags.device))
         vectors: Tensor = (table or self.embedding)(found.ids, offsets, per_sample_weights=found.weights)
         return vectors

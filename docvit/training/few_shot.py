@@ -39,7 +39,7 @@ from docvit.model.words import document_ngrams
 from docvit.training.calibrate import calibrate
 from docvit.training.distributed import Process
 from docvit.training.rendering import render_all
-from docvit.training.text import per_class
+from docvit.training.text import per_class, tf_idf
 
 logger = logging.getLogger(__name__)
 
@@ -273,12 +273,10 @@ def see(model: DocViT, data: LabelledDocuments, files: Mapping[str, Path]) -> Ex
 
 
 def _tf_idf(model: DocViT, batch: PatchSequence) -> sparse.csr_matrix:
-    """(B, buckets) as `WordEmbedding` weighs n-grams."""
+    """(B, buckets); of a model without words a column of zeros."""
     if model.words is None:
         return sparse.csr_matrix((batch.num_documents, 1), dtype=np.float32)
-    found = model.words.weigh(batch, document_ngrams(batch))
-    weights, bags, ids = (cast(Tensor, x).cpu().numpy() for x in (found.weights, found.bags, found.ids))
-    return sparse.csr_matrix((weights, (bags, ids)), shape=(batch.num_documents, model.words.buckets))
+    return tf_idf(model.words, batch.words, document_ngrams(batch))
 
 
 def fit_head(model: DocViT, examples: Examples) -> tuple[DocViT, np.ndarray]:

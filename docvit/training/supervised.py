@@ -24,6 +24,7 @@ from docvit.training.boundaries import train_boundaries
 from docvit.training.calibrate import calibrate, calibrate_like
 from docvit.training.distributed import Process, process_group
 from docvit.training.ema import EMATeacher
+from docvit.training.history import write_metrics
 from docvit.training.loop import Record, fit
 from docvit.training.recipe import Recipe, build_model
 from docvit.training.rendering import render_all
@@ -131,10 +132,11 @@ def train_documents(
         )
         if ema is not None:
             ema.copy_to(model)
-        model = finish(model, data, files, recipe, process, held_out=None if others else held_out)
-        if evaluate is not None:
+        trained, model = model, finish(model, data, files, recipe, process, held_out=None if others else held_out)
+        if evaluate is not None and model is not trained:
             history[-1].update({name: float(value) for name, value in evaluate(model.eval()).items()})
         if process.rank == 0:
+            write_metrics(history, folder)
             model.save_pretrained(folder)
     return model.eval(), history
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from scipy import sparse
 from sklearn.linear_model import LogisticRegression
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from docvit.data.labels import LabelledDocuments
@@ -19,6 +19,7 @@ from docvit.data.sampling import balance
 from docvit.documents.cache import CachedDocument
 from docvit.documents.hashing import hash_ngrams
 from docvit.model.docvit import DocViT
+from docvit.model.words import WordEmbedding
 
 STRENGTH = 30.0  # inverse weight of the penalty
 
@@ -31,19 +32,26 @@ def count_words(model: DocViT, files: Iterable[Path]) -> None:
     """
     if model.words is None or model.words.counted:
         return
-    counts = count_ngrams(list(dict.fromkeys(files)), model.words.buckets)
-    model.words.set_frequencies(torch.from_numpy(counts.getnnz(0)), counts.shape[0])
+    each_once = list(dict.fromkeys(files))
+    frequencies = torch.zeros(model.words.buckets)
+    for ngrams in _ngrams(each_once):
+        frequencies[ngrams.remainder(model.words.buckets).unique()] += 1
+    model.words.set_frequencies(frequencies, len(each_once))
 
 
-def count_ngrams(files: Sequence[Path], buckets: int) -> sparse.csr_matrix:
-    """(documents, buckets) how often n-grams of each bucket occur in rendered documents."""
-    rows = []
-    for file in tqdm(files, desc="counting words", unit="doc", leave=False, disable=None):
+def _ngrams(files: Sequence[Path]) -> Iterator[Tensor]:
+    """The hashed n-grams (G,) of each rendered document."""
+    for file in tqdm(files, desc="reading words", unit="doc", leave=False, disable=None):
         document = CachedDocument.open(file)
         texts = [text for index in document.indices for text in document.load_words(index).texts]
-        ids, repeats = np.unique(hash_ngrams(texts)[0] % buckets, return_counts=True)
-        rows.append(sparse.csr_matrix((repeats, ids, [0, len(ids)]), (1, buckets), dtype=np.float32))
-    return sparse.vstack(rows, "csr")
+        yield torch.from_numpy(hash_ngrams(texts)[0])
+
+
+def tf_idf(words: WordEmbedding, ngrams: Tensor, bounds: Tensor) -> sparse.csr_matrix:
+    """(S, buckets) TF-IDF of the S bags that `bounds` (S + 1,) cut out of n-grams (G,), as `words` weighs them."""
+    found = words.weigh(ngrams, bounds)
+    weights, bags, ids = (cast(Tensor, x).cpu().numpy() for x in (found.weights, found.bags, found.ids))
+    return sparse.csr_matrix((weights, (bags, ids)), (len(bounds) - 1, words.buckets))
 
 
 def add_text_classifier(model: DocViT, data: LabelledDocuments, files: Mapping[str, Path], *, weight: float) -> DocViT:
@@ -62,18 +70,19 @@ def add_text_classifier(model: DocViT, data: LabelledDocuments, files: Mapping[s
     words = model.words
     if words is None or words.of_documents is not None or not weight:
         return model
-    counts = count_ngrams([files[path] for path in data.paths], words.buckets)
-    written = np.flatnonzero(counts.getnnz(1))
+    device = words.idf.device
+    rows = [
+        tf_idf(words, ngrams.to(device), torch.tensor([0, len(ngrams)]))
+        for ngrams in _ngrams([files[path] for path in data.paths])
+    ]
+    weights = sparse.vstack(rows, "csr")
+    written = np.flatnonzero(weights.getnnz(1))
     labels = np.array(data.labels)[written]
     if len(np.unique(labels)) < 2:
         return model
-    tf_idf = counts[written]
-    tf_idf.data = 1 + np.log(tf_idf.data)
-    tf_idf = tf_idf.multiply(words.idf.cpu().numpy()).tocsr()
-    norms = np.sqrt(tf_idf.multiply(tf_idf).sum(1)).A1
     sampled = balance(data)[written]
     regression = LogisticRegression(C=STRENGTH, fit_intercept=False, max_iter=1000, tol=1e-3)
-    regression.fit(sparse.diags(1 / norms) @ tf_idf, labels, sampled / sampled.mean())
+    regression.fit(weights[written], labels, sampled / sampled.mean())
     table = np.zeros((words.buckets, model.num_classes))
     table[:, regression.classes_] = per_class(regression.coef_).T
     return _with_table(model, weight * table)

@@ -123,6 +123,16 @@ def test_onnx_networks_need_no_labels_unless_they_are_asked_for(distilled, corpu
         assert err == "error: --valid, --fold and --group-by need labels: give --labels, too\n"
 
 
+def test_options_of_soft_targets_need_a_teacher_that_gives_some(distilled, corpus, command, trained, tmp_path):
+    network = "some/layout.onnx:inner:0"
+    line = ["kd", "distill", corpus, "--teacher", network, "--labels", "--output", tmp_path / "out"]
+    for option, value in (("--alpha", 0.5), ("--temperature", 2), ("--soft", "dkd")):
+        code, _, err = command(cli.main, *line, option, value)
+        assert code == 2
+        assert f"no soft targets for {option}:" in err
+    assert distilled("--teacher", network, "--teacher", trained, "--alpha", "0.25")["config"].alpha == 0.25
+
+
 def test_a_fold_of_sources_is_held_out(distilled, corpus, tmp_path):
     rows = [(path, path.parent.name, path.stem[-1]) for path in sorted(corpus.glob("*/*.pdf"))]
     table = tmp_path / "documents.csv"

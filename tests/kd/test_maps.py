@@ -90,6 +90,9 @@ def test_a_page_dark_in_one_corner_lights_the_tokens_of_that_corner_alone(networ
     assert sequence.num_patches == 48
     dark = batch.given_maps[map_state(network.name, "patches")][:, 1] > 1
     assert torch.equal(dark, (sequence.row < 2) & (sequence.col >= 4))
+    moved = batch.to("meta").given_maps
+    assert len(moved) == 2
+    assert {values.device.type for values in moved.values()} == {"meta"}
 
 
 @pytest.mark.parametrize("mix_pages", [0.0, 1.0])

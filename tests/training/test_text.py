@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+
 import numpy as np
 import pytest
 import torch
@@ -149,3 +151,5 @@ def test_training_ends_with_it_and_reports_the_finished_model(data, tmp_path, we
         logits_of(saved, path).argmax().item() == label for path, label in zip(data.paths, data.labels, strict=True)
     ]
     assert history[-1]["valid_accuracy"] == pytest.approx(np.mean(right))
+    last = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))[-1]
+    assert float(last["valid_loss"]) == pytest.approx(history[-1]["valid_loss"], rel=1e-4)

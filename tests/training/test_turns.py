@@ -86,7 +86,7 @@ def test_of_a_batch_only_documents_with_turned_pages_are_judged_again(taught, tm
 
 def test_an_untrained_head_turns_nothing():
     head = TurnHead(8)
-    assert not head.trained
+    assert not head.side.isfinite()
     assert head.decide(torch.tensor([[-9.0, 9, -9, -9]]), torch.tensor([0])).tolist() == [UPRIGHT]
 
 
@@ -142,7 +142,7 @@ def test_with_one_group_nothing_is_known_of_unseen_pages_and_no_page_is_turned(t
     data = LabelledDocuments((str(file),), (0,), ("a", "b"), groups=("one",))
     pages, _ = PageCache(page_cache, model.config.rendering, words=True).prepare(data.paths, workers=0)
     train_turns(model, data, pages, STILL, seed=0, device=torch.device("cpu"))
-    assert not model.turns.trained
+    assert not model.turns.side.isfinite()
 
 
 def test_a_turned_page_is_explained_as_it_was_judged(taught, tmp_path):
@@ -171,8 +171,8 @@ def test_a_model_in_another_precision_turns_pages_too(taught, tmp_path, dtype):
 def test_a_model_that_trains_on_turns_no_page_until_its_head_is_trained_again(taught, tmp_path):
     taught.save_pretrained(tmp_path)
     going_on = build_model(Recipe(init=str(tmp_path)), taught.config.classes)
-    assert taught.turns.trained
-    assert not going_on.turns.trained
+    assert taught.turns.side.isfinite()
+    assert not going_on.turns.side.isfinite()
     assert torch.equal(going_on.head.weight, taught.head.weight)
 
 
@@ -182,4 +182,4 @@ def test_blank_pages_alone_say_nothing_of_how_pages_lie(make_pdf, page_cache):
     pages, _ = PageCache(page_cache, model.config.rendering, words=True).prepare([path], workers=0)
     data = LabelledDocuments((path,), (0,), ("a", "b"))
     train_turns(model, data, pages, STILL, seed=0, device=torch.device("cpu"))
-    assert not model.turns.trained
+    assert not model.turns.side.isfinite()
