@@ -12,7 +12,7 @@ import typer
 from docvit.cli.app import app
 from docvit.cli.entry import fail
 from docvit.cli.options import Device, MaxPages, Model, NoWords, Timeout, Workers
-from docvit.cli.output import print_passed_over
+from docvit.cli.output import check_new_file, print_passed_over
 
 if TYPE_CHECKING:
     from docvit.inference.prediction import Embedding
@@ -62,16 +62,15 @@ def embed(
 
 
 def check_output(file: Path) -> None:
-    """Ends the command unless `file` can be written: better before hours of reading than after them."""
+    """Ends the command unless `file` is new and can be written as its suffix says."""
     if file.suffix.lower() not in SUFFIXES:
         fail(f"--output {file}: the suffix says how it is written; choose {', '.join(SUFFIXES)}")
-    if not file.parent.is_dir():
-        fail(f"--output {file}: there is no folder {file.parent}")
     if file.suffix.lower() == ".parquet":
         try:
             import pyarrow.parquet  # noqa: F401
         except ModuleNotFoundError:
             fail('a .parquet file needs pyarrow: pip install "docvit[parquet]", or write .csv or .npy')
+    check_new_file(file, "embeddings.csv")
 
 
 def write_embeddings(file: Path, rows: Sequence[Embedding], width: int) -> None:

@@ -16,6 +16,8 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from docvit.cli.entry import fail
+
 if TYPE_CHECKING:
     from docvit.data.metrics import Report
     from docvit.documents.errors import DocumentError
@@ -119,6 +121,18 @@ def repeated_at_the_end(*loggers: str) -> Iterator[None]:
         for name in loggers:
             logging.getLogger(name).removeHandler(handler)
     print(*kept, sep="\n", end="\n" if kept else "", file=sys.stderr)
+
+
+def check_new_file(file: Path, example: str) -> None:
+    """Ends the command unless a new `file` can be written: better before hours of reading than after them.
+
+    `example` is a name for it, in case that a folder is given.
+    """
+    if file.is_dir():
+        fail(f"{file} is a folder: give --output a name in it, such as {file / example}")
+    if os.path.lexists(file):
+        fail(f"{file} exists: give --output another name, or remove it")
+    make_folder(file.parent)
 
 
 def make_folder(folder: Path) -> None:

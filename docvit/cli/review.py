@@ -10,7 +10,6 @@ import typer
 
 from docvit.cli import defaults
 from docvit.cli.app import app
-from docvit.cli.entry import fail
 from docvit.cli.options import (
     OCR,
     Device,
@@ -23,7 +22,7 @@ from docvit.cli.options import (
     Workers,
     words_options,
 )
-from docvit.cli.output import make_folder, print_passed_over
+from docvit.cli.output import check_new_file, print_passed_over
 
 
 @app.command()
@@ -52,11 +51,7 @@ def review(
     """
     reading: dict[str, Any] = {"max_pages": max_pages, "password": password, "timeout": timeout, "workers": workers}
     reading |= words_options(context, no_words=no_words, ocr=ocr, ocr_pages=ocr_pages)
-    if output.is_dir():
-        fail(f"{output} is a folder: give --output a name in it, such as {output / 'review.html'}")
-    if output.exists():
-        fail(f"{output} exists: give --output another name, or remove it")
-    make_folder(output.parent)  # an error here must come before the first document is read
+    check_new_file(output, "review.html")
 
     from docvit.documents.finding import find_documents, find_passed_over
     from docvit.inference.classify import DocumentClassifier

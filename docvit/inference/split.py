@@ -104,7 +104,7 @@ def split_files(
     if not 0 <= min_score <= 1:
         raise SettingError(f"min_score is a probability from 0 to 1, not {min_score}")
     if classifier.model.boundaries is None:
-        raise ModelError("the model has not learnt where documents begin: train one with docvit train --packets 0.1")
+        raise ModelError("the model has not learnt where documents begin: train one with docvit train --packets 1")
     options = classifier.reading(max_pages=MOST_PAGES, timeout=TIMEOUT, words=words, ocr_pages=0)
     options |= {"password": password, "workers": workers, "ahead": 0, "cut_pages": False}
     stacks = read_documents((as_source(data) for data in files), classifier.rendering, **options)

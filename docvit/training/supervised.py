@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +20,7 @@ from docvit.data.loader import DocumentLoader
 from docvit.data.metrics import report
 from docvit.hardware import has_fast_bf16
 from docvit.model.docvit import DocViT
+from docvit.model.folder import write_folder
 from docvit.training.batches import held_out_batches, labelled_batches
 from docvit.training.boundaries import train_boundaries
 from docvit.training.calibrate import calibrate, calibrate_like
@@ -126,7 +128,7 @@ def train_documents(
             output=folder,
             ema=ema,
             evaluate=evaluate,
-            save=lambda m: cast(DocViT, m).save_pretrained(folder),
+            save=lambda m: save_unfinished(cast(DocViT, m), folder),
             resume=resume,
             device=process.device,
         )
@@ -176,6 +178,12 @@ def logits_of(
         scores.append(logits.float().cpu())
         labels.append(batch.labels)
     return torch.cat(scores), torch.cat(labels)
+
+
+def save_unfinished(model: DocViT, folder: str | os.PathLike[str]) -> None:
+    """Saves a model before `finish`: without the head for boundaries, whose weights are random until then."""
+    state = {name: value for name, value in model.state_dict().items() if not name.startswith("boundaries.")}
+    write_folder(folder, replace(model.config, boundaries=0), state)
 
 
 def finish(

@@ -24,7 +24,7 @@ from docvit.training.loop import Record, TrainingError, uses_bf16
 from docvit.training.recipe import Recipe, build_model
 from docvit.training.rendering import render_all, render_readable
 from docvit.training.run_folder import agree_on_recipe, read_manifest, write_recipe
-from docvit.training.supervised import check_labels, evaluate_batches, finish
+from docvit.training.supervised import check_labels, evaluate_batches, finish, save_unfinished
 from docvit.training.text import count_words
 from kd.config import DistillationError, DistillConfig
 from kd.distill import SETTINGS, distill
@@ -210,7 +210,7 @@ def distill_documents(
                 "teacher probabilities": [table.digest for table in tables],
                 "teacher maps": {network.name: network.sha256 for network in networks},
             },
-            save=lambda network: plain(network).save_pretrained(folder),
+            save=lambda network: save_unfinished(plain(network), folder),
             resume=resume,
             device=process.device,
             probe=False,

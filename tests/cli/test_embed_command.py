@@ -68,17 +68,27 @@ def test_npy(written, vector):
 
 
 def test_all_read_ends_with_0(docvit, trained, corpus, tmp_path):
-    code, out, _ = docvit("embed", corpus, "--output", tmp_path / "x.npy", "--model", trained, "--workers", 0)
+    file = tmp_path / "new" / "x.npy"
+    code, out, _ = docvit("embed", corpus, "--output", file, "--model", trained, "--workers", 0)
     assert code == 0
-    assert out == f"{tmp_path}/x.npy: 12 documents, 0 without a vector\n"
+    assert out == f"{file}: 12 documents, 0 without a vector\n"
 
 
 def test_an_output_that_cannot_be_written_is_refused_at_once(docvit, corpus, tmp_path, monkeypatch):
-    for name, said in (("x.json", ".parquet, .npy, .csv"), ("none/x.npy", "there is no folder")):
+    monkeypatch.setattr("docvit.inference.classify.DocumentClassifier.from_pretrained", None)
+    (tmp_path / "dir.csv").mkdir()
+    (tmp_path / "old.csv").write_text("mine")
+    for name, said in (
+        ("x.json", ".parquet, .npy, .csv"),
+        ("dir.csv", "is a folder"),
+        ("old.csv", "exists"),
+        ("old.csv/x.csv", "old.csv"),
+    ):
         code, out, err = docvit("embed", corpus, "--output", tmp_path / name)
         assert (code, out) == (2, "")
         assert said in err
         assert len(err.splitlines()) == 1
+    assert (tmp_path / "old.csv").read_text() == "mine"
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     code, _, err = docvit("embed", corpus, "--output", tmp_path / "x.parquet")
