@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 
 class UserError(Exception):
     """Something that the user can mend; the message says what is wrong and what is possible.
@@ -12,3 +14,8 @@ class UserError(Exception):
 
 class SettingError(UserError, ValueError):
     """A setting that does not exist, lies out of range, or contradicts another one."""
+
+
+def in_one_line(text: str) -> str:
+    """Whatever a file's name contains: neither a line break nor what steers a terminal."""
+    return "".join("?" if unicodedata.category(c) == "Cc" else c for c in text)

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from docvit.documents.errors import Unreadable
+from docvit.documents.finding import SORT_LOG
 from docvit.inference import sort
 from docvit.inference.prediction import Prediction
-from docvit.inference.sort_log import LOG, SortLog
+from docvit.inference.sort_log import SortLog
 
 forks = pytest.mark.skipif(sys.platform != "linux", reason="forks")
 
@@ -45,7 +46,7 @@ def undo(into, paths=()):
 
 def tree(folder):
     """File -> content, of all files that are no log."""
-    files = (p for p in Path(folder).rglob("*") if p.is_file() and p.name != LOG)
+    files = (p for p in Path(folder).rglob("*") if p.is_file() and p.name != SORT_LOG)
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
 
 

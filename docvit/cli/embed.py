@@ -11,7 +11,7 @@ import typer
 
 from docvit.cli.app import app
 from docvit.cli.entry import fail
-from docvit.cli.options import Device, MaxPages, Model, NoWords, Timeout, Workers
+from docvit.cli.options import Device, MaxPages, Model, NoWords, Password, Timeout, Workers
 from docvit.cli.output import check_new_file, print_passed_over
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def embed(
     model: Model = None,
     max_pages: MaxPages = 64,
     no_words: NoWords = False,
+    password: Password = None,
     timeout: Timeout = 60.0,
     workers: Workers = 2,
     device: Device = None,
@@ -49,7 +50,8 @@ def embed(
 
     classifier = DocumentClassifier.from_pretrained(model, device=device)
     found = find_documents(paths)
-    reading: dict[str, Any] = {"max_pages": max_pages, "timeout": timeout, "words": not no_words, "workers": workers}
+    reading: dict[str, Any] = {"max_pages": max_pages, "password": password, "timeout": timeout, "workers": workers}
+    reading["words"] = not no_words
     rows = list(tqdm(classifier.embeddings(found, **reading), total=len(found), unit="doc", disable=None))
     write_embeddings(output, rows, classifier.model.num_features)
     print_passed_over(find_passed_over(paths))
@@ -86,7 +88,8 @@ def write_embeddings(file: Path, rows: Sequence[Embedding], width: int) -> None:
             import pyarrow.parquet as pq
 
             vectors = pa.array([row.vector for row in rows], pa.list_(pa.float32()))
-            table = {"path": pa.array([row.path for row in rows], pa.string()), "error": pa.array(errors, pa.string())}
+            paths = [row.path.encode(errors="backslashreplace").decode() for row in rows]  # a string of Arrow is UTF-8
+            table = {"path": pa.array(paths, pa.string()), "error": pa.array(errors, pa.string())}
             pq.write_table(pa.table(table | {"embedding": vectors}), partial)
         elif file.suffix.lower() == ".npy":
             nothing = np.full(width, np.nan, np.float32)
@@ -94,7 +97,7 @@ def write_embeddings(file: Path, rows: Sequence[Embedding], width: int) -> None:
             with partial.open("wb") as opened:
                 np.save(opened, stacked)
         else:
-            with partial.open("w", newline="", encoding="utf-8") as opened:
+            with partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as opened:
                 writer = csv.writer(opened)
                 writer.writerow(["path", "error", *range(width)])
                 for row, error in zip(rows, errors, strict=True):

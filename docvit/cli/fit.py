@@ -9,7 +9,8 @@ import typer
 
 from docvit.cli.app import app
 from docvit.cli.options import Device, LabelledData, Model, Output, SkipUnreadable, Workers
-from docvit.cli.output import MAX_LISTED, in_one_line
+from docvit.cli.output import MAX_LISTED
+from docvit.errors import in_one_line
 
 if TYPE_CHECKING:
     from docvit.training.few_shot import FitReport

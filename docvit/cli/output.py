@@ -8,7 +8,6 @@ import logging
 import os
 import sys
 import tempfile
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from docvit.cli.entry import fail
+from docvit.errors import in_one_line
 
 if TYPE_CHECKING:
     from docvit.data.metrics import Report
@@ -87,11 +87,6 @@ def short_path(path: str, width: int) -> str:
 
 def print_line(row: str) -> None:
     print(in_one_line(row), flush=True)
-
-
-def in_one_line(text: str) -> str:
-    """Whatever a file's name contains."""
-    return "".join("?" if unicodedata.category(c) == "Cc" else c for c in text)
 
 
 def print_passed_over(paths: Sequence[str]) -> None:

@@ -16,7 +16,8 @@ import typer
 from docvit.cli.app import app
 from docvit.cli.entry import fail, in_words
 from docvit.cli.options import MinScore, Model, NoWords, Password
-from docvit.cli.output import in_one_line, print_folders, print_line, print_passed_over
+from docvit.cli.output import print_folders, print_line, print_passed_over
+from docvit.errors import in_one_line
 
 if TYPE_CHECKING:
     from docvit.inference.sort import Predict, Row
@@ -124,11 +125,12 @@ def _sort(folder: str, paths: Sequence[str], load: Load, *, move: bool) -> bool:
 
 def _undo(folder: str, paths: Sequence[str], *, dry_run: bool) -> bool:
     """Whether something failed."""
+    from docvit.documents.finding import SORT_LOG
     from docvit.inference.sort import resume, to_undo, undo_documents
-    from docvit.inference.sort_log import LOG, SortLog, read_log
+    from docvit.inference.sort_log import SortLog, read_log
 
-    if not os.path.exists(os.path.join(folder, LOG)):
-        fail(f"nothing to undo: there is no {LOG} in {folder}")
+    if not os.path.exists(os.path.join(folder, SORT_LOG)):
+        fail(f"nothing to undo: there is no {SORT_LOG} in {folder}")
     if dry_run:
         for entry in to_undo(read_log(folder).values(), paths):
             print_line(f"{os.path.join(folder, entry.target)} -> {entry.source}")

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from docvit.data.tables import as_label, read_table, resolve
-from docvit.documents.finding import find_documents, find_passed_over, is_output
+from docvit.documents.finding import find_documents, find_passed_over, has_no_label, is_output
 from docvit.documents.formats import SUFFIXES
-from docvit.errors import UserError
+from docvit.errors import UserError, in_one_line
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,8 @@ class DataError(UserError):
     def __init__(self, data: str | os.PathLike[str], problems: Sequence[str], *, found: Sequence[str] = ()) -> None:
         self.data, self.problems, self.found = data, list(problems), tuple(found)
         more = [f"... and {len(problems) - MAX_LISTED} more"] if len(problems) > MAX_LISTED else []
-        super().__init__("\n  ".join([f"{os.fspath(data)} cannot be used:", *self.problems[:MAX_LISTED], *more]))
+        lines = [f"{os.fspath(data)} cannot be used:", *self.problems[:MAX_LISTED], *more]
+        super().__init__("\n  ".join(map(in_one_line, lines)))
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ def read_labelled(
     """Reads a folder with one sub folder per class, or a CSV with the columns `path` and `label`.
 
     Paths in a CSV are relative to the CSV. `group_column` names a further column, for leaving whole groups out. Labels
-    that look alike (outer blanks, Unicode normalisation) are one. Files in a folder that are no documents, and folders
-    that a training wrote, are passed over; the log counts and lists them.
+    that look alike (outer blanks, Unicode normalisation) are one. Files in a folder that are no documents, folders that
+    a training wrote, and those of `docvit sort` for what has no label are passed over; the log counts and lists them.
 
     Raises:
         DataError: with every problem found: missing columns, missing files, files listed twice, classes without
@@ -102,7 +103,8 @@ _PARTS = {"train", "training", "val", "valid", "validation", "dev", "test", "tes
 def _read_folder(path: Path) -> tuple[list[Row], list[str]]:
     rows: list[Row] = []
     problems = []
-    folders = [p for p in sorted(path.iterdir()) if p.is_dir() and not p.name.startswith(".") and not is_output(p)]
+    inside = [p for p in sorted(path.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+    folders = [p for p in inside if not is_output(p) and not has_no_label(p)]
     if folders and all(folder.name.lower() in _PARTS for folder in folders):
         parts = ", ".join(folder.name for folder in folders)
         return [], [f"its folders are parts of a data set ({parts}), not classes: give one of them, another as --valid"]
@@ -118,14 +120,15 @@ def _read_folder(path: Path) -> tuple[list[Row], list[str]]:
 
 
 def _warn_of_passed_over(path: Path) -> None:
-    beside = [str(p) for p in sorted(path.iterdir()) if p.is_file() and not p.name.startswith(".")]
+    visible = [p for p in path.iterdir() if not p.name.startswith(".")]
+    beside = [str(p) for p in visible if p.is_file() or has_no_label(p)]
     passed_over = sorted({*beside, *find_passed_over([path])})
     if passed_over:
         shown = [os.path.relpath(p, path) for p in passed_over[:MAX_LISTED]]
         more = f", and {len(passed_over) - MAX_LISTED} more" if len(passed_over) > MAX_LISTED else ""
-        why = "no documents by their suffix, not in the folder of a class, or written by a training"
+        why = "no documents by their suffix, not in the folder of a class, or written by a training or a sort"
         count = f"{len(passed_over)} file{'' if len(passed_over) == 1 else 's'}"
-        logger.warning("%s: %s passed over (%s): %s%s", path, count, why, ", ".join(shown), more)
+        logger.warning("%s: %s passed over (%s): %s%s", path, count, why, in_one_line(", ".join(shown)), more)
 
 
 def _alike(names: Sequence[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from docvit.errors import UserError
+from docvit.errors import UserError, in_one_line
 
 
 class DocumentError(UserError):
@@ -14,7 +14,7 @@ class DocumentError(UserError):
         self.message = message
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.message}"
+        return f"{in_one_line(self.path)}: {self.message}"
 
     @property
     def kind(self) -> str:

@@ -5,9 +5,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from docvit.documents.formats import SUFFIXES, suffix_of
 from docvit.documents.sources import PAGE_SUFFIXES
+
+SORT_LOG = "docvit-sort.jsonl"
+
+UNSURE, UNREADABLE = "unsure", "unreadable"
+"""Folders of `docvit sort` for documents without a label."""
 
 _OUTPUTS = ("recipe.json", "model.safetensors", "checkpoint.safetensors")
 
@@ -70,6 +76,11 @@ def find_passed_over(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
 def is_output(folder: str | os.PathLike[str]) -> bool:
     """Whether a training wrote this folder: what lies there is no data."""
     return any(os.path.exists(os.path.join(folder, name)) for name in _OUTPUTS)
+
+
+def has_no_label(folder: Path) -> bool:
+    """Whether `docvit sort` put here what it was unsure of, or could not read."""
+    return folder.name in (UNSURE, UNREADABLE) and (folder.parent / SORT_LOG).is_file()
 
 
 def entries_of(folder: str) -> list[os.DirEntry[str]]:

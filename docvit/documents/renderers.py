@@ -48,7 +48,7 @@ WORDS_TIMEOUT = 10  # seconds; words that take longer are not worth the document
 
 _DAMAGED = "the PDF is damaged or cut off: fetch it again"
 
-_PASSWORD = "a password is needed to open it: give it (--password, in Python password=), or save the file without one"
+_PASSWORD = "a password is needed: give it where there is --password (Python: password=), or save the file without one"
 
 _WRONG_PASSWORD = "the password given does not open it: check it"
 

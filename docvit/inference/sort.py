@@ -12,15 +12,13 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from docvit.documents.finding import entries_of, find_documents
+from docvit.documents.finding import SORT_LOG, UNREADABLE, UNSURE, entries_of, find_documents
 from docvit.documents.formats import numbered, suffix_of
 from docvit.documents.sources import PAGE_SUFFIXES
 from docvit.errors import UserError
 from docvit.inference.prediction import Prediction
-from docvit.inference.sort_log import LOG, Entry, SortLog
+from docvit.inference.sort_log import Entry, SortLog
 from docvit.inference.transfer import PARTIAL, contains, copy_checked, fingerprint, remove, sync_folder
-
-UNSURE, UNREADABLE = "unsure", "unreadable"
 
 _NOT_IN_NAMES = '<>:"/\\|?*'  # on some system
 _DEVICES = {"con", "prn", "aux", "nul", *(f"{name}{i}" for name in ("com", "lpt") for i in range(1, 10))}
@@ -67,7 +65,7 @@ def destination(prediction: Prediction, folders: Mapping[str, str]) -> str:
 def folder_names(labels: Iterable[str]) -> dict[str, str]:
     """A folder for each label: names that are valid everywhere, and differ in more than case."""
     names: dict[str, str] = {}
-    taken = {_folded(name) for name in (UNSURE, UNREADABLE, LOG)}
+    taken = {_folded(name) for name in (UNSURE, UNREADABLE, SORT_LOG)}
     for label in labels:
         names[label] = _take(numbered(_safe(label)), taken)
     return names

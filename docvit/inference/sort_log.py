@@ -8,6 +8,7 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from docvit.documents.finding import SORT_LOG
 from docvit.errors import UserError
 from docvit.inference.transfer import sync_folder
 
@@ -15,8 +16,6 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
-
-LOG = "docvit-sort.jsonl"
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class SortLog:
         if os.path.lexists(folder) and not os.path.isdir(folder):
             raise UserError(f"--into {folder} is not a folder: choose another name")
         os.makedirs(folder, exist_ok=True)
-        file = os.path.join(folder, LOG)
+        file = os.path.join(folder, SORT_LOG)
         self._file = open(file, "a+b", buffering=0)  # noqa: SIM115 (open as long as the log is)
         try:
             self._lock()
@@ -90,7 +89,7 @@ class SortLog:
             if entry.state not in ("sorted", "undone"):
                 os.fsync(self._file.fileno())
             if written != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.path.join(self.folder, LOG))
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.path.join(self.folder, SORT_LOG))
         except BaseException:
             os.ftruncate(self._file.fileno(), self._size)
             raise
@@ -120,7 +119,7 @@ def read_log(folder: str) -> dict[int, Entry]:
     Raises:
         UserError: the log is damaged.
     """
-    file = os.path.join(folder, LOG)
+    file = os.path.join(folder, SORT_LOG)
     if not os.path.exists(file):
         return {}
     with open(file, "rb") as opened:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import os
 import sys
 
 import numpy as np
 import pytest
+from conftest import classed_pdf
 
 
 @pytest.fixture
@@ -65,6 +67,19 @@ def test_npy(written, vector):
     good, bad = np.load(file)
     np.testing.assert_allclose(good, vector, rtol=1e-5)
     assert np.isnan(bad).all()
+
+
+def test_names_that_are_no_utf_8_are_written(docvit, trained, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    name = os.fsencode(tmp_path / "caf") + b"\xe9.pdf"
+    with open(name, "wb") as opened:
+        opened.write(classed_pdf("bars"))
+    for file in (tmp_path / "x.csv", tmp_path / "x.parquet"):
+        code, _, err = docvit("embed", os.fsdecode(name), "--output", file, "--model", trained, "--workers", 0)
+        assert (code, err) == (0, "")
+    assert name in (tmp_path / "x.csv").read_bytes()
+    (path,) = parquet.read_table(tmp_path / "x.parquet")["path"].to_pylist()
+    assert path == f"{tmp_path}/caf\\udce9.pdf"
 
 
 def test_all_read_ends_with_0(docvit, trained, corpus, tmp_path):

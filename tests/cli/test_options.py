@@ -233,6 +233,7 @@ OPTIONS = {
         "model": (["--model", "m"], of("model"), "m"),
         "max_pages": (["--max-pages", "9"], of("max_pages"), 9),
         "no_words": (["--no-words"], of("words"), False),
+        "password": (["--password", "secret"], of("password"), "secret"),
         "timeout": (["--timeout", "3.5"], of("timeout"), 3.5),
         "workers": (["--workers", "3"], of("workers"), 3),
         "device": (["--device", "cuda:7"], of("device"), "cuda:7"),

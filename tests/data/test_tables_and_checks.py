@@ -11,6 +11,7 @@ from conftest import classed_pdf
 
 from docvit.data.labels import DataError, LabelledDocuments, check_copies, read_labelled
 from docvit.data.tables import as_label, read_table
+from docvit.documents.errors import Unreadable
 from docvit.files import replaced
 
 ROWS = "path,label\na/1.pdf,x\nb/2.pdf,reçu\n"
@@ -77,6 +78,28 @@ def test_what_a_training_wrote_is_no_class(data, caplog):
         (data / name).write_bytes(b"x")
     assert read_labelled(data).classes == ("a", "b")
     assert "model" in caplog.text
+
+
+def test_what_a_sort_was_unsure_of_or_could_not_read_is_no_class(data, caplog):
+    for name in ("unsure/3.pdf", "unreadable/4.pdf"):
+        (data / name).parent.mkdir()
+        (data / name).write_bytes(b"x")
+    assert read_labelled(data).classes == ("a", "b", "unreadable", "unsure")  # somebody's own
+    (data / "docvit-sort.jsonl").touch()
+    assert not caplog.text
+    assert read_labelled(data).classes == ("a", "b")
+    assert "docvit-sort.jsonl, unreadable, unsure" in caplog.text
+
+
+def test_names_of_files_break_no_line(data, caplog):
+    (data / "a" / "x\ny\x1b[2J.txt").touch()
+    (data / "t.csv").write_text('path,label\na/1.pdf,x\n"no\nthing.pdf",y\n')
+    read_labelled(data)
+    assert "a/x?y?[2J.txt" in caplog.text
+    with pytest.raises(DataError) as caught:
+        read_labelled(data / "t.csv")
+    assert len(str(caught.value).splitlines()) == 2
+    assert str(Unreadable("a\nb.pdf", "it is damaged")) == "a?b.pdf: it is damaged"
 
 
 def test_folders_for_parts_of_a_data_set_are_no_classes(tmp_path):

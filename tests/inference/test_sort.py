@@ -14,10 +14,11 @@ from conftest import process
 from sorting import LABELS, SORTED, forks, make_inbox, predict, run, tree, undo
 
 from docvit.documents.errors import Empty, NotFound
+from docvit.documents.finding import SORT_LOG
 from docvit.errors import UserError
 from docvit.inference import sort, transfer
 from docvit.inference.prediction import Page, Prediction
-from docvit.inference.sort_log import LOG, Entry, SortLog, read_log
+from docvit.inference.sort_log import Entry, SortLog, read_log
 
 
 @pytest.fixture(autouse=True)
@@ -294,7 +295,7 @@ def test_undo_brings_everything_back(inbox, tmp_path, move):
     shutil.rmtree(inbox / "sub", ignore_errors=True)  # undo makes it again
     assert all(row.problem is None for row in undo(out))
     assert tree(inbox) == before
-    assert [path.name for path in out.iterdir()] == [LOG]
+    assert [path.name for path in out.iterdir()] == [SORT_LOG]
     assert undo(out) == []
     run([inbox], out, move=move)
     assert {f"out/{target}" for target in SORTED} <= set(tree(inbox))
@@ -325,7 +326,7 @@ def test_the_log_says_what_was_done(inbox, tmp_path):
     name = os.fsdecode(b"\xff-form.pdf")
     (inbox / name).write_text("a name that is no text")
     run([inbox / name], tmp_path / "out", move=True)
-    lines = [json.loads(line) for line in (tmp_path / "out" / LOG).read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "out" / SORT_LOG).read_text().splitlines()]
     assert [line["state"] for line in lines] == ["begun", "copied", "sorted"]
     assert {(line["source"], line["target"], line["label"], line["score"]) for line in lines} == {
         (str(inbox / name), f"form/{name}", "form", 0.9)
@@ -335,12 +336,12 @@ def test_the_log_says_what_was_done(inbox, tmp_path):
 def test_a_line_cut_off_is_dropped_and_a_damaged_one_named(tmp_path):
     with SortLog(str(tmp_path)) as log:
         log.write(Entry(1, "/a", "form/a", False, "form", 0.9, (1, 2, 3)))
-    whole = (tmp_path / LOG).read_bytes()
-    (tmp_path / LOG).write_bytes(whole + whole[:20])
+    whole = (tmp_path / SORT_LOG).read_bytes()
+    (tmp_path / SORT_LOG).write_bytes(whole + whole[:20])
     with SortLog(str(tmp_path)) as log:
         log.write(Entry(2, "/b", "form/b", False, "form", 0.9, (1, 2, 3)))
     assert read_log(str(tmp_path)).keys() == {1, 2}
-    (tmp_path / LOG).write_bytes(whole[:20] + b"\n" + whole)
+    (tmp_path / SORT_LOG).write_bytes(whole[:20] + b"\n" + whole)
     with pytest.raises(UserError, match="line 1 is damaged"):
         SortLog(str(tmp_path))
 
