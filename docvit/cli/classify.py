@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -81,7 +82,6 @@ def classify(
     predictions = classifier.predict(found, workers=workers, timeout=timeout, min_score=min_score, **reading)
     failed = []
     write = row_writer(format, found)
-    drawn: set[str] = set()
     # rows go to standard output, the bar to standard error: together on one terminal the bar would cut through rows
     bar = tqdm(predictions, total=len(found), unit="doc", disable=True if sys.stdout.isatty() else None)
     for prediction in bar:
@@ -89,28 +89,21 @@ def classify(
         if prediction.error is not None and not prediction.blank:
             failed.append(prediction.error)
         if explain_to is not None and prediction.error is None:
-            name = _picture(prediction.path, drawn)
-            _explain(classifier, prediction, explain_to / name, reading)
+            _explain(classifier, prediction, explain_to, reading)
     print_unreadable(failed, len(found))
     print_passed_over(find_passed_over(paths))
     if failed:
         raise typer.Exit(1)
 
 
-def _picture(path: str, taken: set[str]) -> str:
-    """A name that no other document of this command has; added to `taken`."""
-    stem, number = Path(path).stem, 1
-    while (name := f"{stem}.png" if number == 1 else f"{stem}-{number}.png") in taken:
-        number += 1
-    taken.add(name)
-    return name
-
-
-def _explain(classifier: DocumentClassifier, prediction: Prediction, file: Path, reading: dict[str, Any]) -> None:
+def _explain(classifier: DocumentClassifier, prediction: Prediction, folder: Path, reading: dict[str, Any]) -> None:
+    """Draws under the first name that nothing has yet: a document may itself be a picture in that folder."""
     from docvit.documents.errors import DocumentError
+    from docvit.documents.formats import numbered
     from docvit.inference.explain import explain
 
+    names = (folder / name for name in numbered(f"{Path(prediction.path).stem}.png"))
     try:
-        explain(classifier, prediction.path, **reading).save(file)
+        explain(classifier, prediction.path, **reading).save(next(name for name in names if not os.path.lexists(name)))
     except DocumentError as error:  # read a moment ago, gone now
         logging.getLogger(__name__).warning("no explanation: %s", error)

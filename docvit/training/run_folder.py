@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from docvit.data.augment import Augmentation
 from docvit.files import replaced
-from docvit.model.folder import WEIGHTS
+from docvit.model.folder import CONFIG, WEIGHTS
 from docvit.training.loop import CHECKPOINT, TrainingError, TrainSettings
 from docvit.training.recipe import AnyRecipe, Recipe
 
@@ -62,11 +62,12 @@ def write_recipe(folder: Path, recipe: Any) -> None:
 
 
 def check_unused(folder: Path, way: str = "resume it (--resume)") -> None:
-    """Raises TrainingError if `folder` already holds a run, or is no folder; `way` is what to do with a run."""
+    """Raises TrainingError if `folder` holds a file of a run already, or is no folder; `way` is what to do with it."""
     if folder.exists() and not folder.is_dir():
         raise TrainingError(f"{folder} is not a folder: choose another output")
-    if (folder / CHECKPOINT).exists() or (folder / WEIGHTS).exists():
-        raise TrainingError(f"{folder} already holds a run: {way}, or choose another output")
+    for name in (CHECKPOINT, WEIGHTS, CONFIG):
+        if (folder / name).exists():
+            raise TrainingError(f"{folder} already holds a run ({name}): {way}, or choose another output")
 
 
 def read_manifest(file: Path) -> dict[str, Any]:

@@ -277,13 +277,23 @@ def test_explanations_are_pictures_each_under_a_name_of_its_own(classify, tmp_pa
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "same.pdf").write_bytes(classed_pdf("blocks"))
     paths = [tmp_path / "a" / "same.pdf", tmp_path / "gone.pdf", tmp_path / "b" / "same.pdf"]
-    for _ in range(2):  # the second time they are drawn anew, not added
-        code, out, _ = classify("--explain", tmp_path / "seen", *paths)
-        assert code == 1
-        assert len(out.splitlines()) == 4
+    code, out, _ = classify("--explain", tmp_path / "seen", *paths)
+    assert code == 1
+    assert len(out.splitlines()) == 4
     assert sorted(p.name for p in (tmp_path / "seen").iterdir()) == ["same-2.png", "same.png"]
     with Image.open(tmp_path / "seen" / "same.png") as picture:
         assert np.ptp(np.array(picture.convert("RGB")).astype(int), axis=2).max() > 60
+
+
+def test_an_explanation_does_not_overwrite_the_picture_that_it_explains(classify, tmp_path):
+    scan = tmp_path / "scan.png"
+    page = Image.new("L", (60, 80), 255)
+    page.paste(0, (10, 10, 40, 20))
+    page.save(scan)
+    before = scan.read_bytes()
+    assert classify(scan, "--explain", tmp_path)[0] == 0
+    assert scan.read_bytes() == before
+    assert (tmp_path / "scan-2.png").exists()
 
 
 def test_a_folder_for_explanations_that_is_a_file(classify, corpus, tmp_path):

@@ -25,7 +25,7 @@ from docvit.model.errors import ModelError
 from docvit.training import supervised
 from docvit.training.loop import CHECKPOINT, TrainingError, TrainSettings
 from docvit.training.recipe import Recipe, build_model
-from docvit.training.run_folder import read_recipe
+from docvit.training.run_folder import check_unused, read_recipe
 from docvit.training.supervised import classification_loss, evaluate_batches, train_documents
 
 # stochastic depth, so that a run that draws other random numbers ends elsewhere
@@ -215,6 +215,13 @@ def test_another_run_is_neither_overwritten_nor_resumed_on_other_data(trained, d
     (tmp_path / "file").touch()
     with pytest.raises(TrainingError, match="not a folder"):
         train(data, tmp_path / "file")
+
+
+@pytest.mark.parametrize("name", [CHECKPOINT, "config.json", "model.safetensors"])
+def test_a_file_that_would_be_overwritten_is_named(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(TrainingError, match=rf"already holds a run \({name}\): "):
+        check_unused(tmp_path)
 
 
 def _two_classes(data):
