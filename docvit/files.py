@@ -14,7 +14,7 @@ from torch import Tensor
 @contextmanager
 def replaced(file: Path) -> Iterator[Path]:
     """A path to write to, which then replaces `file` in one step; after an error `file` is as it was."""
-    partial = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    partial = file.with_name(f"{file.name[-60:]}.{os.getpid()}.tmp")  # at most 255 bytes, however long the name
     try:
         yield partial
         os.replace(partial, file)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from docvit.documents.pages import PageStack, read_document
 from docvit.documents.patches import PatchSequence, hash_words
 from docvit.documents.words import Box
+from docvit.files import replaced
 from docvit.inference.classify import DocumentClassifier
 from docvit.inference.prediction import Prediction
 from docvit.model.docvit import DocViT
@@ -68,13 +69,17 @@ class Explanation:
     words: list[WordEvidence] = field(default_factory=list)
 
     def save(self, file: str | os.PathLike[str]) -> None:
-        """Draws the pages with their evidence as one PNG; of a long document the `MAX_DRAWN` most relevant pages."""
+        """Draws the pages with their evidence as one PNG; of a long document the `MAX_DRAWN` most relevant pages.
+
+        Raises:
+            OSError: the disk is full, or the folder cannot be written to; `file` is as it was.
+        """
         shown = sorted(np.argsort(self.prediction.page_relevance)[::-1][:MAX_DRAWN].tolist())
         figure = self._figure(shown)
         Path(file).parent.mkdir(parents=True, exist_ok=True)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), replaced(Path(file)) as partial:
             warnings.filterwarnings("ignore", message="Glyph")  # a file name in a script that the font does not have
-            figure.savefig(file, dpi=130)
+            figure.savefig(partial, dpi=130, format="png")
 
     def _figure(self, shown: list[int]) -> Figure:
         columns = min(len(shown), 6)

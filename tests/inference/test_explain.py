@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -92,6 +94,18 @@ def test_a_picture_is_drawn_whatever_the_file_is_called(classifier, tmp_path, na
         pixels = np.array(picture.convert("RGB")).astype(int)
     assert min(pixels.shape[:2]) > 200
     assert np.ptp(pixels, axis=2).max() > 60  # there is colour on it
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(classifier, pdf, tmp_path, monkeypatch):
+    def half(_, file, **options):
+        file.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Figure, "savefig", half)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        explain(classifier, pdf).save(tmp_path / "seen" / "a.png")
+    assert caught.value.filename == str(tmp_path / "seen" / "a.png")
+    assert list((tmp_path / "seen").iterdir()) == []
 
 
 def test_a_long_document_shows_its_most_relevant_pages_in_their_order(classifier, tmp_path, monkeypatch):
