@@ -99,7 +99,8 @@ def find_to_sort(paths: Sequence[str], into: str, before: Iterable[Entry]) -> tu
     home = os.path.realpath(into)
     for path in paths:
         if lies_in(canonical(path), home):
-            raise UserError(f"{path} lies in --into {into}, where everything counts as sorted: choose another folder")
+            way = "--undo it first, or choose another folder"
+            raise UserError(f"{path} lies in --into {into}, where everything counts as sorted: {way}")
     documents = dict.fromkeys(canonical(path) for path in find_documents(paths))
     known = {entry.source: entry for entry in before if entry.state != "undone"}
     found, problems = [], []
