@@ -109,14 +109,14 @@ def split_files(
     options |= {"password": password, "workers": workers, "ahead": 0, "cut_pages": False}
     stacks = read_documents((as_source(data) for data in files), classifier.rendering, **options)
     ready = classifier.for_stream()
-    for stack in stacks:
-        if isinstance(stack, DocumentError):
-            yield Split(stack.path, error=stack)
-        else:
-            yield _split(ready, stack, min_score=min_score, drop_blank=drop_blank)
+    return (_split(ready, stack, min_score=min_score, drop_blank=drop_blank) for stack in stacks)
 
 
-def _split(classifier: DocumentClassifier, stack: PageStack, *, min_score: float, drop_blank: bool) -> Split:
+def _split(
+    classifier: DocumentClassifier, stack: PageStack | DocumentError, *, min_score: float, drop_blank: bool
+) -> Split:
+    if isinstance(stack, DocumentError):
+        return Split(stack.path, error=stack)
     if stack.num_pages > MOST_PAGES:
         problem = f"it has {stack.num_pages:,} pages, and at most {MOST_PAGES:,} are split: cut it into several files"
         return Split(stack.path, stack.num_pages, error=TooLarge(stack.path, problem))

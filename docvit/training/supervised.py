@@ -134,7 +134,12 @@ def train_documents(
         )
         if ema is not None:
             ema.copy_to(model)
-        trained, model = model, finish(model, data, files, recipe, process, held_out=None if others else held_out)
+        try:
+            finished = finish(model, data, files, recipe, process, held_out=None if others else held_out)
+        except KeyboardInterrupt:
+            logger.warning("stopped before the model was finished: --resume goes on from here")
+            raise
+        trained, model = model, finished
         if evaluate is not None and model is not trained:
             history[-1].update({name: float(value) for name, value in evaluate(model.eval()).items()})
         if process.rank == 0:

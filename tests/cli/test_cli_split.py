@@ -55,6 +55,12 @@ def test_rows_and_files(docvit, packet, folder, tmp_path):
     assert len(second.split()) == len(first.split()) + 1  # how sure the cut is
 
 
+def test_a_model_that_cannot_split_is_said_before_the_table_begins(docvit, trained, packet):
+    code, out, err = docvit("split", packet, "--model", trained)
+    assert (code, out) == (2, "")
+    assert err == "error: the model has not learnt where documents begin: train one with docvit train --packets 1\n"
+
+
 def test_labels_become_names_of_files(docvit, packet, folder, tmp_path, monkeypatch):
     monkeypatch.setattr("docvit.inference.classify.DocumentClassifier.classes", ("a/b c", "..", "é"), raising=False)
     model = DocViT.from_pretrained(folder)

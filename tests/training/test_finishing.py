@@ -53,7 +53,7 @@ def rows(folder):
         return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(opened)]
 
 
-def test_interrupted_in_every_part_of_the_end_it_is_the_same_model(parts, tmp_path, monkeypatch):
+def test_interrupted_in_every_part_of_the_end_it_is_the_same_model(parts, tmp_path, monkeypatch, caplog):
     for name in ("EPOCHS", "STEPS"):
         monkeypatch.setattr(turns, name, 1)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -70,6 +70,8 @@ def test_interrupted_in_every_part_of_the_end_it_is_the_same_model(parts, tmp_pa
             patch.setattr(supervised, stage, interrupted)
             with pytest.raises(KeyboardInterrupt):
                 train(parts, stopped, resume=number > 0)
+        assert "--resume goes on from here" in caplog.text
+        caplog.clear()
         with pytest.raises(ModelError, match="has not learnt where documents begin"):
             split(packet, model=stopped)
         torch.manual_seed(number)  # another process
