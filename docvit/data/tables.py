@@ -10,8 +10,12 @@ import unicodedata
 from itertools import chain
 from pathlib import Path
 
+from docvit.documents.formats import looks_like
+
 Table = list[tuple[int, dict[str, str]]]
 """(line number, column -> cell) of every row that is not blank."""
+
+_SPREADSHEETS = b"PK\x03\x04", b"\xd0\xcf\x11\xe0"  # xlsx or ods, and xls
 
 _DELIMITERS = ",;\t|"
 
@@ -25,10 +29,14 @@ def read_table(path: Path, columns: tuple[str, ...] | None = None) -> Table:
         OSError, UnicodeError, csv.Error: the file cannot be read as a CSV.
         KeyError: columns are missing; its arguments are a line for each.
     """
-    lines = io.StringIO(_decoded(path.read_bytes()), newline="")
+    content = path.read_bytes()
+    if content.startswith(_SPREADSHEETS):
+        raise csv.Error(f"it is {looks_like(content[:8])}: save its table as CSV")
+    lines = io.StringIO(_decoded(content), newline="")
     first, before = lines.readline(), 0
-    if first.lower().startswith("sep="):  # written by Excel, for itself
-        first, before = lines.readline(), 1
+    # blank rows, or "sep=;", which Excel writes for itself
+    while first and (not first.strip(_DELIMITERS + "\r\n ") or first.lower().startswith("sep=")):
+        first, before = lines.readline(), before + 1
     reader = csv.reader(chain([first], lines), delimiter=_delimiter(first))
     header = [name.strip() for name in next(reader, [])]
     found = {name.lower(): i for i, name in reversed(list(enumerate(header)))}
@@ -47,6 +55,8 @@ def read_table(path: Path, columns: tuple[str, ...] | None = None) -> Table:
 def _decoded(content: bytes) -> str:
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return content.decode("utf-16")
+    if b"\0" in content[:2]:  # UTF-16 without its mark: the header begins with a letter of ASCII
+        return content.decode("utf-16-be" if content[:1] == b"\0" else "utf-16-le")
     if content.startswith(codecs.BOM_UTF8):  # the rest is UTF-8, but for names of files that are not
         return content.decode("utf-8-sig", "surrogateescape")
     try:

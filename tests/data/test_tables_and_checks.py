@@ -34,6 +34,9 @@ def data(tmp_path):
         ROWS.replace(",", "\t").encode("utf-16"),
         ("sep=;\r\n" + ROWS.replace(",", ";")).encode("cp1252"),
         (ROWS + ",\n , \n\n").encode(),
+        ("\n,\n" + ROWS).encode(),
+        ROWS.encode("utf-16-le"),
+        ROWS.encode("utf-16-be"),
         ROWS.replace("path,label", " Path ,LABEL").encode(),
         ROWS.replace("/", "\\").encode(),
         ROWS.replace("reçu", '"reçu"').encode(),
@@ -47,9 +50,18 @@ def test_every_dialect_gives_the_same_documents(data, content):
     assert found.labels == (1, 0)
 
 
+def test_a_spreadsheet_is_no_csv(data):
+    for head in (b"PK\x03\x04", b"\xd0\xcf\x11\xe0"):
+        (data / "t.csv").write_bytes(head + bytes(range(256)))
+        with pytest.raises(DataError, match=r"not a CSV: it is .*office document.*: save its table as CSV"):
+            read_labelled(data / "t.csv")
+
+
 def test_lines_are_those_of_the_file(data):
     (data / "t.csv").write_text('sep=,\npath,label\n\n"a\nb",x\nc,y\n')
     assert [line for line, _ in read_table(data / "t.csv", ("path",))] == [5, 6]
+    (data / "t.csv").write_text("\n;\npath;label\na;x\n")
+    assert [line for line, _ in read_table(data / "t.csv", ("path",))] == [4]
 
 
 def test_labels_that_look_alike_are_one_and_those_that_differ_in_case_are_complained_of(data):
