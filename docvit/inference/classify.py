@@ -28,6 +28,7 @@ from docvit.inference.rows import finished, note_of, with_failed, with_turns, wi
 from docvit.inference.segments import segment
 from docvit.inference.strategies import get_strategy
 from docvit.model.docvit import DocViT
+from docvit.model.errors import NO_NUMBERS
 from docvit.model.upright import judge_upright
 
 if TYPE_CHECKING:
@@ -278,6 +279,8 @@ class DocumentClassifier:
         for r in results:
             vector = None if isinstance(r, DocumentError) else next(found)
             error = r if isinstance(r, DocumentError) else Empty(r.path, ALL_BLANK) if vector is None else None
+            if vector is not None and not np.isfinite(vector).all():
+                vector, error = None, Unsupported(r.path, NO_NUMBERS)
             rows.append(Embedding(r.path, vector, error))
         return rows
 
@@ -379,8 +382,7 @@ class DocumentClassifier:
         if blank.all():
             return replace(row, error=Empty(stack.path, ALL_BLANK))
         if not scores.isfinite().all():
-            problem = "the model gives no numbers (NaN): its weights are damaged, or overflowed in half precision"
-            return replace(row, error=Unsupported(stack.path, problem))
+            return replace(row, error=Unsupported(stack.path, NO_NUMBERS))
         best = int(scores.argmax())
         evidence = by_page[:, best] / by_page[:, best].sum().clamp(min=torch.finfo(torch.float32).tiny)
         ranked = scores.sort(descending=True, stable=True)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from docvit.documents.errors import DocumentError, Empty, TooLarge
+from docvit.documents.errors import DocumentError, Empty, TooLarge, Unsupported
 from docvit.documents.pages import PageStack
 from docvit.documents.patches import PatchSequence
 from docvit.documents.sources import Data, as_source
@@ -23,7 +23,7 @@ from docvit.inference.prediction import Part
 from docvit.inference.rows import note_of
 from docvit.inference.segments import segment
 from docvit.model.docvit import Stemmed
-from docvit.model.errors import ModelError
+from docvit.model.errors import NO_NUMBERS, ModelError
 from docvit.model.upright import judge_upright
 
 MOST_PAGES = 2000  # of a file; its pages take 300 MB as they are read
@@ -126,6 +126,8 @@ def _split(
     if blank.all():
         problem = "every page is blank: nothing is written or drawn on it"
         return replace(result, error=Empty(stack.path, problem))
+    if np.isnan(seen.boundaries).any() or np.isnan(seen.kinds).any():
+        return replace(result, error=Unsupported(stack.path, NO_NUMBERS))
     begins, sure = segment(seen.boundaries, seen.kinds)
     begins = [begin for begin in begins if begin == 0 or sure[begin] >= min_score]
     empty = {stack.indices[i] for i in np.flatnonzero(blank)}

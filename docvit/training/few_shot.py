@@ -33,7 +33,7 @@ from docvit.files import write_tensors
 from docvit.hardware import choose_device
 from docvit.model.config import UNCALIBRATED
 from docvit.model.docvit import DocViT
-from docvit.model.errors import ModelError
+from docvit.model.errors import NO_NUMBERS, ModelError
 from docvit.model.upright import judge_upright
 from docvit.model.words import document_ngrams
 from docvit.training.calibrate import calibrate
@@ -263,8 +263,11 @@ def see(model: DocViT, data: LabelledDocuments, files: Mapping[str, Path]) -> Ex
     for keys in TokenBudget(dataset.tokens(), BUDGET, shuffle=False):  # in order
         found += judge_upright(look, [dataset[key][2] for key in keys])[0]
     features, words = zip(*found, strict=True)
+    stacked = torch.stack(features)
+    if not stacked.isfinite().all():
+        raise ModelError(NO_NUMBERS)
     return Examples(
-        torch.stack(features),
+        stacked,
         sparse.vstack(words, "csr"),
         tuple(data.classes[label] for label in data.labels),
         data.paths,

@@ -20,6 +20,7 @@ from PIL import Image
 from docvit.documents import workers
 from docvit.documents.errors import Empty, NotFound, Timeout, Unsupported
 from docvit.inference.classify import DocumentClassifier
+from docvit.inference.split import split_files
 from docvit.model.config import DocViTConfig
 from docvit.model.docvit import DocViT
 
@@ -187,6 +188,20 @@ def test_a_model_of_nan_gives_an_error_and_json_stays_json(path):
     json.dumps(row.as_dict(), allow_nan=False)
     with pytest.raises(Unsupported):
         classifier(path)
+
+
+@pytest.mark.parametrize("damaged", ["norm.bias", "head.bias", "boundaries.proj.bias"])
+def test_what_else_reads_a_model_of_nan_says_so_too(path, damaged):
+    torch.manual_seed(0)
+    model = DocViT(DocViTConfig(**TINY, num_classes=3, boundaries=8))
+    torch.nn.init.constant_(model.get_parameter(damaged), math.nan)
+    classifier = DocumentClassifier(model, device="cpu")
+    (row,) = split_files(classifier, [path], workers=0)
+    assert (row.parts, type(row.error)) == ([], Unsupported)
+    assert "NaN" in row.error.message
+    (found,) = classifier.embeddings([path], workers=0)
+    feature = damaged == "norm.bias"  # the heads come after it
+    assert (found.vector is None, type(found.error)) == ((True, Unsupported) if feature else (False, type(None)))
 
 
 def test_a_model_in_half_precision_works_on_the_cpu_and_stays_as_it_is(classifier, path):

@@ -65,6 +65,14 @@ def fitting(data, output=None, **options):
     return fit_documents(data, output, device="cpu", workers=0, **options)
 
 
+def test_a_model_of_nan_is_an_error_of_the_model(data, tmp_path):
+    model = model_of()
+    torch.nn.init.constant_(model.norm.bias, torch.nan)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"gives no numbers \(NaN\)"):
+        fitting(data, model=tmp_path)
+
+
 def made_up(counts, views=2):
     """Examples of random features and words, so many of each class."""
     random = np.random.default_rng(1)
