@@ -17,7 +17,7 @@ Data = Page | Sequence[Page]
 """One document: a path, the bytes of a file, a binary file object, an image, or a sequence of its pages."""
 
 PAGE_SUFFIXES = (
-    *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"),
+    *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif"),
     *(".jp2", ".j2k", ".jpx", ".avif", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
 

@@ -228,7 +228,7 @@ def test_a_page_beyond_14400_points_is_drawn():
 # --- images of every kind
 
 
-@pytest.mark.parametrize("suffix", ["jp2", "avif", "ppm", "pgm", "pbm", "tif", "png"])
+@pytest.mark.parametrize("suffix", ["jp2", "avif", "ppm", "pgm", "pbm", "jfif", "tif", "png"])
 def test_formats_of_scanners_and_telephones(tmp_path, page_image, suffix):
     page_image.convert({"ppm": "RGB", "pbm": "1"}.get(suffix, "L")).save(tmp_path / f"a.{suffix}")
     found = read_document(tmp_path / f"a.{suffix}", GRAY).pages[0]
