@@ -135,8 +135,14 @@ def _check_limits(*, max_pages: int | None, timeout: float | None) -> None:
 def _may_have_children() -> bool:
     if not multiprocessing.current_process().daemon:
         return True
-    logger.warning("this process may have no workers of its own: documents are read in it, without limits (workers=0)")
+    _warn_of_no_workers(os.getpid())
     return False
+
+
+@functools.cache
+def _warn_of_no_workers(process: int) -> None:
+    """Once in a process, which may read thousands of documents one by one."""
+    logger.warning("this process may have no workers of its own: documents are read in it, without limits (workers=0)")
 
 
 def _start_method() -> str:
