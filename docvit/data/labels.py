@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from docvit.data.tables import as_label, read_table, resolve
-from docvit.documents.finding import find_documents, find_passed_over, has_no_label, is_output
+from docvit.documents.finding import find_documents, find_passed_over, is_of_sort, is_output
 from docvit.documents.formats import SUFFIXES
 from docvit.errors import UserError, in_one_line
 
@@ -63,7 +63,7 @@ def read_labelled(
 
     Paths in a CSV are relative to the CSV. `group_column` names a further column, for leaving whole groups out. Labels
     that look alike (outer blanks, Unicode normalisation) are one. Files in a folder that are no documents, folders that
-    a training wrote, and those of `docvit sort` for what has no label are passed over; the log counts and lists them.
+    a training or `docvit sort` wrote, and what a sort was unsure of are passed over; the log counts and lists them.
 
     Raises:
         DataError: with every problem found: missing columns, missing files, files listed twice, classes without
@@ -104,7 +104,7 @@ def _read_folder(path: Path) -> tuple[list[Row], list[str]]:
     rows: list[Row] = []
     problems = []
     inside = [p for p in sorted(path.iterdir()) if p.is_dir() and not p.name.startswith(".")]
-    folders = [p for p in inside if not is_output(p) and not has_no_label(p)]
+    folders = [p for p in inside if not is_output(p) and not is_of_sort(p)]
     if folders and all(folder.name.lower() in _PARTS for folder in folders):
         parts = ", ".join(folder.name for folder in folders)
         return [], [f"its folders are parts of a data set ({parts}), not classes: give one of them, another as --valid"]
@@ -121,7 +121,7 @@ def _read_folder(path: Path) -> tuple[list[Row], list[str]]:
 
 def _warn_of_passed_over(path: Path) -> None:
     visible = [p for p in path.iterdir() if not p.name.startswith(".")]
-    beside = [str(p) for p in visible if p.is_file() or has_no_label(p)]
+    beside = [str(p) for p in visible if p.is_file() or is_of_sort(p)]
     passed_over = sorted({*beside, *find_passed_over([path])})
     if passed_over:
         shown = [os.path.relpath(p, path) for p in passed_over[:MAX_LISTED]]

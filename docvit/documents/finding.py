@@ -78,9 +78,9 @@ def is_output(folder: str | os.PathLike[str]) -> bool:
     return any(os.path.exists(os.path.join(folder, name)) for name in _OUTPUTS)
 
 
-def has_no_label(folder: Path) -> bool:
-    """Whether `docvit sort` put here what it was unsure of, or could not read."""
-    return folder.name in (UNSURE, UNREADABLE) and (folder.parent / SORT_LOG).is_file()
+def is_of_sort(folder: Path) -> bool:
+    """Whether `docvit sort` made this folder and it is no class: its DIR, or what in there has no label."""
+    return (folder / SORT_LOG).is_file() or (folder.name in (UNSURE, UNREADABLE) and is_of_sort(folder.parent))
 
 
 def entries_of(folder: str) -> list[os.DirEntry[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import shutil
 import unicodedata
 
 import pytest
@@ -101,6 +102,15 @@ def test_what_a_sort_was_unsure_of_or_could_not_read_is_no_class(data, caplog):
     assert not caplog.text
     assert read_labelled(data).classes == ("a", "b")
     assert "docvit-sort.jsonl, unreadable, unsure" in caplog.text
+
+
+def test_a_folder_that_was_sorted_into_is_no_class(data, caplog):
+    (data / "sorted" / "a").mkdir(parents=True)
+    shutil.copy(data / "a" / "1.pdf", data / "sorted" / "a")
+    (data / "sorted" / "docvit-sort.jsonl").touch()
+    assert read_labelled(data).classes == ("a", "b")
+    assert read_labelled(data / "sorted").classes == ("a",)
+    assert "sorted" in caplog.text
 
 
 def test_names_of_files_break_no_line(data, caplog):
