@@ -144,11 +144,12 @@ def fit(
 
     Raises:
         TrainingError: nothing to resume, a damaged checkpoint, other settings, batches or weights than the
-            checkpoint's, or a loss that is no longer finite.
+            checkpoint's, no `evaluate` where there was one, or a loss that is no longer finite.
         KeyboardInterrupt: after Ctrl-C (or SIGTERM), once the current step is done and a checkpoint is written.
     """
     settings = replace(settings, bf16=uses_bf16(settings, device))
-    run = _Run(model, batches, loss, settings, ema=ema, output=output, device=torch.device(device))
+    where: dict[str, Any] = {"output": output, "device": torch.device(device)}
+    run = _Run(model, batches, loss, settings, ema=ema, evaluated=evaluate is not None, **where)
     if resume:
         run.restore()
     with _interruptible() as stop:
@@ -177,11 +178,12 @@ class _Run:
         settings: TrainSettings,
         *,
         ema: EMATeacher | None,
+        evaluated: bool,
         output: str | os.PathLike[str] | None,
         device: torch.device,
     ) -> None:
         self.model, self.batches, self.settings = model.to(device), batches, settings
-        self.ema, self.device = ema, device
+        self.ema, self.evaluated, self.device = ema, evaluated, device
         self.is_main = not dist.is_initialized() or dist.get_rank() == 0
         self.output = Path(output) if output is not None else None
         if self.output and self.is_main:
@@ -296,7 +298,7 @@ class _Run:
             counters = {"epoch": self.epoch, "batch": self.batch, "step": self.step, "seconds": self.seconds}
             values = {**counters, "batches": len(self.batches), "sums": self.sums, "history": self.history}
             values["settings"] = asdict(self.settings)
-            values["data"] = self._data()
+            values |= {"data": self._data(), "evaluated": self.evaluated}
             rng = {"cpu": torch.get_rng_state()}
             if self.device.type == "cuda":
                 rng["cuda"] = torch.cuda.get_rng_state(self.device)
@@ -329,6 +331,8 @@ class _Run:
         if differing or ("ema" in state) != (self.ema is not None):
             named = ", ".join(f"{k} was {values['settings'].get(k)!r}" for k in differing) or "the use of an EMA"
             raise TrainingError(f"the run in {self.output} had other settings: {named}")
+        if values.get("evaluated") and not self.evaluated:
+            raise TrainingError(f"the run in {self.output} was evaluated on held-out data: give it again (--valid)")
         if values["batches"] != len(self.batches):
             counts = f"{values['batches']} batches per epoch, and here are {len(self.batches)}"
             raise TrainingError(f"the run in {self.output} had other data: {counts}")

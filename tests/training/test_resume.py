@@ -139,6 +139,16 @@ def test_other_settings_data_or_model_are_refused_by_name(tmp_path):
     assert (tmp_path / CHECKPOINT).read_bytes() == before
 
 
+def test_what_a_run_was_evaluated_on_is_not_forgotten(tmp_path):
+    def evaluate(model):
+        return {"valid_loss": 1.0}
+
+    fit(net(), Listed(), loss, PLAIN, output=tmp_path, evaluate=evaluate)
+    with pytest.raises(TrainingError, match=r"was evaluated on held-out data: give it again \(--valid\)"):
+        resume(tmp_path)
+    fit(net(), Listed(), loss, PLAIN, output=tmp_path, evaluate=evaluate, resume=True)
+
+
 @pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[:-100], lambda b: b"\xff" * len(b), lambda b: b"{}"])
 def test_a_damaged_checkpoint(tmp_path, damage):
     fit(net(), Listed(), loss, PLAIN, output=tmp_path)
