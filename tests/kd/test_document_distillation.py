@@ -32,7 +32,7 @@ from kd.documents.run import distill_documents
 RECIPE = Recipe(
     model="docvit_small_patch16",
     settings=TINY | {"drop_path": 0.2},
-    budget=60,
+    budget=40,
     patch_dropout=0.3,
     ema=0.9,
     train=TrainSettings(epochs=2, lr=3e-3),
@@ -111,7 +111,7 @@ def test_a_cache_of_another_teacher_or_of_other_views_is_refused(data, tmp_path,
         (model(), data, seeded, "data labelled seed was 0, not 1"),
         (model(), data, replace(short, patch_dropout=0.0), "view patch_dropout was 0.3, not 0.0"),
         (model(), data.subset(range(5)), short, "data labelled documents was 6, not 5"),
-        (model(), data, replace(short, budget=90), "budget was 60, not 90"),
+        (model(), data, replace(short, budget=90), "budget was 40, not 90"),
         (model(), data, replace(short, balanced=False), "balanced was True, not False"),
         (model(), data, replace(short, train=replace(short.train, bf16=False)), "bf16 was True, not False"),
         (model(), data, replace(short, mix_pages=0.0), "view mix_pages was 0.5, not 0.0"),
@@ -147,7 +147,7 @@ RUNS = {  # config; further options; the step in which the run is stopped, from 
     "distilling": (DistillConfig(features={"document": 1.0}, fine_tune=1), {}, 2),
     "cached": (DistillConfig(features={"document": 1.0}), {"teacher_cache": "cached"}, 2),
     "fine-tuning": (DistillConfig(simkd=True, fine_tune=2), {}, -2),
-    "mean teacher": (DistillConfig(alpha=0.2, consistency=1.0), {"unlabelled": 3}, -2),
+    "mean teacher": (DistillConfig(alpha=0.2, consistency=1.0), {"unlabelled": 5}, -2),
 }
 
 
