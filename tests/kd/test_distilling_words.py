@@ -79,7 +79,8 @@ def distil(teacher, data, folder, recipe, config=DistillConfig(), **options):
 @pytest.mark.parametrize("settings", [{}, COARSE])
 def test_teachers_and_students_with_and_without_words_fit_together(data, tmp_path, of_teacher, of_student, settings):
     teacher = model(of_teacher, **settings)
-    done = distil(teacher, data, tmp_path, recipe_of(of_student), DistillConfig(features={"document": 1.0}))
+    few = data.subset([0, 3, 6])
+    done = distil(teacher, few, tmp_path, recipe_of(of_student), DistillConfig(features={"document": 1.0}))
     assert math.isfinite(done.history[-1]["soft_loss"])
     assert DocViT.from_pretrained(str(tmp_path)).config.words == of_student
     assert ("words.embedding.weight" in load_file(tmp_path / "model.safetensors")) == bool(of_student)
