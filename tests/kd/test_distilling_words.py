@@ -216,3 +216,12 @@ def test_words_that_count_directly_count_in_what_is_learnt_of_pages(data, tmp_pa
         found = document_outputs(teacher, DocumentBatch(batch, labels, labels), ["page_logits"])
         expected = teacher.forward_pages(teacher.forward_features(batch))
     assert torch.equal(found["page_logits"], expected)
+
+
+def test_a_student_learns_where_documents_begin(data, tmp_path):
+    distil(model().eval(), data, tmp_path / "with", replace(RECIPE, packets=2.0))
+    distil(model().eval(), data, tmp_path / "without", RECIPE)
+    with_head, without = (DocViT.from_pretrained(tmp_path / name) for name in ("with", "without"))
+    assert without.boundaries is None
+    assert with_head.boundaries is not None
+    assert with_head.boundaries.norm.num_batches_tracked > 0  # its weights are random until it is trained
