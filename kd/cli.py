@@ -24,6 +24,7 @@ from docvit.cli.options import (
     LoseWords,
     MixPages,
     Output,
+    Packets,
     PageSize,
     PagesSeen,
     PositionsOption,
@@ -148,6 +149,7 @@ def distill(
     budget: Budget = defaults.BUDGET,
     max_pages: PagesSeen = defaults.MAX_PAGES,
     mix_pages: MixPages = defaults.MIX_PAGES,
+    packets: Packets = defaults.PACKETS,
     seed: Seed = 0,
     valid: Annotated[
         Path | None, typer.Option(help="Evaluate on these after every epoch, and compare with the teacher in the end.")
@@ -183,6 +185,7 @@ def distill(
         settings={k: v for k, v in given.items() if v is not None},
         max_pages=max_pages,
         mix_pages=mix_pages,
+        packets=packets,
         lose_words=lose_words,
         word_dropout=word_dropout,
         budget=budget,
@@ -210,8 +213,8 @@ def distill(
     if labels or not teachers or teacher_probabilities or not all(map(is_onnx, teachers)):
         classes = next((model.config.classes for model in teachers if not isinstance(model, str)), ())
         documents, held_out = read_parts(data, valid, fold, group_by=group_by, workers=workers, classes=classes)
-    elif valid is not None or fold is not None or group_by is not None:
-        fail("--valid, --fold and --group-by need labels: give --labels, too")
+    elif valid is not None or fold is not None or group_by is not None or packets:
+        fail("--valid, --fold, --group-by and --packets need labels: give --labels, too")
     else:
         documents, held_out = find_unlabelled(data), None
     done = distill_documents(

@@ -157,11 +157,17 @@ def page_cache(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def empty_curves(monkeypatch) -> None:
-    """Drawing the curves of a run takes longer than all that most tests train."""
+def _touch_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     if loop := sys.modules.get("docvit.training.loop"):
         monkeypatch.setattr(loop, "draw_curves", lambda history, folder: (folder / "curves.png").touch())
+    if compare := sys.modules.get("docvit.evaluation.compare"):
+        monkeypatch.setattr(compare.Comparison, "plot", lambda self, file: Path(file).touch())
+
+
+@pytest.fixture(autouse=True)
+def empty_pictures(monkeypatch) -> None:
+    """Drawing the curves of a run, or its comparison, takes longer than all that most tests train."""
+    _touch_pictures(monkeypatch)
 
 
 @pytest.fixture(autouse=True)
@@ -192,7 +198,7 @@ def trained(corpus, tmp_path_factory) -> Path:
     from docvit.training.recipe import Recipe
     from docvit.training.supervised import train_documents
 
-    loop, still = TrainSettings(epochs=20, lr=3e-3), Augmentation(shift=0.03, scale=0.05, ink=0.2, scan=0)
+    loop, still = TrainSettings(epochs=12, lr=3e-3), Augmentation(shift=0.03, scale=0.05, ink=0.2, scan=0)
     recipe = Recipe(
         model="docvit_small_patch16",
         settings=TINY,
@@ -204,7 +210,9 @@ def trained(corpus, tmp_path_factory) -> Path:
         train=loop,
     )
     folder = tmp_path_factory.mktemp("trained")
-    train_documents(read_labelled(corpus), folder, recipe, device="cpu", workers=0)
+    with pytest.MonkeyPatch.context() as patch:
+        _touch_pictures(patch)
+        train_documents(read_labelled(corpus), folder, recipe, device="cpu", workers=0)
     return folder
 
 

@@ -143,6 +143,16 @@ WordBuckets = Annotated[
 ]
 
 
+Packets = Annotated[
+    float,
+    typer.Option(
+        metavar="SHARE",
+        min=0,
+        help="Learn where documents begin in a file of several (docvit split), from so many packets glued from the "
+        "documents, as a share of their number, such as 1.",
+    ),
+]
+
 LoseWords = Annotated[
     float, typer.Option(min=0, max=1, help="Share of documents that lose all their words, as if they were scans.")
 ]

@@ -25,6 +25,7 @@ from docvit.cli.options import (
     LoseWords,
     MixPages,
     Output,
+    Packets,
     PageSize,
     PagesSeen,
     PositionsOption,
@@ -75,15 +76,7 @@ def train(
     scans: Annotated[
         float, typer.Option(metavar="SHARE", min=0, max=1, help="Share of the documents drawn as scanned copies.")
     ] = defaults.SCANS,
-    packets: Annotated[
-        float,
-        typer.Option(
-            metavar="SHARE",
-            min=0,
-            help="Learn where documents begin in a file of several (docvit split), from so many packets glued from the "
-            "documents, as a share of their number, such as 1.",
-        ),
-    ] = defaults.PACKETS,
+    packets: Packets = defaults.PACKETS,
     label_smoothing: Annotated[
         float, typer.Option(min=0, max=0.99, help="Share of the target spread over all classes.")
     ] = defaults.LABEL_SMOOTHING,

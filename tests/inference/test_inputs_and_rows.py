@@ -118,20 +118,19 @@ def test_a_process_that_may_have_no_children_reads_by_itself(classifier, path, m
     assert caplog.text.count("workers=0") == 1
 
 
-def test_a_script_without_a_guard_runs_where_processes_are_spawned(trained, path, tmp_path):
+def test_a_script_without_a_guard_reads_where_processes_are_spawned(path, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent(f"""
         import multiprocessing
         multiprocessing.set_start_method("spawn")
-        import docvit
-        classifier = docvit.DocumentClassifier.from_pretrained({str(trained)!r}, device="cpu")
-        print([p.label for p in classifier.predict([{str(path)!r}], workers=1)], classifier({str(path)!r}).label)
+        from docvit.documents.workers import read_alone, read_documents
+        print([d.num_pages for d in read_documents([{str(path)!r}], workers=1)], read_alone({str(path)!r}).num_pages)
         """)
     )
     run = f"import runpy, sys; sys.argv = [{str(script)!r}]; runpy.run_path({str(script)!r}, run_name='__main__')"
     out, err = process(run).communicate(timeout=300)
-    assert out.strip() == "['blocks'] blocks", err
+    assert out.strip() == "[3] 3", err
 
 
 # --- rows

@@ -64,14 +64,14 @@ def test_two_hundred_documents_survive_kills_at_random_moments(tmp_path):
         begun = len(read_log(str(out)))
         while sorting.poll() is None and len(read_log(str(out))) == begun:
             time.sleep(0.005)
-        if kills < 6:
+        if kills < 3:
             time.sleep(chance.random() * 0.01)
             kills += sorting.poll() is None
             sorting.kill()
         if sorting.wait(60) == 0:
             break
         sorting.communicate()
-    assert kills  # a quick machine is done before the sixth
+    assert kills  # a quick machine is done before the third
     found = tree(out)
     assert tree(source) == {f"sorted/{name}": content for name, content in found.items()}
     assert sorted(found.values()) == sorted(before.values())

@@ -22,7 +22,7 @@ def without_plots(monkeypatch):
 # 60 images in batches of 20 or 25: of the latter an epoch leaves some out, and the last one has to be filled up
 @pytest.mark.parametrize("batch_size", [20, 25])
 def test_cached_logits_give_the_students_of_a_live_teacher_to_the_bit(tmp_path, monkeypatch, batch_size):
-    preset = longer(replace(TINY, batch_size=batch_size, teacher_width=0.1), checkpoint_minutes=60.0)
+    preset = longer(replace(TINY, batch_size=batch_size, teacher_width=0.05), 2, checkpoint_minutes=60.0)
     cached = bench(tmp_path / "cached", preset, only=["alpha"])
     with monkeypatch.context() as patch:
         patch.setattr(benchmarks, "teacher_logits", lambda *_, **__: None)

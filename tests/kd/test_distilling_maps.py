@@ -31,7 +31,7 @@ from kd.documents.run import distill_documents
 RECIPE = Recipe(
     model="docvit_small_patch16",
     settings=TINY | {"drop_path": 0.2},
-    budget=60,
+    budget=40,
     patch_dropout=0.2,
     ema=0.9,
     augmentation=Augmentation(shift=0.03, scale=0.05, ink=0.2, scan=0.3),
@@ -42,7 +42,8 @@ LOSSES = ["one:brightness/patches_loss", "one:brightness/pages_loss", "two:mixed
 
 @pytest.fixture(scope="module")
 def data(corpus):
-    return read_labelled(corpus)
+    """Two documents per class, of two and of three pages: three batches per epoch."""
+    return read_labelled(corpus).subset([0, 1, 4, 5, 8, 9])
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ from kd.documents.run import distill_documents
 RECIPE = Recipe(
     model="docvit_small_patch16",
     settings=TINY | {"drop_path": 0.2},
-    budget=60,
+    budget=40,
     patch_dropout=0.3,
     ema=0.9,
     train=TrainSettings(epochs=2, lr=3e-3),
@@ -43,7 +43,8 @@ COARSE = OTHER | {"patch_size": 32, "grid": (2, 2), "page_size": 128, "in_chans"
 
 @pytest.fixture(scope="module")
 def data(corpus):
-    return read_labelled(corpus)
+    """Two documents per class, of two and of three pages: three batches per epoch."""
+    return read_labelled(corpus).subset([0, 1, 4, 5, 8, 9])
 
 
 def model(settings=OTHER, seed=5, classes=CLASSES):
@@ -82,7 +83,7 @@ def test_a_student_learns_from_the_teachers_outputs_alone(trained, data, tmp_pat
     assert figures["teacher"]["accuracy"] == 1
     assert figures["student"]["accuracy"] == pytest.approx(done.history[-1]["valid_accuracy"])
     assert "| student |" in (tmp_path / "comparison.md").read_text().replace("  ", " ")
-    assert (tmp_path / "comparison.png").stat().st_size > 1000
+    assert (tmp_path / "comparison.png").is_file()
 
 
 @pytest.mark.parametrize("settings", [OTHER, COARSE])
@@ -109,13 +110,13 @@ def test_a_cache_of_another_teacher_or_of_other_views_is_refused(data, tmp_path,
         (model(seed=6), data, short, "teachers 1 was '[0-9a-f]{64}', not"),
         (model(), data, seeded, "data labelled seed was 0, not 1"),
         (model(), data, replace(short, patch_dropout=0.0), "view patch_dropout was 0.3, not 0.0"),
-        (model(), data.subset(range(9)), short, "data labelled documents was 12, not 9"),
-        (model(), data, replace(short, budget=90), "budget was 60, not 90"),
+        (model(), data.subset(range(5)), short, "data labelled documents was 6, not 5"),
+        (model(), data, replace(short, budget=90), "budget was 40, not 90"),
         (model(), data, replace(short, balanced=False), "balanced was True, not False"),
         (model(), data, replace(short, train=replace(short.train, bf16=False)), "bf16 was True, not False"),
         (model(), data, replace(short, mix_pages=0.0), "view mix_pages was 0.5, not 0.0"),
         (model(), regrouped(data), short, "data labelled mixed was '[0-9a-f]{64}', not"),
-        (model(), data.subset([*range(11), 0]), short, "data labelled content was '[0-9a-f]{64}', not"),
+        (model(), data.subset([*range(5), 0]), short, "data labelled content was '[0-9a-f]{64}', not"),
     ]:
         with pytest.raises(TrainingError, match=words):
             distil(teacher, documents_, tmp_path / "second", recipe=recipe, **cached)
@@ -146,7 +147,7 @@ RUNS = {  # config; further options; the step in which the run is stopped, from 
     "distilling": (DistillConfig(features={"document": 1.0}, fine_tune=1), {}, 2),
     "cached": (DistillConfig(features={"document": 1.0}), {"teacher_cache": "cached"}, 2),
     "fine-tuning": (DistillConfig(simkd=True, fine_tune=2), {}, -2),
-    "mean teacher": (DistillConfig(alpha=0.2, consistency=1.0), {"unlabelled": 3}, -2),
+    "mean teacher": (DistillConfig(alpha=0.2, consistency=1.0), {"unlabelled": 5}, -2),
 }
 
 
@@ -197,7 +198,7 @@ def test_a_run_is_not_resumed_with_another_teacher_or_other_data(data, tmp_path)
     for teacher, documents_, words in [
         (model(seed=6), data, "teachers 1 was"),
         ([model(), model()], data, "teachers was"),
-        (model(), data.subset(range(9)), "data labelled documents was 12, not 9"),
+        (model(), data.subset(range(5)), "data labelled documents was 6, not 5"),
     ]:
         with pytest.raises(TrainingError, match=words):
             distil(teacher, documents_, tmp_path, resume=True)

@@ -77,6 +77,7 @@ def test_options_of_the_loss(distilled, option, value, expected):
         ("--budget", 77, {"budget": 77}),
         ("--max-pages", 3, {"max_pages": 3}),
         ("--mix-pages", 0.125, {"mix_pages": 0.125}),
+        ("--packets", 0.25, {"packets": 0.25}),
         ("--words", 64, {"settings": {"words": 64}}),
         ("--lose-words", 0.125, {"lose_words": 0.125}),
         ("--word-dropout", 0.125, {"word_dropout": 0.125}),
@@ -116,11 +117,11 @@ def test_onnx_networks_need_no_labels_unless_they_are_asked_for(distilled, corpu
     beside = distilled("--teacher", network, "--teacher", trained)
     assert beside["data"].classes
     assert beside["teachers"][0] == network
-    for option, value in (("--valid", corpus), ("--fold", "1/2"), ("--group-by", "source")):
+    for option, value in (("--valid", corpus), ("--fold", "1/2"), ("--group-by", "source"), ("--packets", 1)):
         line = ["kd", "distill", corpus, "--teacher", network, "--output", tmp_path / "out", option, value]
         code, out, err = command(cli.main, *line)
         assert (code, out) == (2, "")
-        assert err == "error: --valid, --fold and --group-by need labels: give --labels, too\n"
+        assert err == "error: --valid, --fold, --group-by and --packets need labels: give --labels, too\n"
 
 
 def test_options_of_soft_targets_need_a_teacher_that_gives_some(distilled, corpus, command, trained, tmp_path):

@@ -35,7 +35,7 @@ from docvit.training.text import count_words
 RECIPE = PretrainRecipe(
     model="docvit_small_patch16",
     settings=TINY | {"drop_path": 0.2, "grid": [4, 4]},  # as JSON has it
-    budget=60,
+    budget=40,
     augmentation=Augmentation(scan=0.0),
     train=TrainSettings(epochs=3, lr=3e-3, bf16=False),
 )
@@ -52,7 +52,7 @@ def run(paths, folder, recipe=RECIPE, **options):
 
 @pytest.fixture(scope="module")
 def paths(corpus):
-    return find_unlabelled(corpus)
+    return [path for path in find_unlabelled(corpus) if path.endswith(("0.pdf", "1.pdf"))]
 
 
 @pytest.fixture(scope="module")
@@ -199,14 +199,14 @@ def test_an_encoder_that_reads_words_predicts_them_and_keeps_their_frequencies(t
 # --- documents ---
 
 
-def test_unreadable_documents_are_left_out_counted_and_listed(paths, pretrained, tmp_path, caplog):
-    shutil.copytree(os.path.dirname(os.path.dirname(paths[0])), tmp_path / "data")
+def test_unreadable_documents_are_left_out_counted_and_listed(corpus, paths, pretrained, tmp_path, caplog):
+    shutil.copytree(corpus, tmp_path / "data", ignore=shutil.ignore_patterns("*[23].pdf"))
     (tmp_path / "data" / "empty.pdf").touch()
     (tmp_path / "data" / "bars" / "page.pdf").write_bytes(b"<html>")
     shutil.copy(paths[0], tmp_path / "data" / "copy.pdf")
     with caplog.at_level(logging.WARNING):
         run(find_unlabelled(tmp_path / "data"), tmp_path / "out")
-    assert "2 of 15 documents are left out" in caplog.text
+    assert "2 of 9 documents are left out" in caplog.text
     assert f"Empty: {tmp_path}/data/empty.pdf" in caplog.text
     assert f"Unreadable: {tmp_path}/data/bars/page.pdf" in caplog.text
     one, two = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", pretrained))

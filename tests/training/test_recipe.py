@@ -97,7 +97,7 @@ def test_budget(begin, budget):
 def test_mix_pages(begin, share):
     own = {index: [page.tobytes() for page in pages] for index, pages in pages_of(begin().batches)}
     mixed = []
-    for index, pages in pages_of(begin(mix_pages=share).batches, 12):
+    for index, pages in pages_of(begin(mix_pages=share).batches, 12 if share % 1 else 2):
         assert pages[0].tobytes() == own[index][0]
         mixed.append(pages[1].tobytes() not in own[index])
     assert np.mean(mixed) == pytest.approx(share, abs=0.15)
@@ -107,7 +107,8 @@ def test_mix_pages(begin, share):
 @pytest.mark.parametrize("balanced", [True, False])
 def test_balanced(begin, data, balanced):
     few = data.subset([0, 1, 2, 3, 4])  # four of the first class, one of the second
-    labels = [label for batch in epochs(begin(few, balanced=balanced).batches, 60) for label in batch.labels.tolist()]
+    batches = begin(few, balanced=balanced).batches
+    labels = [label for batch in epochs(batches, 40 if balanced else 2) for label in batch.labels.tolist()]
     assert np.mean(np.array(labels) == 1) == pytest.approx(0.5 if balanced else 0.2, abs=0.1 if balanced else 1e-9)
 
 

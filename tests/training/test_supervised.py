@@ -146,22 +146,28 @@ def interrupting(step):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(data, tmp_path_factory):
+def few(data):
+    """Six documents: two batches per epoch."""
+    return data.subset([0, 1, 4, 5, 8, 9])
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(few, tmp_path_factory):
     """The folder of a whole run under RECIPE, evaluated on three of the documents."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    train(data, folder, valid=data.subset([0, 4, 8]))
+    train(few, folder, valid=few.subset([0, 2, 4]))
     return folder
 
 
-@pytest.mark.parametrize("step", [2, 9])
-def test_resumed_equals_uninterrupted_to_the_bit(data, uninterrupted, tmp_path, monkeypatch, step):
-    valid = data.subset([0, 4, 8])
+@pytest.mark.parametrize("step", [1, 5])
+def test_resumed_equals_uninterrupted_to_the_bit(few, uninterrupted, tmp_path, monkeypatch, step):
+    valid = few.subset([0, 2, 4])
     with monkeypatch.context() as patch:
         patch.setattr(supervised, "classification_loss", interrupting(step))
         with pytest.raises(KeyboardInterrupt):
-            train(data, tmp_path, valid=valid)
+            train(few, tmp_path, valid=valid)
     assert (tmp_path / CHECKPOINT).is_file()
-    train(data, tmp_path, Recipe(), valid=valid, resume=True)  # under the run's own recipe
+    train(few, tmp_path, Recipe(), valid=valid, resume=True)  # under the run's own recipe
     assert_same_weights(weights(tmp_path), weights(uninterrupted))
     one, two = ((folder / "metrics.csv").read_text() for folder in (tmp_path, uninterrupted))
     assert [_timeless(row) for row in csv.DictReader(one.splitlines())] == [

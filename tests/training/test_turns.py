@@ -18,6 +18,7 @@ from docvit.inference.explain import explain
 from docvit.model.docvit import DocViT
 from docvit.model.turns import DOWN, LEFT, RIGHT, UPRIGHT, TurnHead
 from docvit.model.variants import create_model
+from docvit.training import turns
 from docvit.training.recipe import Recipe, build_model
 from docvit.training.turns import train_turns
 
@@ -42,7 +43,9 @@ def taught(tmp_path_factory, page_cache) -> DocViT:
         paths, tuple(n // 6 for n in range(18)), classes, groups=tuple(str(n % 6) for n in range(18))
     )
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    train_turns(model, data, pages, STILL, seed=0, device=torch.device("cpu"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(turns, "STEPS", 150)
+        train_turns(model, data, pages, STILL, seed=0, device=torch.device("cpu"))
     for name, value in model.state_dict().items():
         if not name.startswith("turns."):
             assert torch.equal(value, before[name]), name
