@@ -134,12 +134,7 @@ def train_documents(
         )
         if ema is not None:
             ema.copy_to(model)
-        try:
-            finished = finish(model, data, files, recipe, process, held_out=None if others else held_out)
-        except KeyboardInterrupt:
-            logger.warning("stopped before the model was finished: --resume goes on from here")
-            raise
-        trained, model = model, finished
+        trained, model = model, finish(model, data, files, recipe, process, held_out=None if others else held_out)
         if evaluate is not None and model is not trained:
             history[-1].update({name: float(value) for name, value in evaluate(model.eval()).items()})
         if process.rank == 0:
@@ -202,11 +197,15 @@ def finish(
 ) -> DocViT:
     """What a trained model learns last: how pages lie, where documents begin, its text classifier, what it knows."""
     same: dict[str, Any] = {"seed": recipe.train.seed, "device": process.device}
-    train_turns(model, data, files, recipe.augmentation, **same)
-    train_boundaries(model, data, files, recipe.augmentation, share=recipe.packets, **same)
-    model = add_text_classifier(model, data, files, weight=recipe.text_weight)
-    if held_out is not None:
-        calibrate(model.eval(), *logits_of(model, held_out, process.device))
-        if model.words is not None:
-            calibrate(model, *logits_of(model, held_out, process.device, words=False), pixels=True)
+    try:
+        train_turns(model, data, files, recipe.augmentation, **same)
+        train_boundaries(model, data, files, recipe.augmentation, share=recipe.packets, **same)
+        model = add_text_classifier(model, data, files, weight=recipe.text_weight)
+        if held_out is not None:
+            calibrate(model.eval(), *logits_of(model, held_out, process.device))
+            if model.words is not None:
+                calibrate(model, *logits_of(model, held_out, process.device, words=False), pixels=True)
+    except KeyboardInterrupt:
+        logger.warning("stopped before the model was finished: --resume goes on from here")
+        raise
     return model

@@ -22,6 +22,7 @@ from docvit.documents.pages import read_document
 from docvit.evaluation.compare import compare
 from docvit.model.config import DocViTConfig
 from docvit.model.docvit import DocViT
+from docvit.training import supervised
 from docvit.training.distributed import Process
 from docvit.training.loop import TrainingError, TrainSettings
 from docvit.training.recipe import Recipe, build_model
@@ -225,3 +226,21 @@ def test_a_student_learns_where_documents_begin(data, tmp_path):
     assert without.boundaries is None
     assert with_head.boundaries is not None
     assert with_head.boundaries.norm.num_batches_tracked > 0  # its weights are random until it is trained
+
+
+def test_a_student_that_is_interrupted_at_its_end_has_no_random_head_and_goes_on(data, tmp_path, monkeypatch):
+    recipe = replace(RECIPE, packets=1.0)
+    distil(model().eval(), data, tmp_path / "whole", recipe)
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(supervised, "train_boundaries", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            distil(model().eval(), data, tmp_path / "stopped", recipe)
+    assert DocViT.from_pretrained(tmp_path / "stopped").boundaries is None
+    distil(model().eval(), data, tmp_path / "stopped", recipe, resume=True)
+    whole, stopped = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
+    assert whole.keys() == stopped.keys()
+    assert all(torch.equal(whole[name], value) for name, value in stopped.items())
