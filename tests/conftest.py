@@ -90,7 +90,13 @@ def pdf_bytes(
 
 
 def pytest_collection_finish() -> None:
-    """What is imported now stays: neither the garbage collector nor a fork looks at it again."""
+    """What is imported now stays: neither the garbage collector nor a fork looks at it again.
+
+    Autograd counts the devices at its first backward pass, and after `torch.compile` finds some: it would start a
+    thread for each, and processes forked later could not train.
+    """
+    if torch := sys.modules.get("torch"):
+        torch.ones(1, requires_grad=True).sum().backward()
     gc.collect()
     gc.freeze()
 

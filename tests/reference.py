@@ -77,9 +77,11 @@ def number_of(grids, page, row, col):
     return sum(rows * cols for rows, cols in grids[:page]) + row * grids[page][1] + col
 
 
-def position(model, grids, page, row=None, col=None):
-    """What is added to a patch (or without row and column, to a class token) of a document with these page grids."""
-    c, w = model.config, model.state_dict()
+def position(c, w, grids, page, row=None, col=None):
+    """What is added to a patch (or without row and column, to a class token) of a document with these page grids.
+
+    c: the model's config. w: its state, by name.
+    """
     patch = row is not None
     number = number_of(grids, page, row or 0, col or 0)
     if c.positions == "continued":
@@ -118,13 +120,13 @@ def dense_logits(model, pages, *, masked=lambda patch: False):
     for number, pixels in enumerate(pages):
         class_tokens.append(len(tokens))
         prefix = [w["cls_token"][0], *w.get("reg_token", [])]
-        tokens += [token + position(model, grids, number) for token in prefix]
+        tokens += [token + position(c, w, grids, number) for token in prefix]
         addresses += [(number, 0, 0)] * len(prefix)
         visible += [True] * len(prefix)
         for row in range(grids[number][0]):
             for col in range(grids[number][1]):
                 patch = pixels[:, row * P : (row + 1) * P, col * P : (col + 1) * P]
-                tokens.append(model.patch_embed(patch.flatten()[None])[0] + position(model, grids, number, row, col))
+                tokens.append(model.patch_embed(patch.flatten()[None])[0] + position(c, w, grids, number, row, col))
                 addresses.append((number, row, col))
                 visible.append(not masked(patch))
     x, on_page = torch.stack(tokens), torch.tensor([number for number, _, _ in addresses])

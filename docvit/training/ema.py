@@ -18,8 +18,8 @@ class EMATeacher(nn.Module):
     """A frozen copy of `model`, in eval, that follows it: average = d * average + (1 - d) * model after each step.
 
     The first update copies the model; update n uses d = `decay`, or with `warmup`
-    min(decay, 1 - (1 + (n - 1) / gamma) ** -power): a fixed .9999 hardly leaves the initial weights in 6,000 steps,
-    and a run of a few hundred steps averages over its last part.
+    min(decay, 1 - n ** (-2 / 3)): a fixed .9999 hardly leaves the initial weights in 6,000 steps, and a run of a few
+    hundred steps averages over its last part.
 
     - Weights of half precision are averaged in float32, since (1 - d) of a change is below bfloat16's resolution: feed
       `.module` float32 images, or run it under autocast.
@@ -33,13 +33,11 @@ class EMATeacher(nn.Module):
     timm's `ModelEmaV3`.
     """
 
-    def __init__(
-        self, model: nn.Module, *, decay: float = 0.999, warmup: bool = True, gamma: float = 1.0, power: float = 2 / 3
-    ) -> None:
+    def __init__(self, model: nn.Module, *, decay: float = 0.999, warmup: bool = True) -> None:
         super().__init__()
         if not 0 <= decay < 1:
             raise SettingError(f"the decay must lie in 0..1 and below 1, not {decay}")
-        self.decay, self.warmup, self.gamma, self.power = decay, warmup, gamma, power
+        self.decay, self.warmup = decay, warmup
         self.module = deepcopy(_unwrap(model)).requires_grad_(False)
         self.module.zero_grad(set_to_none=True)
         for tensor in _tensors(self.module):
@@ -70,7 +68,7 @@ class EMATeacher(nn.Module):
     def _decay_of(self, step: int) -> float:
         if step == 1:
             return 0.0
-        return min(self.decay, 1 - (1 + (step - 1) / self.gamma) ** -self.power) if self.warmup else self.decay
+        return min(self.decay, 1 - step ** (-2 / 3)) if self.warmup else self.decay
 
     def copy_to(self, model: nn.Module) -> None:
         """Give `model` the averaged weights."""

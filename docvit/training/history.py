@@ -6,10 +6,6 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-
 from docvit.files import replaced
 
 SCALARS = ("epoch", "lr", "seconds")  # not drawn as curves
@@ -26,6 +22,10 @@ def write_metrics(history: Sequence[dict[str, float]], folder: Path) -> None:
 
 def draw_curves(history: Sequence[dict[str, float]], folder: Path) -> None:
     """Draws what changes from epoch to epoch: losses, and everything else beside them."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: it takes a second, most commands draw nothing
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     names = dict.fromkeys(name for record in history for name in record if name not in SCALARS)
     losses = [n for n in names if "loss" in n]
     panels = [p for p in (losses, [n for n in names if n not in losses]) if p]

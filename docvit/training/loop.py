@@ -17,8 +17,6 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from timm.optim import create_optimizer_v2
-from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -185,6 +183,9 @@ class _Run:
         self.model, self.batches, self.settings = model.to(device), batches, settings
         self.ema, self.evaluated, self.device = ema, evaluated, device
         self.is_main = not dist.is_initialized() or dist.get_rank() == 0
+        from timm.optim import create_optimizer_v2  # here, since a mistake in a command need not wait for timm
+        from timm.scheduler.cosine_lr import CosineLRScheduler
+
         self.output = Path(output) if output is not None else None
         if self.output and self.is_main:
             self.output.mkdir(parents=True, exist_ok=True)

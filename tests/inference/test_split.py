@@ -124,7 +124,7 @@ def test_parts_have_the_labels_and_scores_of_files_of_their_own(classifier, pack
 
 
 def test_min_score_makes_only_the_surer_cuts(classifier, packet, begins):
-    begins |= {2: 0.5, 5: 12.0}
+    begins |= {2: 2.0, 5: 12.0}
     cuts = {part.first: part.cut for part in docvit.split(packet, model=classifier)}
     assert cuts[3] < 0.99 < cuts[6]
     assert bounds(docvit.split(packet, model=classifier, min_score=0.99)) == [(1, 5), (6, 6)]
