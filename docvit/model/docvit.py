@@ -83,7 +83,7 @@ class DocViT(nn.Module):
         self._init_weights()
         # last, so that they change no other weight's draw
         self.boundaries = self._create_boundaries()
-        self.turns = TurnHead(dim) if config.turns else None
+        self.turns = self._create_turns()
         for head in (self.boundaries, self.turns):
             if head is not None:
                 head.requires_grad_(False)  # trained after everything else
@@ -94,6 +94,11 @@ class DocViT(nn.Module):
             return None
         white = (1 - sum(c.mean) / len(c.mean)) / (sum(c.std) / len(c.std))
         return BoundaryHead(c.embed_dim, c.boundaries, in_chans=c.in_chans, patch_size=c.patch_size, white=white)
+
+    def _create_turns(self) -> TurnHead | None:
+        c = self.config
+        std = sum(c.std) / len(c.std)
+        return TurnHead(c.embed_dim, in_chans=c.in_chans, patch_size=c.patch_size, std=std) if c.turns else None
 
     def _init_weights(self) -> None:
         trunc_normal_(self.cls_token, std=0.02)
@@ -232,7 +237,7 @@ class DocViT(nn.Module):
         if self.turns is None:
             return torch.zeros_like(x.document_of_page)
         blank = (batch.page_bounds.diff() == 0).to(x.pages.device)
-        return self.turns.decide(self.turns(x.pages), x.document_of_page).masked_fill(blank, 0)
+        return self.turns.decide(self.turns(self.turns.see(x.pages, batch)), x.document_of_page).masked_fill(blank, 0)
 
     def forward_boundaries(self, x: Features, batch: PatchSequence) -> Tensor:
         """Logits (N,) of each page of a batch that a new document begins there.

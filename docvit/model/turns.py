@@ -7,6 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from docvit.documents.patches import PatchSequence
+from docvit.model.stems import normalise
+
 UPRIGHT, RIGHT, DOWN, LEFT = range(4)
 """Quarter turns clockwise by which a page was turned away from upright."""
 
@@ -14,10 +17,25 @@ NEIGHBOURS = 0.5, 4.0
 """Weight of what the other pages of a document say together, on average, and of how many of them at most."""
 
 
-class TurnHead(nn.Module):
-    """How a page lies, from its token (N, D): logits (N, 4) of 0, 90, 180 and 270 degrees clockwise.
+LAGS = 1, 2, 3, 4, 5, 6, 8
+"""Distances in px, less than half a patch, over which profiles are compared with their mirror images."""
 
-    Trained on the tokens of a finished model (`docvit.training.turns`), which it leaves as they are.
+FARTHEST = 6.0  # deviations
+
+FAINT = 0.01  # ink of a profile, of 1: there are patches with less, in which nothing is seen
+
+
+class TurnHead(nn.Module):
+    """How a page lies, from its token and from what its lines of text look like: logits (N, 4) of 0, 90, 180 and 270
+    degrees clockwise.
+
+    Trained on the tokens of a finished model (`docvit.training.turns`), which it leaves as they are. A token says where
+    on the page the ink lies. That more strokes of letters rise above a line than fall below it is too fine for it, and
+    is measured.
+
+    Args:
+        dim: D.
+        std: deviation by which pixels were divided.
 
     Attributes:
         side, down: log odds above which a page is taken to lie on its side, and one that does not upside down. Infinite
@@ -27,19 +45,59 @@ class TurnHead(nn.Module):
     side: Tensor
     down: Tensor
 
-    def __init__(self, dim: int, hidden: int = 128) -> None:
+    def __init__(self, dim: int, hidden: int = 128, *, in_chans: int, patch_size: int, std: float) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(0.3), nn.Linear(hidden, 4))
+        self.dim, self.hidden, self.in_chans, self.patch_size, self.std = dim, hidden, in_chans, patch_size, std
+        self.lags = [lag for lag in LAGS if 2 * lag < patch_size]
+        inputs = dim + 2 * (1 + len(self.lags))
+        self.norm = nn.BatchNorm1d(inputs, affine=False)
+        self.layers = nn.Sequential(
+            nn.Dropout(0.2), nn.Linear(inputs, hidden), nn.GELU(), nn.Dropout(0.3), nn.Linear(hidden, 4)
+        )
         self.register_buffer("side", torch.tensor(math.inf))
         self.register_buffer("down", torch.tensor(math.inf))
+
+    def fresh(self) -> TurnHead:
+        """Another one of the same shape, untrained."""
+        return TurnHead(self.dim, self.hidden, in_chans=self.in_chans, patch_size=self.patch_size, std=self.std)
 
     def forget(self) -> None:
         """Turns no page until it is trained again."""
         self.side.fill_(math.inf)
         self.down.fill_(math.inf)
 
-    def forward(self, pages: Tensor) -> Tensor:
-        return self.layers(pages)
+    def forward(self, seen: Tensor) -> Tensor:
+        """Logits of pages, of which `see` gives what there is to read."""
+        seen = seen.to(self.side.dtype)
+        return self.layers(normalise(self.norm, seen).clamp(-FARTHEST, FARTHEST))
+
+    @torch.no_grad()
+    def see(self, pages: Tensor, batch: PatchSequence) -> Tensor:
+        """What the head reads of the pages of a batch, beside their tokens (N, D): how far the profiles of ink in their
+        patches, down and across, differ from their mirror images, on average and divided by its standard error.
+        """
+        pixels = batch.patches.float().unflatten(1, (self.in_chans, self.patch_size, self.patch_size)).mean(1)
+        ink = (pixels.amax((1, 2), keepdim=True) - pixels) * self.std
+        lengths = batch.page_bounds.diff().to(ink.device)
+
+        def total(x: Tensor) -> Tensor:
+            return torch.segment_reduce(x, "sum", lengths=lengths, unsafe=True, initial=0.0)
+
+        found = [pages.float()]
+        for profile in (ink.mean(2), ink.mean(1)):
+            strength = profile.square().mean(1, keepdim=True).sqrt()
+            written = (strength > FAINT).float()
+            skew = self._skew(profile / (strength + FAINT)) * written
+            found.append(total(skew) / (total(skew.square()) + 1e-4).sqrt())
+        return torch.cat(found, 1)
+
+    def _skew(self, profile: Tensor) -> Tensor:
+        """Numbers (T, 1 + lags) that change their sign where a profile (T, P) is read from its other end."""
+        found = [profile.diff(dim=1).pow(3).mean(1)]
+        for lag in self.lags:
+            near, far = profile[:, :-lag], profile[:, lag:]
+            found.append((near * far * (near - far)).mean(1))
+        return torch.stack(found, 1)
 
     def decide(self, logits: Tensor, document_of_page: Tensor) -> Tensor:
         """Quarter turns (N,) of pages with `logits` (N, 4), of which those of one document are judged together."""

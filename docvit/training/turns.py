@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,8 +42,8 @@ def train_turns(
 ) -> None:
     """Trains the model's turn head on its tokens of `data`'s pages, turned; all other weights stay what they are.
 
-    Half of the documents are seen without words. The thresholds are chosen on groups left out (two folds), so that
-    hardly any upright page is turned.
+    Half of the documents are seen without words. The thresholds are chosen on pages of groups left out (two folds), as
+    they are and without words, so that hardly any upright page is turned.
     """
     head = model.turns
     if head is None:
@@ -49,17 +51,21 @@ def train_turns(
     chosen = sorted(np.random.default_rng(seed).permutation(len(data))[:DOCUMENTS].tolist())
     paths = [data.paths[i] for i in chosen]
     groups = np.unique([(data.groups or data.paths)[i] for i in chosen], return_inverse=True)[1]
-    view = view_of(model.config, max_pages=PAGES, augmentation=augmentation, lose_words=0.5, training=True)
-    samples = list(_tokens(model, [files[path] for path in paths], view, seed=seed, device=device))
-    tokens = _Tokens(*(torch.cat(part) for part in zip(*samples, strict=True)))
+    look = partial(_look, model, head, [files[path] for path in paths], seed=seed, device=device)
+    drawn = view_of(model.config, max_pages=PAGES, augmentation=augmentation, lose_words=0.5, training=True)
+    tokens = look(drawn, range(4))
     if not len(tokens.turned):  # blank pages alone
         return
-    fold = torch.from_numpy(groups)[tokens.document] % 2
+    upright = look(replace(view_of(model.config, max_pages=PAGES), words=False), [0])
+    folds = torch.from_numpy(groups) % 2
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model.turns = _train(tokens, seed, device).requires_grad_(False)
-        if len(fold.unique()) == 2:
-            unseen = [_unseen(tokens, fold == k, seed, device) for k in (0, 1)]
+        model.turns = _train(head, tokens, seed, device).requires_grad_(False)
+        if len(folds.unique()) == 2:
+            unseen = []
+            for left_out in (folds == 0, folds == 1):
+                trained = _train(head, tokens.of(~left_out), seed, device)
+                unseen.append(_odds(trained.cpu(), upright.of(left_out)))
             side, down = (
                 torch.cat(odds).quantile(1 - WRONG).clamp(min=0) + MARGIN for odds in zip(*unseen, strict=True)
             )
@@ -68,31 +74,40 @@ def train_turns(
 
 
 @torch.inference_mode()
-def _tokens(model: DocViT, files: list[Path], view: View, *, seed: int, device: torch.device) -> Iterator[_Tokens]:
-    """Of each document the tokens of its pages in four turns."""
+def _look(
+    model: DocViT,
+    head: TurnHead,
+    files: list[Path],
+    view: View,
+    quarters: Sequence[int],
+    *,
+    seed: int,
+    device: torch.device,
+) -> _Tokens:
+    """What `head` reads of the pages of each document, turned by each of `quarters`."""
     dataset = DocumentDataset(files, None, view, seed=seed)
     model.eval()
+    found = []
     for n in tqdm(range(len(files)), desc="turned pages", unit="doc", leave=False, disable=None):
         _, _, stack = dataset[(0, n)]
-        stacks = [stack.turn([k] * len(stack.pages)) for k in range(4)]
-        batch = dataset.pack(stacks).to(device)
+        batch = dataset.pack([stack.turn([k] * len(stack.pages)) for k in quarters]).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device)):
             features = model.forward_features(batch)
         written = batch.page_bounds.diff() > 0
-        kept = features.pages[written].float().cpu()
-        yield _Tokens(kept, features.document_of_page[written].cpu(), torch.full((len(kept),), n))
+        pages = head.see(features.pages, batch)[written].cpu()
+        turned = torch.tensor(quarters)[features.document_of_page[written].cpu()]
+        found.append(_Tokens(pages, turned, torch.full((len(pages),), n)))
+    return _Tokens(*(torch.cat(part) for part in zip(*found, strict=True)))
 
 
-def _unseen(tokens: _Tokens, held_out: Tensor, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Log odds that upright pages lie on their side, and upside down, by a head trained on the others."""
-    head = _train(tokens.at(~held_out), seed, device).cpu()
-    upright = tokens.at(held_out & (tokens.turned == 0))
-    with torch.inference_mode():
-        return log_odds(with_neighbours(head(upright.pages), upright.document))
+@torch.inference_mode()
+def _odds(head: TurnHead, upright: _Tokens) -> tuple[Tensor, Tensor]:
+    """Log odds that upright pages lie on their side, and upside down."""
+    return log_odds(with_neighbours(head(upright.pages), upright.document))
 
 
 class _Tokens(NamedTuple):
-    """Page tokens (N, D), how their pages lie (N,), and their documents (N,)."""
+    """What `TurnHead` reads of pages (N, D), how their pages lie (N,), and their documents (N,)."""
 
     pages: Tensor
     turned: Tensor
@@ -101,17 +116,21 @@ class _Tokens(NamedTuple):
     def to(self, device: torch.device | str) -> _Tokens:
         return _Tokens(*(part.to(device) for part in self))
 
+    def of(self, documents: Tensor) -> _Tokens:
+        """Those of documents for which `documents` is true."""
+        return self.at(documents[self.document])
+
     def at(self, chosen: Tensor) -> _Tokens:
         return _Tokens(*(part[chosen] for part in self))
 
 
-def _train(tokens: _Tokens, seed: int, device: torch.device) -> TurnHead:
-    head = TurnHead(tokens.pages.shape[1])
+def _train(untrained: TurnHead, tokens: _Tokens, seed: int, device: torch.device) -> TurnHead:
+    fresh = untrained.fresh()
 
     def loss(head: nn.Module, batch: _Tokens, progress: float) -> dict[str, Tensor]:
         return {"loss": F.cross_entropy(head(batch.pages), batch.turned, label_smoothing=0.02)}
 
     batches = Shuffled(len(tokens.turned), BATCH, tokens.at, seed)
     settings = TrainSettings(epochs=max(EPOCHS, STEPS // len(batches)), lr=LR, weight_decay=0.3, bf16=False, seed=seed)
-    fit(head, batches, loss, settings, device=device, description="how pages lie")
-    return head.eval()
+    fit(fresh, batches, loss, settings, device=device, description="how pages lie")
+    return fresh.eval()

@@ -52,8 +52,8 @@ def taught(tmp_path_factory, page_cache) -> DocViT:
     return model
 
 
-@pytest.mark.parametrize("quarters", [UPRIGHT, RIGHT, LEFT])
-def test_a_sheet_on_its_side_is_judged_as_if_it_stood_upright(taught, tmp_path, quarters):
+@pytest.mark.parametrize("quarters", [UPRIGHT, RIGHT, DOWN, LEFT])
+def test_a_sheet_that_lies_turned_is_judged_as_if_it_stood_upright(taught, tmp_path, quarters):
     file = tmp_path / "new.pdf"
     file.write_bytes(worded_pdf("text", 9))
     classifier = DocumentClassifier(taught, device="cpu")
@@ -87,14 +87,43 @@ def test_of_a_batch_only_documents_with_turned_pages_are_judged_again(taught, tm
     assert rows[1].scores == pytest.approx(rows[0].scores, abs=1e-5)
 
 
+def untrained() -> TurnHead:
+    return TurnHead(8, in_chans=3, patch_size=32, std=0.25)
+
+
+def test_what_is_measured_of_lines_changes_its_sign_on_a_page_that_is_turned_around(tmp_path):
+    file = tmp_path / "new.pdf"
+    file.write_bytes(worded_pdf("text", 9, pages=1))
+    model = create_model("docvit_linear_patch32", num_classes=2, page_size=256)
+    page = read_document(str(file), model.config.rendering)
+    batch = model.pack([page.turn([quarters]) for quarters in range(4)])
+    upright, right, down, left = model.turns.see(torch.zeros(4, 0), batch)
+    assert (upright.abs() > 1).float().mean() > 0.5
+    assert torch.allclose(down, -upright, atol=1e-3)
+    assert torch.allclose(left, -right, atol=1e-3)
+    of_rows, of_columns = upright.chunk(2)
+    assert torch.allclose(torch.cat([of_columns, -of_rows]), right, atol=1e-3)
+
+
+def test_a_blank_page_has_no_lines_and_pages_do_not_depend_on_each_other(tmp_path):
+    file = tmp_path / "new.pdf"
+    file.write_bytes(worded_pdf("text", 9, pages=1))
+    model = create_model("docvit_linear_patch32", num_classes=2, page_size=128)
+    written = read_document(str(file), model.config.rendering)
+    blank = written._replace(pages=[np.full_like(written.pages[0], 255)])
+    together = model.turns.see(torch.zeros(3, 0), model.pack([blank, written, blank]))
+    assert not together[[0, 2]].any()
+    assert torch.equal(together[1:2], model.turns.see(torch.zeros(1, 0), model.pack([written])))
+
+
 def test_an_untrained_head_turns_nothing():
-    head = TurnHead(8)
+    head = untrained()
     assert not head.side.isfinite()
     assert head.decide(torch.tensor([[-9.0, 9, -9, -9]]), torch.tensor([0])).tolist() == [UPRIGHT]
 
 
 def test_pages_of_a_document_are_judged_together_and_documents_apart():
-    head = TurnHead(8)
+    head = untrained()
     head.side.fill_(0.0)
     head.down.fill_(0.0)
     doubtful = [0.0, 0.1, 0.0, 0.0]  # by itself as good as nothing
@@ -104,7 +133,7 @@ def test_pages_of_a_document_are_judged_together_and_documents_apart():
 
 
 def test_a_page_of_which_nothing_is_known_needs_more_than_even_odds():
-    head = TurnHead(8)
+    head = untrained()
     head.side.fill_(1.0)
     head.down.fill_(1.0)
     logits = torch.tensor([[0.0, 0.5, 0.0, 0.5], [0.0, 0.0, 0.9, 0.0]])
