@@ -15,7 +15,7 @@ _prepare = spawn.get_preparation_data
 
 
 def _preparation_data(name: str) -> dict[str, Any]:
-    """What a spawned process is told first; in a thread that spawns one of ours, nothing of the main script.
+    """The data that a spawned process starts from; in a thread that spawns one of ours, without the main script.
 
     Other threads may spawn processes of the program's own meanwhile: those need it, so that it cannot be hidden.
     """

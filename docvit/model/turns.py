@@ -26,8 +26,7 @@ FAINT = 0.01  # ink of a profile, of 1: there are patches with less, in which no
 
 
 class TurnHead(nn.Module):
-    """How a page lies, from its token and from what its lines of text look like: logits (N, 4) of 0, 90, 180 and 270
-    degrees clockwise.
+    """How a page lies: logits (N, 4) of 0, 90, 180 and 270 degrees clockwise, from its token and its lines of text.
 
     Trained on the tokens of a finished model (`docvit.training.turns`), which it leaves as they are. A token says where
     on the page the ink lies. That more strokes of letters rise above a line than fall below it is too fine for it, and
@@ -35,6 +34,7 @@ class TurnHead(nn.Module):
 
     Args:
         dim: D.
+        hidden: width of the MLP.
         std: deviation by which pixels were divided.
 
     Attributes:
@@ -73,8 +73,10 @@ class TurnHead(nn.Module):
 
     @torch.no_grad()
     def see(self, pages: Tensor, batch: PatchSequence) -> Tensor:
-        """What the head reads of the pages of a batch, beside their tokens (N, D): how far the profiles of ink in their
-        patches, down and across, differ from their mirror images, on average and divided by its standard error.
+        """Page tokens (N, D) and, beside them, how the ink of each page differs from its mirror image: (N, inputs).
+
+        Profiles of the ink of each patch, down and across, are compared with themselves read from the other end. Of
+        each number the sum over the patches of a page is divided by the root of the sum of squares.
         """
         pixels = batch.patches.float().unflatten(1, (self.in_chans, self.patch_size, self.patch_size)).mean(1)
         ink = (pixels.amax((1, 2), keepdim=True) - pixels) * self.std
