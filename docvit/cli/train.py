@@ -120,6 +120,7 @@ def train(
         budget=budget,
         ema=ema,
         augmentation=Augmentation(scan=scans),
+        calibrated_like=calibrated_like or [],
         train=TrainSettings(epochs=epochs, lr=lr, seed=seed),
     )
     if resume:
@@ -127,9 +128,9 @@ def train(
     options: dict[str, Any] = {"resume": resume, "epochs": more_epochs(context), "device": device, "workers": workers}
     with repeated_at_the_end(*_LEAVING_OUT):
         labelled, held_out = read_parts(data, valid, fold, group_by=group_by, workers=workers)
-        options |= {"valid": held_out, "skip_unreadable": skip_unreadable}
-        options["calibrated_like"] = calibrated_like or ()
-        _, history = train_documents(labelled, output, recipe, **options)
+        _, history = train_documents(
+            labelled, output, recipe, valid=held_out, skip_unreadable=skip_unreadable, **options
+        )
         print_last(output, history)
 
 

@@ -43,6 +43,8 @@ class Recipe:
         balanced: sample classes equally often, and within them sources by the root of their size
             (`docvit.data.sampling.balance`).
         augmentation: random changes to the pages.
+        calibrated_like: folders of models of other folds, for a model that is trained on all of them: what it takes to
+            be known and sure of is the mean of theirs. Without, and without held-out documents, nothing is unsure.
         train: settings of the training loop.
     """
 
@@ -62,6 +64,7 @@ class Recipe:
     ema: float = 0.998
     balanced: bool = True
     augmentation: Augmentation = field(default_factory=Augmentation)
+    calibrated_like: list[str] = field(default_factory=list)
     train: TrainSettings = field(default_factory=TrainSettings)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -69,7 +69,6 @@ def train_documents(
     cache: Path | None = None,
     workers: int = 2,
     skip_unreadable: bool = False,
-    calibrated_like: Sequence[str | os.PathLike[str]] = (),
 ) -> tuple[DocViT, list[Record]]:
     """Trains on `data` and writes a model folder.
 
@@ -84,8 +83,6 @@ def train_documents(
         cache: folder for rendered pages; None for `docvit.documents.cache.default_cache`.
         workers: rendering processes, before training.
         skip_unreadable: leave out documents that cannot be read; the log lists them.
-        calibrated_like: folders of models of other folds, for a model that is trained on all of them: what it takes to
-            be known and sure of is the mean of theirs. Without, and without `valid`, nothing is unsure.
 
     Returns:
         The trained model, in eval mode, and one record per epoch; the last one is of the finished model.
@@ -99,7 +96,7 @@ def train_documents(
     folder = Path(output)
     recipe = agree_on_recipe(folder, recipe, resume=resume, epochs=epochs)
     check_labels(data)
-    others = [DocViT.from_pretrained(other) for other in calibrated_like]
+    others = [DocViT.from_pretrained(other) for other in recipe.calibrated_like]
     with process_group(device) as process:
         model = build_model(recipe, data.classes)
         if others:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -165,9 +167,24 @@ def test_a_model_that_trains_on_is_not_calibrated_any_more(tmp_path):
 
 def test_thresholds_that_cannot_be_taken_are_refused_before_training(corpus, tmp_path, trained, monkeypatch):
     monkeypatch.setattr("docvit.training.supervised.fit", lambda *_, **__: pytest.fail("it trained"))
-    data, others = read_labelled(corpus), {"calibrated_like": [trained]}
+    recipe = replace(read_recipe(trained), calibrated_like=[str(trained)])
     with pytest.raises(SettingError, match="held-out"):
-        train_documents(data, tmp_path / "run", read_recipe(trained), device="cpu", workers=0, **others)
+        train_documents(read_labelled(corpus), tmp_path / "run", recipe, device="cpu", workers=0)
+
+
+def test_an_interrupted_run_keeps_the_thresholds_that_it_was_begun_with(corpus, tmp_path, trained, monkeypatch):
+    other = DocViT.from_pretrained(trained)
+    calibrate(other, *drawn(200))
+    other.save_pretrained(tmp_path / "other")
+    begun = {"calibrated_like": [str(tmp_path / "other")], "train": TrainSettings(epochs=1)}
+    train = partial(train_documents, read_labelled(corpus), tmp_path / "run", device="cpu", workers=0)
+    with monkeypatch.context() as patch:
+        patch.setattr("docvit.training.supervised.finish", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(replace(read_recipe(trained), **begun))
+    model, _ = train(resume=True)
+    assert model.config.known == other.config.known
+    assert model.config.min_score == other.config.min_score > 0
 
 
 def test_training_beside_held_out_documents_sets_both(corpus, tmp_path, trained):
