@@ -71,7 +71,7 @@ def classify(
     reading: dict[str, Any] = {"max_pages": max_pages, "password": password}
     reading |= words_options(context, no_words=no_words, ocr=ocr, ocr_pages=ocr_pages)
     if explain_to is not None:
-        make_folder(explain_to)  # an error here must come before the first row
+        make_folder(explain_to, paths)  # an error here must come before the first row
     from tqdm import tqdm
 
     from docvit.documents.finding import find_documents, find_passed_over

@@ -130,8 +130,14 @@ def check_new_file(file: Path, example: str) -> None:
     make_folder(file.parent)
 
 
-def make_folder(folder: Path) -> None:
-    """Makes a folder to write to; OSError, if nothing can be written there, comes now and not after hours of work."""
+def make_folder(folder: Path, inputs: Iterable[str] = ()) -> None:
+    """Makes a folder to write to; OSError, if nothing can be written there, comes now and not after hours of work.
+
+    Ends the command if it lies in a folder among `inputs`: what is written would be documents, and a class, of that.
+    """
+    for path in inputs:
+        if os.path.isdir(path) and folder.resolve().is_relative_to(Path(path).resolve()):
+            fail(f"{folder} lies in {path} and would become data the next time: choose a folder outside")
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryFile(dir=folder):

@@ -51,7 +51,7 @@ def split(
     Exit status: 0 all files were split, 1 some were not, 2 wrong usage.
     """
     if output is not None:
-        make_folder(output)  # an error here must come before the first row
+        make_folder(output, paths)  # an error here must come before the first row
     from tqdm import tqdm
 
     from docvit.documents.finding import find_documents, find_passed_over

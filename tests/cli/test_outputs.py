@@ -31,6 +31,19 @@ def test_a_folder_to_write_to_stays_empty(docvit, document, tmp_path):
     assert list((tmp_path / "new" / "folder").iterdir()) == []
 
 
+@pytest.mark.parametrize("line", [("split", "--output"), ("classify", "--explain")])
+@pytest.mark.parametrize("inside", ["link/parts", "link"])
+def test_what_is_written_does_not_become_data(docvit, document, tmp_path, line, inside):
+    command, option = line
+    (tmp_path / "data" / "class").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("data")
+    code, out, err = docvit(command, document, tmp_path / "data", option, tmp_path / inside)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {tmp_path / inside} lies in {tmp_path / 'data'} and would become data")
+    assert len(err.splitlines()) == 1
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["class"]
+
+
 def test_a_review_page_is_not_overwritten(docvit, document, tmp_path):
     (tmp_path / "page.html").write_text("corrected")
     code, out, err = docvit("review", document, "--output", tmp_path / "page.html")
