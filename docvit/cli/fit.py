@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from docvit.cli.app import app
-from docvit.cli.options import Device, LabelledData, Model, Output, SkipUnreadable, Workers
+from docvit.cli.options import Device, LabelledData, Model, Output, Password, SkipUnreadable, Workers
 from docvit.cli.output import MAX_LISTED
 from docvit.errors import in_one_line
 
@@ -26,6 +26,7 @@ def fit(
         typer.Option("--add", help="Add the examples to those in --output; what is there already gets its new label."),
     ] = False,
     skip_unreadable: SkipUnreadable = False,
+    password: Password = None,
     workers: Workers = 2,
     device: Device = None,
 ) -> None:
@@ -36,9 +37,8 @@ def fit(
     """
     from docvit.training.few_shot import fit_documents
 
-    _, report = fit_documents(
-        data, output, model=model, add=add, skip_unreadable=skip_unreadable, workers=workers, device=device
-    )
+    reading: dict[str, Any] = {"skip_unreadable": skip_unreadable, "password": password, "workers": workers}
+    _, report = fit_documents(data, output, model=model, add=add, device=device, **reading)
     print_fit(report)
 
 

@@ -28,6 +28,7 @@ from docvit.cli.options import (
     Packets,
     PageSize,
     PagesSeen,
+    Password,
     PositionsOption,
     Resume,
     Scopes,
@@ -90,6 +91,7 @@ def train(
         typer.Option(metavar="DIR", help="Models of other folds: what is unsure is taken from them. May be repeated."),
     ] = None,
     skip_unreadable: SkipUnreadable = False,
+    password: Password = None,
     resume: Resume = False,
     workers: Workers = 2,
     device: Device = None,
@@ -125,12 +127,12 @@ def train(
     )
     if resume:
         check_resumed(context, options_of(recipe), options_of(read_recipe(output)), may_grow=("epochs",))
-    options: dict[str, Any] = {"resume": resume, "epochs": more_epochs(context), "device": device, "workers": workers}
+    options: dict[str, Any] = {"resume": resume, "epochs": more_epochs(context), "device": device}
+    reading: dict[str, Any] = {"workers": workers, "password": password}
     with repeated_at_the_end(*_LEAVING_OUT):
-        labelled, held_out = read_parts(data, valid, fold, group_by=group_by, workers=workers)
-        _, history = train_documents(
-            labelled, output, recipe, valid=held_out, skip_unreadable=skip_unreadable, **options
-        )
+        labelled, held_out = read_parts(data, valid, fold, group_by=group_by, **reading)
+        options |= {"valid": held_out, "skip_unreadable": skip_unreadable}
+        _, history = train_documents(labelled, output, recipe, **reading, **options)
         print_last(output, history)
 
 
@@ -208,6 +210,7 @@ def read_parts(
     *,
     group_by: str | None,
     workers: int,
+    password: str | None = None,
     classes: Sequence[str] = (),
 ) -> tuple[LabelledDocuments, LabelledDocuments | None]:
     """Documents to train on, and those to evaluate on, if any: `valid`, or the K-th of N folds of `data`.
@@ -222,20 +225,21 @@ def read_parts(
     try:
         labelled = read_labelled(data, classes=classes, group_column=group_by)
     except DataError as error:
-        raise DataError(error.data, error.problems + _unreadable(error.found, workers)) from None
+        unreadable = _unreadable(error.found, workers=workers, password=password)
+        raise DataError(error.data, error.problems + unreadable) from None
     if fold is not None:
         return split_groups(labelled, *_parse_fold(fold))
     return labelled, read_labelled(valid, classes=labelled.classes) if valid is not None else None
 
 
-def _unreadable(paths: Sequence[str], workers: int) -> list[str]:
+def _unreadable(paths: Sequence[str], **reading: Any) -> list[str]:
     """A line for each document that cannot be read."""
     from tqdm import tqdm
 
     from docvit.documents.errors import DocumentError
     from docvit.documents.workers import read_documents
 
-    read = read_documents(paths, max_pages=2, workers=workers)
+    read = read_documents(paths, max_pages=2, **reading)
     bar = tqdm(read, total=len(paths), desc="looking for more", unit="doc", leave=False, disable=None)
     return [f"{result.kind}: {result}" for result in bar if isinstance(result, DocumentError)]
 

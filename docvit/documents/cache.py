@@ -67,8 +67,13 @@ class PageCache:
         content = _content_hash(Path(path))
         return self.folder / content[:2] / f"{content}-{how}.safetensors"
 
-    def prepare(self, paths: Sequence[str], *, workers: int = 2) -> tuple[dict[str, Path], list[DocumentError]]:
-        """Renders what is not there yet; gives the cache file of every document, and the errors of those without."""
+    def prepare(
+        self, paths: Sequence[str], *, workers: int = 2, password: str | None = None
+    ) -> tuple[dict[str, Path], list[DocumentError]]:
+        """Renders what is not there yet; gives the cache file of every document, and the errors of those without.
+
+        `password` opens PDFs that have one; their pages are kept without it.
+        """
         files = {path: self._file_or_none(path) for path in paths}
         owners = {file or path: path for path, file in files.items()}  # copies of one document are rendered once
         absent = [path for path in owners.values() if not intact(files[path])]
@@ -80,6 +85,7 @@ class PageCache:
             words=self.words,
             ocr_pages=self.ocr_pages,
             workers=workers,
+            password=password,
         )
         for result in tqdm(results, total=len(absent), desc="rendering", unit="doc", disable=None if absent else True):
             file = files[result.path]

@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -186,6 +186,7 @@ def fit_documents(
     device: torch.device | str | None = None,
     cache: Path | None = None,
     workers: int = 2,
+    password: str | None = None,
 ) -> tuple[DocViT, FitReport]:
     """A model for the classes of `data`, from one example per class on.
 
@@ -201,6 +202,7 @@ def fit_documents(
         skip_unreadable: leave out documents that cannot be read; the log lists them.
         cache: folder for rendered pages; None for `docvit.documents.cache.default_cache`.
         workers: rendering processes.
+        password: opens PDFs that have one.
 
     Returns:
         The model, in eval mode, and what is to be said about the examples.
@@ -224,9 +226,8 @@ def fit_documents(
     labelled = data if isinstance(data, LabelledDocuments) else read_labelled(data)
     process = Process(choose_device(device))
     fitted = DocViT.from_pretrained(folder if add else model)
-    files = render_all(
-        labelled.paths, fitted.config.rendering, process, cache=cache, workers=workers, skip_unreadable=skip_unreadable
-    )
+    reading: dict[str, Any] = {"workers": workers, "password": password, "skip_unreadable": skip_unreadable}
+    files = render_all(labelled.paths, fitted.config.rendering, process, cache=cache, **reading)
     labelled = labelled.only(files)
     check_copies(labelled, files)
     examples = see(fitted.to(process.device), labelled, files)

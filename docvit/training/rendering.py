@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import torch.distributed as dist
@@ -18,25 +19,33 @@ logger = logging.getLogger(__name__)
 
 
 def render(
-    paths: Iterable[str], rendering: Rendering, process: Process, *, cache: Path | None = None, workers: int = 2
+    paths: Iterable[str],
+    rendering: Rendering,
+    process: Process,
+    *,
+    cache: Path | None = None,
+    workers: int = 2,
+    password: str | None = None,
 ) -> tuple[dict[str, Path], list[DocumentError]]:
     """Renders documents: the cache file of each by its path, and the errors of those that cannot be read.
 
     The first process of a group renders, the others wait and read its files. Words are kept with the pages, for models
-    that read them. `cache` is a folder; None for `docvit.documents.cache.default_cache`.
+    that read them. `cache` is a folder; None for `docvit.documents.cache.default_cache`. `password` opens PDFs that
+    have one.
     """
     wanted = list(dict.fromkeys(paths))
     pages = PageCache(cache or default_cache(), rendering, words=True)
+    prepare = partial(pages.prepare, wanted, workers=workers, password=password)
     if process.rank == 0:
         try:
-            files, errors = pages.prepare(wanted, workers=workers)
+            files, errors = prepare()
         except KeyboardInterrupt:
             logger.warning("stopped before training began: the same command goes on with the pages rendered so far")
             raise
     if process.world_size > 1:
         dist.barrier()
     if process.rank > 0:
-        files, errors = pages.prepare(wanted, workers=workers)
+        files, errors = prepare()
     return files, errors
 
 
@@ -47,6 +56,7 @@ def render_all(
     *,
     cache: Path | None = None,
     workers: int = 2,
+    password: str | None = None,
     skip_unreadable: bool = False,
 ) -> dict[str, Path]:
     """As `render`, for documents that must all be readable; those that are not are left out with `skip_unreadable`.
@@ -55,22 +65,28 @@ def render_all(
         DataError: documents that cannot be read; it names all of them.
     """
     if skip_unreadable:
-        return render_readable(paths, rendering, process, cache=cache, workers=workers)[0]
-    files, errors = render(paths, rendering, process, cache=cache, workers=workers)
+        return render_readable(paths, rendering, process, cache=cache, workers=workers, password=password)[0]
+    files, errors = render(paths, rendering, process, cache=cache, workers=workers, password=password)
     if errors:
         raise DataError("the documents", [f"{type(e).__name__}: {e}" for e in errors])
     return files
 
 
 def render_readable(
-    paths: Iterable[str], rendering: Rendering, process: Process, *, cache: Path | None = None, workers: int = 2
+    paths: Iterable[str],
+    rendering: Rendering,
+    process: Process,
+    *,
+    cache: Path | None = None,
+    workers: int = 2,
+    password: str | None = None,
 ) -> tuple[dict[str, Path], list[str]]:
     """As `render`, with one line for each document that cannot be read; the log counts and lists them too.
 
     Raises:
         DataError: none of the documents can be read.
     """
-    files, errors = render(paths, rendering, process, cache=cache, workers=workers)
+    files, errors = render(paths, rendering, process, cache=cache, workers=workers, password=password)
     problems = [f"{type(e).__name__}: {e}" for e in errors]
     if not files:
         raise DataError("the documents", problems or ["there are none"])

@@ -68,6 +68,7 @@ def train_documents(
     device: torch.device | str | None = None,
     cache: Path | None = None,
     workers: int = 2,
+    password: str | None = None,
     skip_unreadable: bool = False,
 ) -> tuple[DocViT, list[Record]]:
     """Trains on `data` and writes a model folder.
@@ -82,6 +83,7 @@ def train_documents(
             long.
         cache: folder for rendered pages; None for `docvit.documents.cache.default_cache`.
         workers: rendering processes, before training.
+        password: opens PDFs that have one.
         skip_unreadable: leave out documents that cannot be read; the log lists them.
 
     Returns:
@@ -103,7 +105,7 @@ def train_documents(
             calibrate_like(model, others)  # an error here must come before training
         paths = data.paths + (valid.paths if valid else ())
         rendering: dict[str, Any] = {"cache": cache, "workers": workers, "skip_unreadable": skip_unreadable}
-        files = render_all(paths, model.config.rendering, process, **rendering)
+        files = render_all(paths, model.config.rendering, process, password=password, **rendering)
         if skip_unreadable:
             data, valid = data.only(files), valid.only(files) if valid else None
             check_labels(data)

@@ -10,7 +10,7 @@ import signal
 import sys
 
 import pytest
-from conftest import CLASSES, TINY
+from conftest import CLASSES, ENCRYPTED, TINY
 from safetensors.torch import load_file
 
 from docvit.cli import train
@@ -111,6 +111,19 @@ def test_everything_wrong_with_the_data_is_said_before_training(docvit, start, c
     assert "Empty: " in err
     assert "Unreadable: " in err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["worse.pdf", "gone.pdf"])  # found when documents are read, and before
+def test_a_password_opens_documents_to_train_on(docvit, start, corpus, tmp_path, monkeypatch, name):
+    monkeypatch.setenv("DOCVIT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "locked.pdf").write_bytes(ENCRYPTED)
+    (tmp_path / "worse.pdf").write_bytes(b"<html>")
+    (tmp_path / "table.csv").write_text(f"path,label\n{corpus}/bars/bars0.pdf,bars\nlocked.pdf,text\n{name},text\n")
+    for password, said in (([], True), (["--password", "secret"], False)):
+        code, _, err = docvit(*training(tmp_path / "table.csv", tmp_path / "out", start, *password))
+        assert code == 2
+        assert name in err
+        assert ("Encrypted: " in err) == said
 
 
 def test_an_output_that_holds_a_run_is_left_alone(docvit, corpus, trained, start):

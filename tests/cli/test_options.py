@@ -244,6 +244,7 @@ OPTIONS = {
         "model": (["--model", "m"], of("model"), "m"),
         "add": (["--add"], of("add"), True),
         "skip_unreadable": (["--skip-unreadable"], of("skip_unreadable"), True),
+        "password": (["--password", "secret"], of("password"), "secret"),
         "workers": (["--workers", "3"], of("workers"), 3),
         "device": (["--device", "cuda:7"], of("device"), "cuda:7"),
     },
@@ -258,6 +259,7 @@ OPTIONS = {
         "packets": (["--packets", "0.1"], recipe("packets"), 0.1),
         "calibrated_like": (["--calibrated-like", "a", "--calibrated-like=b"], recipe("calibrated_like"), ["a", "b"]),
         "skip_unreadable": (["--skip-unreadable"], of("skip_unreadable"), True),
+        "password": (["--password", "secret"], of("password"), "secret"),
         "label_smoothing": (["--label-smoothing", "0.2"], recipe("label_smoothing"), 0.2),
         "ema": (["--ema", "0.75"], recipe("ema"), 0.75),
         "valid": (["--valid", "{corpus}"], lambda seen: len(seen["valid"]), 12),
@@ -376,7 +378,7 @@ def test_a_resumed_run_is_compared_with_the_options_given(docvit, seen, corpus, 
     original = {"train": Recipe, "pretrain": PretrainRecipe}[name]()
     monkeypatch.setattr("docvit.training.run_folder.read_recipe", lambda folder, kind=None: original)
     kept = set(OPTIONS[name]) - {"data", "output", "resume", "workers", "device", "valid", "group_by", "fold"}
-    kept.discard("skip_unreadable")
+    kept -= {"skip_unreadable", "password"}
     for option in kept:
         words, *_ = OPTIONS[name][option]
         code, _, err = docvit(name, corpus, "--output", "run", "--resume", *words)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, TINY, classed_pdf, worded_pdf
+from conftest import CLASSES, ENCRYPTED, TINY, classed_pdf, worded_pdf
 from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 
@@ -286,6 +286,15 @@ def test_wrong_data_is_one_clear_error(base, data, tmp_path):
         fitting(copies, model=base)
     _, report = fitting(copies, model=base, skip_unreadable=True)
     assert report.paths == (str(copies / "a" / "x.pdf"), str(copies / "b" / "x.pdf"))
+
+
+@pytest.mark.parametrize("skip_unreadable", [False, True])
+def test_a_password_opens_examples(base, data, tmp_path, skip_unreadable):
+    (tmp_path / "locked.pdf").write_bytes(ENCRYPTED)
+    (tmp_path / "table.csv").write_text(f"path,label\nlocked.pdf,text\n{data}/bars/bars1.pdf,bars\n")
+    opening = {"cache": tmp_path / "cache", "password": "secret", "skip_unreadable": skip_unreadable}
+    _, report = fitting(tmp_path / "table.csv", model=base, **opening)
+    assert report.paths == (f"{tmp_path}/locked.pdf", f"{data}/bars/bars1.pdf")
 
 
 def test_where_nothing_can_be_added(base, data, tmp_path):
