@@ -122,7 +122,7 @@ def train(
         budget=budget,
         ema=ema,
         augmentation=Augmentation(scan=scans),
-        calibrated_like=calibrated_like or [],
+        calibrated_like=calibrated_like,
         train=TrainSettings(epochs=epochs, lr=lr, seed=seed),
     )
     if resume:

@@ -64,7 +64,7 @@ class Recipe:
     ema: float = 0.998
     balanced: bool = True
     augmentation: Augmentation = field(default_factory=Augmentation)
-    calibrated_like: list[str] = field(default_factory=list)
+    calibrated_like: list[str] | None = None
     train: TrainSettings = field(default_factory=TrainSettings)
 
 

@@ -98,7 +98,7 @@ def train_documents(
     folder = Path(output)
     recipe = agree_on_recipe(folder, recipe, resume=resume, epochs=epochs)
     check_labels(data)
-    others = [DocViT.from_pretrained(other) for other in recipe.calibrated_like]
+    others = [DocViT.from_pretrained(other) for other in recipe.calibrated_like or ()]
     with process_group(device) as process:
         model = build_model(recipe, data.classes)
         if others:
