@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import gc
 import logging
 import multiprocessing
@@ -17,8 +18,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import typer
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here needs a network, so nothing shall wait for one
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # models are so small here that threads wait longer than they compute
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin for each other starve on a busy machine
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -180,8 +183,14 @@ def empty_pictures(monkeypatch) -> None:
 def quick_turns(monkeypatch) -> None:
     """How pages lie is learnt in 600 steps or more, behind every training of a model that can say it."""
     if turns := sys.modules.get("docvit.training.turns"):
-        monkeypatch.setattr(turns, "EPOCHS", 1)
-        monkeypatch.setattr(turns, "STEPS", 1)
+        for name, few in {"EPOCHS": 1, "STEPS": 1, "DOCUMENTS": 4}.items():
+            monkeypatch.setattr(turns, name, few)
+
+
+@pytest.fixture(autouse=True)
+def no_sync(monkeypatch) -> None:
+    """Nobody takes the power away here."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 @pytest.fixture(scope="session")
@@ -222,9 +231,14 @@ def trained(corpus, tmp_path_factory) -> Path:
     return folder
 
 
+built = functools.cache(typer.main.get_command)  # a command line is parsed in a tenth of the time that building takes
+
+
 @pytest.fixture
 def command(monkeypatch, capfd) -> Callable[..., tuple[int, str, str]]:
     """`command(main, "docvit", "classify", ...)` gives (exit code, standard output, standard error)."""
+
+    monkeypatch.setattr(typer.main, "get_command", built)
 
     def run(main: Callable[[], None], *line) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [*map(str, line)])

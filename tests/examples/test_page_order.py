@@ -75,7 +75,7 @@ def test_pages_are_moved_as_the_task_says(page_order, count):
 def test_page_independent_encoding_is_at_half_by_construction(page_order, scheme):
     torch.manual_seed(0)
     random, settings = np.random.default_rng(0), page_order.Settings()
-    documents = [made_document(page_order, random, 3 + i) for i in range(7)]
+    documents = [made_document(page_order, random, 3 + i) for i in range(4)]
     pages = documents[0].views[0]
     documents.append(page_order.Document([[pages[0]] * 4], documents[1].numbers))  # pages that look alike
     model = page_order.OrderModel(page_order.build(scheme, settings), settings.position_std)

@@ -21,12 +21,6 @@ from docvit.inference.prediction import Page, Prediction
 from docvit.inference.sort_log import Entry, SortLog, read_log
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Nobody takes the power away here."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-
-
 @pytest.fixture
 def inbox(tmp_path):
     return make_inbox(tmp_path)

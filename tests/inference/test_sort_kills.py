@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from pathlib import Path
@@ -12,13 +11,6 @@ from conftest import process
 from sorting import forks, tree, undo
 
 from docvit.inference.sort_log import read_log
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Nobody takes the power away here."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-
 
 KILLS = """
 import sys

@@ -25,7 +25,7 @@ from kd.cifar10.run import bench_cifar10
 from kd.cifar10.tables import FIGURES, TABLES, Cell, Claim, Table
 
 TINY = replace(
-    PRESETS["smoke"], train_images=60, test_images=20, measured_images=20, batch_size=20,
+    PRESETS["smoke"], train_images=30, test_images=10, measured_images=10, batch_size=10,
     teacher_width=0.02, student_width=0.05,
 )  # fmt: skip
 
@@ -42,7 +42,7 @@ def without_plots(monkeypatch):
     monkeypatch.setattr(report, "draw_figures", lambda *_: {})
 
 
-def made_up(train=60, test=20, seed=0):
+def made_up(train=30, test=10, seed=0):
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(256, (train + test, 3, 32, 32), generator=generator, dtype=torch.uint8)
     labels = torch.arange(train + test) % 10
@@ -113,10 +113,10 @@ def test_the_command_from_files_to_report_and_again(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(benchmarks, "train_networks", None)  # whoever trains now, fails
     assert command(monkeypatch, *arguments, "--preset", "smoke") == 0
     assert (output / "results.json").read_bytes() == before
-    assert command(monkeypatch, *arguments, "--preset", "smoke", "--images", "50") == 2
+    assert command(monkeypatch, *arguments, "--preset", "smoke", "--images", "25") == 2
     error = capsys.readouterr().err
     assert "other settings or data: " in error
-    assert "preset train_images was 60, not 50" in error
+    assert "preset train_images was 30, not 25" in error
     assert (output / "results.json").read_bytes() == before
 
 
@@ -160,10 +160,10 @@ class Stops(Exception):
 
 @pytest.mark.usefixtures("without_plots")
 def test_interrupted_is_uninterrupted_and_finished_runs_are_not_repeated(tmp_path, monkeypatch):
-    """Two stages of three epochs of three steps; it stops in the first, in the second, and in the second seed."""
-    settings = {"preset": longer(), "only": ["alpha"], "seeds": 2}
-    whole = bench(tmp_path / "whole", **settings | {"preset": longer(checkpoint_minutes=60.0)})
-    stops, taken, plain_step = [4, 14, 24], [], train._Run._step
+    """Two stages of two epochs of three steps; it stops in the first, in the second, and in the second seed."""
+    settings = {"preset": longer(epochs=2), "only": ["alpha"], "seeds": 2}
+    whole = bench(tmp_path / "whole", **settings | {"preset": longer(epochs=2, checkpoint_minutes=60.0)})
+    stops, taken, plain_step = [4, 9, 17], [], train._Run._step
 
     def counted(run, batch):
         if stops and len(taken) == stops[0]:
@@ -178,7 +178,7 @@ def test_interrupted_is_uninterrupted_and_finished_runs_are_not_repeated(tmp_pat
         assert (tmp_path / "parts" / "report.md").is_file()
         assert len(taken) == stops.pop(0)
     resumed = bench(tmp_path / "parts", **settings)
-    assert len(taken) == 2 * 2 * 9  # no step twice
+    assert len(taken) == 2 * 2 * 6  # no step twice
     assert without_times(resumed.runs) == without_times(whole.runs)
 
 

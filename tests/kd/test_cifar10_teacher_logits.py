@@ -19,8 +19,8 @@ def without_plots(monkeypatch):
     monkeypatch.setattr(report, "draw_figures", lambda *_: {})
 
 
-# 60 images in batches of 20 or 25: of the latter an epoch leaves some out, and the last one has to be filled up
-@pytest.mark.parametrize("batch_size", [20, 25])
+# 30 images in batches of 10 or 12: of the latter an epoch leaves some out, and the last one has to be filled up
+@pytest.mark.parametrize("batch_size", [10, 12])
 def test_cached_logits_give_the_students_of_a_live_teacher_to_the_bit(tmp_path, monkeypatch, batch_size):
     preset = longer(replace(TINY, batch_size=batch_size, teacher_width=0.05), 2, checkpoint_minutes=60.0)
     cached = bench(tmp_path / "cached", preset, only=["alpha"])
@@ -45,7 +45,7 @@ def images_seen_by_the_teacher(monkeypatch, run):
 
 def test_each_image_is_computed_once_and_read_back_after_an_interruption(tmp_path, monkeypatch):
     bench(tmp_path, longer(), only=["teacher"])
-    probe = 2 * 20  # the first look at a batch, before training, does not ask the cache
+    probe = 2 * 10  # the first look at a batch, before training, does not ask the cache
     write, written = TeacherCache.write, []
 
     def stopping(self, key, outputs):
@@ -58,16 +58,16 @@ def test_each_image_is_computed_once_and_read_back_after_an_interruption(tmp_pat
         patch.setattr(TeacherCache, "write", stopping)
         with pytest.raises(KeyboardInterrupt):
             bench(tmp_path, longer(), only=["alpha"])
-    assert written == ["000000", "000020"]
+    assert written == ["000000", "000010"]
     asked = images_seen_by_the_teacher(monkeypatch, lambda: bench(tmp_path, longer(), only=["alpha"]))
-    assert asked <= 20 + probe  # in three epochs of 60 images
+    assert asked <= 10 + probe  # in three epochs of 30 images
 
 
 def test_with_augmentation_the_teacher_is_live(tmp_path, monkeypatch):
     preset = longer(replace(TINY, augment=Augment()))
     bench(tmp_path, preset, only=["teacher"])
     asked = images_seen_by_the_teacher(monkeypatch, lambda: bench(tmp_path, preset, only=["alpha"]))
-    assert asked >= 3 * 60
+    assert asked >= 3 * 30
     assert not list(tmp_path.rglob("logits"))
 
 

@@ -190,7 +190,7 @@ def test_an_interrupted_run_keeps_the_thresholds_that_it_was_begun_with(corpus, 
 def test_training_beside_held_out_documents_sets_both(corpus, tmp_path, trained):
     data = read_labelled(corpus)
     rest, held_out = data.only(data.paths[::2]), data.only(data.paths[1::2])
-    recipe = replace(read_recipe(trained), train=TrainSettings(epochs=12, lr=3e-3))
+    recipe = replace(read_recipe(trained), train=TrainSettings(epochs=6, lr=3e-3))
     model, _ = train_documents(rest, tmp_path / "run", recipe, valid=held_out, device="cpu", workers=0)
     saved = DocViT.from_pretrained(tmp_path / "run")
     assert saved.config.known == model.config.known != ()

@@ -157,6 +157,7 @@ def test_documents_without_words_are_judged_by_examples_without_words(monkeypatc
 
 def test_strength_and_sharpness_are_those_that_are_best_for_what_was_left_out(monkeypatch):
     examples = made_up({"a": 6, "b": 6})
+    monkeypatch.setattr(few_shot, "SHARPNESS", (0.5, 1.0, 2.0, 4.0))
     found = {}
     for strength in few_shot.STRENGTHS:
         for factor in few_shot.SHARPNESS:
