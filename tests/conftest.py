@@ -189,7 +189,7 @@ def quick_turns(monkeypatch) -> None:
 
 @pytest.fixture(autouse=True)
 def no_sync(monkeypatch) -> None:
-    """Nobody takes the power away here."""
+    """Files are flushed to the disk for the case of a power failure, which no test has."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 

@@ -71,7 +71,7 @@ def train_boundaries(
     count = max(1, round(share * len(data)))
     packets = [see_packet(model.eval(), dataset, groups, n, device=device) for n in _progress(count)]
     with torch.random.fork_rng(devices=[]):
-        batches = Shuffled(len(packets), BATCH, partial(_join, packets), seed)
+        batches = Shuffled(len(packets), BATCH, partial(join, packets), seed)
         settings = replace(SETTINGS, seed=seed)
         head.requires_grad_(True)
         fit(head, batches, boundary_loss, settings, device=device, description="where documents begin")
@@ -108,7 +108,7 @@ def boundary_loss(head: nn.Module, pages: Pages, progress: float = 0.0) -> dict[
     return {"loss": losses.sum() / max(1, len(losses))}
 
 
-def _join(packets: Sequence[Pages], chosen: Tensor) -> Pages:
+def join(packets: Sequence[Pages], chosen: Tensor) -> Pages:
     """Some of the packets as one batch."""
     numbered = [packets[i]._replace(packet=packets[i].packet + n) for n, i in enumerate(chosen.tolist())]
     return Pages(*(torch.cat(parts) for parts in zip(*numbered, strict=True)))

@@ -1,0 +1,103 @@
+"""What counts: a trained model without its patch tokens, page statistics, page index, words, or all pages but one.
+
+    python examples/benchmarks/ablation.py DOCUMENTS.csv --models runs --output results/ablation.json
+
+The model in runs/fold-K is judged on fold K of 5 of `docvit train --fold`, where there is one, on up to 64 pages of
+each document. It is not trained again: each row takes one thing away from what it reads, with words and by pixels.
+
+    patch tokens     patches are what their address and their words are; class tokens keep the statistics of their page
+    page statistics  every page has those of the average page of training
+    page index       every page is the first
+    other pages      the first page alone
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import f1_score
+from torch import Tensor
+from tqdm import tqdm
+
+from docvit import DocViT, PatchSequence, read_labelled
+from docvit.data.labels import LabelledDocuments, split_groups
+from docvit.documents.cache import CachedDocument, PageCache, default_cache
+from docvit.documents.pages import PageStack, spread
+from docvit.model.stems import InkStem
+
+PAGES = 64
+
+
+def take_away(model: DocViT, stack: PageStack, words: bool) -> Iterator[tuple[str, Tensor]]:
+    """Logits of one document (1, C) with everything, and with one thing less each."""
+    batch = model.pack([stack], words=words)
+    patches, statistics = model.forward_stem(batch)
+
+    def logits(of_batch: PatchSequence, *stem: Tensor | None) -> Tensor:
+        return model.forward_head(model.forward_features(of_batch, stem=stem))
+
+    yield "nothing", logits(batch, patches, statistics)
+    yield "patch tokens", logits(batch, torch.zeros_like(patches), statistics)
+    stem = model.patch_embed
+    if isinstance(stem, InkStem) and statistics is not None:
+        # normalised, the average page has zeros
+        yield "page statistics", logits(batch, patches, stem.page_proj.bias.expand_as(statistics))
+    first = replace(batch, page=torch.zeros_like(batch.page), page_index=torch.zeros_like(batch.page_index))
+    yield "page index", logits(first, patches, statistics)
+    yield "other pages", model(model.pack([stack.take([0])], words=words))
+
+
+@torch.inference_mode()
+def judge(model: DocViT, data: LabelledDocuments) -> dict[str, dict[str, dict[str, float]]]:
+    """Accuracy and macro-F1 in percent, with words and by pixels, by what is taken away."""
+    files, _ = PageCache(default_cache(), model.config.rendering, words=True).prepare(data.paths)
+    found: dict[str, dict[str, list[int]]] = {"words": {}, "pixels": {}}
+    labels = []
+    for path, label in tqdm(list(zip(data.paths, data.labels, strict=True)), unit="doc"):
+        if path not in files:
+            continue
+        labels.append(label)
+        document = CachedDocument.open(files[path])
+        stack = document.load([document.indices[i] for i in spread(len(document.indices), PAGES)])
+        for reading, rows in found.items():
+            for name, logits in take_away(model, stack, words=reading == "words"):
+                rows.setdefault(name, []).append(int(logits.argmax()))
+    return {reading: {name: score(labels, row) for name, row in rows.items()} for reading, rows in found.items()}
+
+
+def score(labels: list[int], predicted: list[int]) -> dict[str, float]:
+    accuracy, f1 = np.mean(np.array(labels) == predicted), f1_score(labels, predicted, average="macro")
+    return {"accuracy": round(100 * float(accuracy), 1), "macro_f1": round(100 * float(f1), 1)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument(
+        "--models", type=Path, required=True, help="folder with the models of the folds, fold-1 to fold-5"
+    )
+    parser.add_argument("--group-by", default="group")
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    data = read_labelled(args.data, group_column=args.group_by)
+    results: dict[str, Any] = {}
+    for fold in range(1, 6):
+        folder = args.models / f"fold-{fold}"
+        if folder.is_dir():
+            results[str(fold)] = judge(DocViT.from_pretrained(folder).eval(), split_groups(data, fold - 1, 5)[1])
+            for reading, rows in results[str(fold)].items():
+                for name, scores in rows.items():
+                    print(f"fold {fold}, {reading}, without {name}: {scores}", flush=True)
+    if args.output:
+        args.output.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
