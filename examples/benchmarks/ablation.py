@@ -20,14 +20,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from sklearn.metrics import f1_score
 from torch import Tensor
 from tqdm import tqdm
 
 from docvit import DocViT, PatchSequence, read_labelled
 from docvit.data.labels import LabelledDocuments, split_groups
+from docvit.data.metrics import report
 from docvit.documents.cache import CachedDocument, PageCache, default_cache
 from docvit.documents.pages import PageStack, spread
 from docvit.model.stems import InkStem
@@ -56,9 +55,9 @@ def take_away(model: DocViT, stack: PageStack, words: bool) -> Iterator[tuple[st
 
 @torch.inference_mode()
 def judge(model: DocViT, data: LabelledDocuments) -> dict[str, dict[str, dict[str, float]]]:
-    """Accuracy and macro-F1 in percent, with words and by pixels, by what is taken away."""
+    """Accuracy and macro-F1, with words and by pixels, by what is taken away."""
     files, _ = PageCache(default_cache(), model.config.rendering, words=True).prepare(data.paths)
-    found: dict[str, dict[str, list[int]]] = {"words": {}, "pixels": {}}
+    found: dict[str, dict[str, list[Tensor]]] = {"words": {}, "pixels": {}}
     labels = []
     for path, label in tqdm(list(zip(data.paths, data.labels, strict=True)), unit="doc"):
         if path not in files:
@@ -68,13 +67,13 @@ def judge(model: DocViT, data: LabelledDocuments) -> dict[str, dict[str, dict[st
         stack = document.load([document.indices[i] for i in spread(len(document.indices), PAGES)])
         for reading, rows in found.items():
             for name, logits in take_away(model, stack, words=reading == "words"):
-                rows.setdefault(name, []).append(int(logits.argmax()))
-    return {reading: {name: score(labels, row) for name, row in rows.items()} for reading, rows in found.items()}
+                rows.setdefault(name, []).append(logits)
 
+    def measure(logits: list[Tensor]) -> dict[str, float]:
+        measured = report(torch.cat(logits).softmax(1).numpy(), labels, data.classes)
+        return {"accuracy": round(measured.accuracy, 3), "macro_f1": round(measured.macro_f1, 3)}
 
-def score(labels: list[int], predicted: list[int]) -> dict[str, float]:
-    accuracy, f1 = np.mean(np.array(labels) == predicted), f1_score(labels, predicted, average="macro")
-    return {"accuracy": round(100 * float(accuracy), 1), "macro_f1": round(100 * float(f1), 1)}
+    return {reading: {name: measure(row) for name, row in rows.items()} for reading, rows in found.items()}
 
 
 def main() -> None:
