@@ -262,6 +262,13 @@ def cifar10(
         typer.Option(help="The report as it stands, its networks trained as one would today, or a quick look."),
     ] = PresetName.report,
     seeds: Annotated[int | None, typer.Option(min=1, help="Repetitions (default: report 5, modern 3, smoke 1)")] = None,
+    teachers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Train large networks for the first seeds only; students of further seeds share them (default: all)",
+        ),
+    ] = None,
     only: Annotated[list[str] | None, typer.Option(metavar="TABLE", help="This table only; repeatable.")] = None,
     images: Annotated[
         int | None, typer.Option(min=10, help="Train and test on this many images only; the report says so.")
@@ -287,7 +294,16 @@ def cifar10(
     if download:
         download_cifar10(data)
     chosen = _adjust(PRESETS[preset.value], images, width, epochs)
-    bench_cifar10(load(data), output, chosen, seeds=seeds, device=device, only=only or (), compile=compile)
+    bench_cifar10(
+        load(data),
+        output,
+        chosen,
+        seeds=seeds,
+        teachers=teachers,
+        device=device,
+        only=only or (),
+        compile=compile,
+    )
     print(output / "report.md")
 
 

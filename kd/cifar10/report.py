@@ -48,6 +48,7 @@ def _header(results: Results, preset: Preset) -> str:
         f"PyTorch {_all(run['versions']['torch'] for run in runs)}.",
         "- Rows say mean ± standard deviation over seeds, and how many. Verdicts rest on the differences seed by seed "
         "(same start, same batches) with 95 % intervals.",
+        *_shared_teachers(runs),
         "",
         "| stage | loop |",
         "|---|---|",
@@ -68,6 +69,17 @@ def _reservations(preset: Preset, data: dict[str, Any]) -> list[str]:
     if data["train"] < 50_000 or data["test"] < 10_000:
         found.append(f"only {data['train']:,} + {data['test']:,} of 50,000 + 10,000 images")
     return [f"**Not at full scale: {'; '.join(found)}.**", ""] if found else []
+
+
+def _shared_teachers(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """Which students have the teacher of another seed, so that their spread is not that of teachers."""
+    taught = {run["seed"]: run["teacher_seed"] for run in runs if run.get("teacher_seed") is not None}
+    shared = [f"of seed {seed} that of seed {teacher}" for seed, teacher in sorted(taught.items()) if seed != teacher]
+    if not shared:
+        return []
+    return [
+        f"- Not every seed has a teacher of its own: students {', '.join(shared)}. Their spread leaves teachers out."
+    ]
 
 
 def _rise(stage: Stage) -> str:

@@ -42,6 +42,7 @@ def bench_cifar10(
     preset: Preset,
     *,
     seeds: int | None = None,
+    teachers: int | None = None,
     device: torch.device | str | None = None,
     only: Sequence[str] = (),
     compile: bool | None = None,
@@ -53,6 +54,8 @@ def bench_cifar10(
 
     Args:
         seeds: how many repetitions; the preset's own number by default.
+        teachers: train the large networks of the first so many seeds only; the students of further seeds have those
+            of the first ones, in turn. All by default.
         only: names of tables; all by default.
         compile: run the networks through `torch.compile`; by default on CUDA.
 
@@ -64,10 +67,12 @@ def bench_cifar10(
     data = _limit(data, preset)
     tables = _choose(TABLES[preset.name], only)
     results = Results(output, settings_of(preset, data, chosen))
-    bench = _Bench(
-        preset, _to_device(data, chosen), results, chosen, chosen.type == "cuda" if compile is None else compile
-    )
-    runs = [(stage, seed) for seed in range(seeds or preset.seeds) for stage in _needed(preset, tables)]
+    compiled = chosen.type == "cuda" if compile is None else compile
+    count = seeds or preset.seeds
+    teachers = min(teachers or count, count)
+    bench = _Bench(preset, _to_device(data, chosen), results, teachers, chosen, compiled)
+    stages = _needed(preset, tables)
+    runs = [(s, seed) for seed in range(count) for s in stages if s.net == "student" or seed < teachers]
     due = [(stage, seed) for stage, seed in runs if _name(stage, seed) not in results.runs]
     write_report(results, preset, tables)
     for stage, seed in tqdm(due, initial=len(runs) - len(due), total=len(runs), desc="runs", disable=None):
@@ -81,6 +86,7 @@ class _Bench:
     preset: Preset
     data: CIFAR10
     results: Results
+    teachers: int
     device: torch.device
     compile: bool
 
@@ -135,7 +141,8 @@ class _Bench:
         if stage.teacher == "average":
             (name,) = stage.networks
             return Teacher(cast(Sweep, average.module)[name], compile=self.compile)
-        file = self.results.folder / "runs" / _name(self.preset.stage("teacher"), seed) / "teacher.safetensors"
+        name = _name(self.preset.stage("teacher"), seed % self.teachers)
+        file = self.results.folder / "runs" / name / "teacher.safetensors"
         if not file.is_file():
             raise BenchmarkError(f"{file} is gone, and the run that wrote it is not repeated: choose another output")
         network = self.network("teacher")
@@ -191,6 +198,7 @@ class _Bench:
             "compiled": self.compile,
             "train": asdict(replace(stage.train, seed=seed)),
             "teacher": stage.teacher,
+            "teacher_seed": seed % self.teachers if stage.teacher == "teacher" else None,
             "epochs": [{key: record[key] for key in shared} for record in history],
             "networks": {
                 name: {

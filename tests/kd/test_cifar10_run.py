@@ -206,6 +206,23 @@ def test_more_seeds_and_tables_join_what_is_there(tmp_path):
 
 
 @pytest.mark.usefixtures("without_plots")
+def test_students_of_further_seeds_share_the_first_teachers(tmp_path, monkeypatch):
+    own = bench(tmp_path / "own", only=["alpha", "ema"], seeds=2)
+    taken, load = [], benchmarks.load_file
+    monkeypatch.setattr(benchmarks, "load_file", lambda file: (taken.append(file.parent.name), load(file))[1])
+    shared = bench(tmp_path / "shared", only=["alpha", "ema"], seeds=3, teachers=1)
+    students = [f"students-seed{seed}" for seed in range(3)]
+    assert set(shared.runs) == {"teacher-seed0", "mean-teacher-seed0", *students}
+    assert taken == ["teacher-seed0"] * 3
+    assert [shared.runs[name]["teacher_seed"] for name in students] == [0, 0, 0]
+    assert shared.runs["students-seed0"]["networks"] == own.runs["students-seed0"]["networks"]
+    assert shared.runs["students-seed1"]["networks"] != own.runs["students-seed1"]["networks"]
+    note = "students of seed 1 that of seed 0, of seed 2 that of seed 0. Their spread leaves teachers out"
+    assert note in (tmp_path / "shared" / "report.md").read_text()
+    assert "Not every seed" not in (tmp_path / "own" / "report.md").read_text()
+
+
+@pytest.mark.usefixtures("without_plots")
 def test_the_modern_preset_runs_with_its_augmentation(tmp_path):
     modern = PRESETS["modern"]
     stages = tuple(replace(s, train=replace(s.train, epochs=1)) for s in modern.stages)

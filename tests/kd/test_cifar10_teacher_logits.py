@@ -31,6 +31,19 @@ def test_cached_logits_give_the_students_of_a_live_teacher_to_the_bit(tmp_path, 
     assert cached.runs["students-seed0"]["networks"]["alpha 0.5"]["losses"][0]["soft"] > 0
 
 
+def test_the_teacher_is_asked_in_batches_of_one_size(tmp_path, monkeypatch):
+    """Kernels are chosen by the size of a batch: the last one is filled up, though 30 images are no multiple of 12."""
+    sizes, network = [], TeacherCNN.forward
+    monkeypatch.setattr(
+        TeacherCNN, "forward", lambda self, images: (sizes.append(len(images)), network(self, images))[1]
+    )
+    preset = replace(TINY, batch_size=12)
+    bench(tmp_path, preset, only=["teacher"])
+    sizes.clear()
+    bench(tmp_path, preset, only=["alpha"])
+    assert set(sizes) == {12}
+
+
 def images_seen_by_the_teacher(monkeypatch, run):
     """How many images the teacher's network is asked about in `run()`."""
     counts = []

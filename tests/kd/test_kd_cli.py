@@ -173,9 +173,10 @@ def benched(command, monkeypatch, tmp_path):
 def test_options_of_the_benchmark(benched, tmp_path):
     preset, options, _ = benched()
     assert preset == PRESETS["report"]
-    assert options == {"seeds": None, "device": None, "only": (), "compile": None}
-    given = ["--seeds", 2, "--device", "cpu", "--only", "alpha", "--only", "ema", "--no-compile"]
-    assert benched(*given)[1] == {"seeds": 2, "device": "cpu", "only": ["alpha", "ema"], "compile": False}
+    assert options == {"seeds": None, "teachers": None, "device": None, "only": (), "compile": None}
+    given = ["--seeds", 2, "--teachers", 1, "--device", "cpu", "--only", "alpha", "--only", "ema", "--no-compile"]
+    expected = {"seeds": 2, "teachers": 1, "device": "cpu", "only": ["alpha", "ema"], "compile": False}
+    assert benched(*given)[1] == expected
     assert benched("--compile")[1]["compile"] is True
     for name, expected in PRESETS.items():
         assert benched("--preset", name)[0] == expected

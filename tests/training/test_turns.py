@@ -26,8 +26,8 @@ STILL = Augmentation(shift=0.02, scale=0.02, stretch=0.01, rotate=0.0, shear=0.0
 
 
 @pytest.fixture(scope="module")
-def taught(tmp_path_factory, page_cache) -> DocViT:
-    """A small model that has seen pages turned; its other weights are as they were drawn."""
+def labelled(tmp_path_factory, page_cache):
+    """A small model as it was drawn, and the documents that it can learn how pages lie from."""
     folder = tmp_path_factory.mktemp("turned")
     files = []
     for kind in WORDS:
@@ -42,7 +42,14 @@ def taught(tmp_path_factory, page_cache) -> DocViT:
     data = LabelledDocuments(
         paths, tuple(n // 6 for n in range(18)), classes, groups=tuple(str(n % 6) for n in range(18))
     )
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    return model, data, pages
+
+
+@pytest.fixture(scope="module")
+def taught(labelled) -> DocViT:
+    """A small model that has seen pages turned; its other weights are as they were drawn."""
+    drawn, data, pages = labelled
+    model, before = deepcopy(drawn), drawn.state_dict()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(turns, "STEPS", 150)
         train_turns(model, data, pages, STILL, seed=0, device=torch.device("cpu"))
@@ -50,6 +57,22 @@ def taught(tmp_path_factory, page_cache) -> DocViT:
         if not name.startswith("turns."):
             assert torch.equal(value, before[name]), name
     return model
+
+
+def test_the_seed_alone_decides_what_is_learnt(labelled, monkeypatch):
+    monkeypatch.setattr(turns, "STEPS", 1)
+    monkeypatch.setattr(turns, "EPOCHS", 1)
+    drawn, data, pages = labelled
+
+    def learnt(seed, state_of_the_program):
+        model = deepcopy(drawn)
+        torch.manual_seed(state_of_the_program)
+        train_turns(model, data.subset(range(0, 18, 3)), pages, STILL, seed=seed, device=torch.device("cpu"))
+        return model.turns.state_dict()
+
+    first, again, other = learnt(0, 1), learnt(0, 2), learnt(1, 1)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
 @pytest.mark.parametrize("quarters", [UPRIGHT, RIGHT, DOWN, LEFT])
