@@ -204,7 +204,7 @@ class DocumentClassifier:
         limit = get_strategy(strategy).max_pages or max_pages
         options = self.reading(max_pages=limit, timeout=timeout, words=words, ocr_pages=ocr_pages)
         settle = partial(self.for_stream()._settle, strategy=strategy)
-        rows = self._stream(data, settle, budget=budget, workers=workers, password=password, **options)
+        rows = self.stream(data, settle, budget=budget, workers=workers, password=password, **options)
         yield from (finished(row, min_score, top_k) for row in rows)
 
     def embed(self, data: Data | Iterable[Data], **reading: Any) -> np.ndarray:
@@ -239,11 +239,11 @@ class DocumentClassifier:
     ) -> Iterator[Embedding]:
         """The same as a stream, in order; a document that cannot be read yields its error and the rest goes on."""
         options = self.reading(max_pages=max_pages, timeout=timeout, words=words, ocr_pages=ocr_pages)
-        yield from self._stream(
+        yield from self.stream(
             data, self.for_stream()._embed, budget=BUDGET, workers=workers, password=password, **options
         )
 
-    def _stream(
+    def stream(
         self, data: Data | Iterable[Data], settle: Callable[[list[Read]], list[Row]], *, budget: int, **options: Any
     ) -> Iterator[Row]:
         """What `settle` makes of batches of documents, in order; `options` of `read_documents`."""

@@ -15,10 +15,9 @@ from torch import Tensor
 from docvit.documents.errors import DocumentError, Empty, TooLarge, Unsupported
 from docvit.documents.pages import PageStack
 from docvit.documents.patches import PatchSequence
-from docvit.documents.sources import Data, as_source
-from docvit.documents.workers import read_documents
+from docvit.documents.sources import Data
 from docvit.errors import SettingError
-from docvit.inference.classify import PART_PAGES, DocumentClassifier
+from docvit.inference.classify import BUDGET, PART_PAGES, DocumentClassifier
 from docvit.inference.prediction import Part
 from docvit.inference.rows import note_of
 from docvit.inference.segments import segment
@@ -107,9 +106,12 @@ def split_files(
         raise ModelError("the model has not learnt where documents begin: train one with docvit train --packets 1")
     options = classifier.reading(max_pages=MOST_PAGES, timeout=TIMEOUT, words=words, ocr_pages=0)
     options |= {"password": password, "workers": workers, "ahead": 0, "cut_pages": False}
-    stacks = read_documents((as_source(data) for data in files), classifier.rendering, **options)
     ready = classifier.for_stream()
-    return (_split(ready, stack, min_score=min_score, drop_blank=drop_blank) for stack in stacks)
+
+    def settle(stacks: list[PageStack | DocumentError]) -> list[Split]:
+        return [_split(ready, stack, min_score=min_score, drop_blank=drop_blank) for stack in stacks]
+
+    return classifier.stream(files, settle, budget=BUDGET, **options)
 
 
 def _split(

@@ -251,7 +251,7 @@ def test_a_long_strip_is_one_page(classifier, make_pdf, begins):
 
 def test_words_are_read_unless_they_are_not_wanted(classifier, packet, monkeypatch):
     asked = []
-    monkeypatch.setattr(split, "read_documents", lambda *a, words, **o: asked.append(words) or [])
+    monkeypatch.setattr(classify, "read_documents", lambda *a, words, **o: asked.append(words) or [])
     worded = DocumentClassifier(classifier.model.adapt(words=64), device="cpu")
     for wanted in (True, False):
         list(split.split_files(worded, [packet], words=wanted))
