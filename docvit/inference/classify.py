@@ -42,7 +42,7 @@ Read = PageStack | DocumentError
 Row = TypeVar("Row")
 
 BUDGET = 1280
-SURE = 0.99  # probability of a cut from which on a classified file is said to hold several documents
+SURE = 0.997  # probability of a cut from which on a classified file is said to hold several documents
 PART_PAGES = 64  # read of a part, if it has more
 ALL_BLANK = "every page is blank: nothing is written or drawn on it"
 OCR_SECONDS = 15.0  # added to the limit of a document's time for each page that may be read by OCR

@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 KIND_WEIGHT = 0.3  # of what pages say about their kind; they repeat each other, so that it is below 1
 
+MISSED = 0.7  # log-odds added to each boundary: the head misses more of them than it invents
+
 ONE_DOCUMENT = 6.0  # log-odds in favour of a file being one document, as most are; in training few are
 
 Numbers = NDArray[np.float64]
@@ -20,13 +22,14 @@ def segment(boundaries: Numbers, kinds: Numbers) -> tuple[list[int], Numbers]:
     best one is found by dynamic programming; the probabilities, over all segmentations, by the forward-backward
     algorithm (Sarawagi and Cohen, "Semi-Markov Conditional Random Fields", NIPS 2004).
 
-    A file that is one document has `ONE_DOCUMENT` more: a cut that is doubtful alone is made where others are certain.
+    A cut has `MISSED` more than its logit says; a file that is one document has `ONE_DOCUMENT` more, so that a cut that
+    is doubtful alone is made where others are certain.
 
     Args:
         boundaries: (N,) logits that a document begins at each page; the first is not read.
         kinds: (N, C) log-probabilities of the kinds of each page.
     """
-    count = len(boundaries)
+    count, boundaries = len(boundaries), boundaries + MISSED
     begins, goes_on = -np.logaddexp(0, -boundaries), -np.logaddexp(0, boundaries)
     begins[0] = goes_on[0] = 0.0
     within = np.concatenate([[0.0], goes_on.cumsum()])  # of the pages before

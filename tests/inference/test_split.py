@@ -17,7 +17,7 @@ from docvit.documents.pages import read_document
 from docvit.errors import SettingError
 from docvit.inference import classify, split
 from docvit.inference.classify import DocumentClassifier
-from docvit.inference.segments import KIND_WEIGHT, ONE_DOCUMENT, segment
+from docvit.inference.segments import KIND_WEIGHT, MISSED, ONE_DOCUMENT, segment
 from docvit.model.docvit import DocViT
 from docvit.model.errors import ModelError
 
@@ -28,7 +28,7 @@ def enumerated(boundaries, kinds):
     for cuts in product([False, True], repeat=count - 1):
         begins = [0, *(i + 1 for i, cut in enumerate(cuts) if cut)]
         score = ONE_DOCUMENT * (len(begins) == 1) + sum(
-            -np.log1p(np.exp(-z if cut else z)) for z, cut in zip(boundaries[1:], cuts, strict=True)
+            -np.log1p(np.exp(-z - MISSED if cut else z + MISSED)) for z, cut in zip(boundaries[1:], cuts, strict=True)
         )
         for first, end in zip(begins, [*begins[1:], count], strict=True):
             agreed = np.exp(KIND_WEIGHT * (kinds[first:end] + np.log(kinds.shape[1])).sum(0))
@@ -53,17 +53,17 @@ def test_the_segmentation_is_the_best_of_all_and_cuts_have_their_marginal_probab
 
 def test_kinds_that_change_make_a_cut_and_one_kind_mends_a_doubtful_one():
     a, b, c = np.log(np.eye(3) * 0.97 + 0.01)
-    doubtful = np.array([0, -3, 12, -3, 0.1, -3])
+    doubtful = np.array([0, -3, 12, -3, 0.1, -3]) - MISSED
     assert segment(doubtful, np.stack([a, a, b, b, c, c]))[0] == [0, 2, 4]
     assert segment(doubtful, np.stack([a, a, b, b, b, b]))[0] == [0, 2]
 
 
 def test_one_doubtful_cut_is_not_made_and_several_are():
     alike = np.log(np.full((5, 3), 1 / 3))
-    begins, sure = segment(np.array([0.0, -9, 3, -9, -9]), alike)
+    begins, sure = segment(np.array([0.0, -9, 3 - MISSED, -9, -9]), alike)
     assert begins == [0]
     assert sure[2] == pytest.approx(1 / (1 + np.exp(ONE_DOCUMENT - 3)), abs=1e-3)
-    assert segment(np.array([0.0, -9, 4, -9, 4]), alike)[0] == [0, 2, 4]
+    assert segment(np.array([0.0, -9, 4 - MISSED, -9, 4 - MISSED]), alike)[0] == [0, 2, 4]
 
 
 def test_one_page_is_one_document():
