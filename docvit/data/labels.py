@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from docvit.data.tables import as_label, read_table, resolve
-from docvit.documents.finding import find_documents, find_passed_over, is_of_sort, is_output
+from docvit.documents.finding import SORT_LOG, find_documents, find_passed_over, is_of_sort, is_output
 from docvit.documents.formats import SUFFIXES
 from docvit.errors import UserError, in_one_line
 
@@ -121,7 +121,7 @@ def _read_folder(path: Path) -> tuple[list[Row], list[str]]:
 
 def _warn_of_passed_over(path: Path) -> None:
     visible = [p for p in path.iterdir() if not p.name.startswith(".")]
-    beside = [str(p) for p in visible if p.is_file() or is_of_sort(p)]
+    beside = [str(p) for p in visible if (p.is_file() and p.name != SORT_LOG) or is_of_sort(p)]
     passed_over = sorted({*beside, *find_passed_over([path])})
     if passed_over:
         shown = [os.path.relpath(p, path) for p in passed_over[:MAX_LISTED]]
