@@ -116,7 +116,8 @@ def _sort(folder: str, paths: Sequence[str], load: Load, *, move: bool) -> bool:
         in_use = folders_in_use(log)
     print_folders(in_use)
     now = f"{len(in_use) - before} {'moved' if move else 'copied (--move removes the originals)'}"
-    print(f"{now}, {before} before; docvit sort --into {folder} --undo brings them back{' to be sorted anew' if before else ''}")
+    anew = " to be sorted anew" if before else ""
+    print(f"{now}, {before} before; docvit sort --into {folder} --undo brings them back{anew}")
     if move and copied:
         print(f"{copied} of these were copied and keep their originals: --undo first to move them")
     _print_passed_over(paths, folder)

@@ -266,9 +266,7 @@ def test_a_password_opens_documents_of_all_kinds(data, tmp_path):
     more = LabelledDocuments(data.paths + locked.paths, data.labels + locked.labels, CLASSES)
     once = replace(RECIPE, train=replace(RECIPE.train, epochs=1))
     reading = {"cache": tmp_path / "cache", "password": "secret"}
-    done = distil(
-        model(COARSE), more, tmp_path / "out", recipe=once, valid=held_out, unlabelled=paths[1:2], **reading
-    )
+    done = distil(model(COARSE), more, tmp_path / "out", recipe=once, valid=held_out, unlabelled=paths[1:2], **reading)
     assert done.left_out == ()
     assert (done.comparison.documents, done.comparison.errors) == (1, ())
 
