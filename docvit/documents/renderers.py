@@ -209,7 +209,8 @@ class PdfiumPages:
             self._pdf.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_form"):  # else pypdfium2 would close it, without the lock
+        # without a lock the interpreter is ending, and it is closed; pypdfium2 itself would close it without the lock
+        if hasattr(self, "_form") and PDFIUM_LOCK:
             self.close()
 
 

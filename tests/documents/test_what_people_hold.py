@@ -50,6 +50,14 @@ def test_every_way_to_hold_a_pdf_gives_the_same_pages(make_pdf):
             np.testing.assert_array_equal(gray(data), expected)
 
 
+def test_a_file_of_a_data_set_is_its_bytes_or_its_path(make_pdf):
+    file = make_pdf()
+    path, content = str(file), file.read_bytes()
+    for data in ({"bytes": content, "path": None}, {"bytes": None, "path": path}, {"bytes": content, "path": "gone"}):
+        np.testing.assert_array_equal(gray(data), gray(path))
+    assert as_source({"bytes": content, "path": "gone"}).name == "gone"
+
+
 def test_images_and_lists_of_pages(tmp_path, page_image):
     page_image.save(tmp_path / "a.png")
     for data in (page_image, [page_image], (tmp_path / "a.png").read_bytes()):
@@ -61,7 +69,7 @@ def test_images_and_lists_of_pages(tmp_path, page_image):
         open_document([])
 
 
-@pytest.mark.parametrize("wrong", [7, None, object(), io.StringIO("text"), [["a.png"]]])
+@pytest.mark.parametrize("wrong", [7, None, object(), io.StringIO("text"), [["a.png"]], {"path": "a.pdf"}])
 def test_anything_else_is_one_short_error(wrong):
     with pytest.raises(ValueError, match=r"a document is|binary mode") as caught:
         open_document(wrong)
@@ -75,9 +83,17 @@ def test_bytes_are_not_quoted_in_messages():
 
 
 def test_what_is_one_document_and_what_is_several(page_image):
-    for one in ("a.pdf", b"", io.BytesIO(), page_image, [page_image, page_image], ["1.png", "2.JPG"]):
+    for one in (
+        "a.pdf",
+        b"",
+        io.BytesIO(),
+        page_image,
+        [page_image, page_image],
+        ["1.png", "2.JPG"],
+        {"path": "a.pdf"},
+    ):
         assert is_one_document(one)
-    for several in (["a.pdf"], ["1.png", "a.pdf"], [], [[page_image]], iter(["1.png"]), {"a.pdf": 1}):
+    for several in (["a.pdf"], ["1.png", "a.pdf"], [], [[page_image]], iter(["1.png"]), {"a.pdf"}):
         assert not is_one_document(several)
 
 
