@@ -238,6 +238,8 @@ def _flatten(image: Image.Image, levels: tuple[float, float] | None) -> Image.Im
     """8 bits per channel, gray or RGB, nothing transparent."""
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.nan_to_num(np.asarray(image))
+        if image.mode == "I" and values.min(initial=0) < -(2**15):  # unsigned 32 bits, which Pillow takes for signed
+            values = values.view(np.uint32)
         black, white = levels or (0.0, _white(values, image.mode))
         gray = np.empty(values.shape, np.uint8)
         for top in range(0, len(values), 1024):  # in bands, or the intermediate values would take 4 times the image

@@ -257,7 +257,7 @@ def tiff(pixels, photometric, bits, path):
     import struct
 
     height, width = pixels.shape
-    data = pixels.astype("<u2").tobytes() if bits > 8 else pixels.astype("u1").tobytes()
+    data = pixels.astype(f"<u{bits // 8}").tobytes()
     tags = [(256, width), (257, height), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1), (278, height)]
     ifd = b"".join(struct.pack("<HHII", tag, 4 if tag == 273 else 3, 1, value) for tag, value in tags)
     ifd += struct.pack("<HHII", 279, 4, 1, len(data))
@@ -265,8 +265,7 @@ def tiff(pixels, photometric, bits, path):
     path.write_bytes(b"II*\0" + struct.pack("<I", start) + data + struct.pack("<H", 9) + ifd + b"\0" * 4)
 
 
-@pytest.mark.parametrize("bits", [8, 16])
-@pytest.mark.parametrize("photometric", [0, 1])
+@pytest.mark.parametrize(("bits", "photometric"), [(8, 0), (8, 1), (16, 0), (16, 1), (32, 1)])
 def test_white_is_white_whatever_number_stands_for_it(tmp_path, page_image, bits, photometric):
     white = 2**bits - 1
     pixels = np.asarray(page_image, np.int64) * white // 255
