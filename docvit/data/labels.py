@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import os
+import unicodedata
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,7 @@ def read_labelled(
 
     Raises:
         DataError: with every problem found: missing columns, missing files, files listed twice, classes without
-            documents, labels that are not among `classes` or differ in case alone, folders for parts instead of
+            documents, labels that are not among `classes` or look alike, folders for parts instead of
             classes.
     """
     path = Path(data)
@@ -97,7 +98,10 @@ def read_labelled(
 
 Row = tuple[str, str, str]  # path, label, group
 
-_PARTS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
+_PARTS = {
+    *("train", "training", "val", "valid", "validation", "dev", "test", "testing"),
+    *("eval", "evaluation", "holdout", "held-out"),
+}
 
 
 def _read_folder(path: Path) -> tuple[list[Row], list[str]]:
@@ -132,10 +136,12 @@ def _warn_of_passed_over(path: Path) -> None:
 
 
 def _alike(names: Sequence[str]) -> list[str]:
+    """A line for each group of labels that differ in case, in the width of letters or in the kind of dash alone."""
     by_fold: dict[str, list[str]] = {}
     for name in names:
-        by_fold.setdefault(name.casefold(), []).append(name)
-    return [f"labels that differ in case alone: {', '.join(group)}" for group in by_fold.values() if len(group) > 1]
+        plain = "".join("-" if unicodedata.category(c) == "Pd" else c for c in unicodedata.normalize("NFKC", name))
+        by_fold.setdefault(plain.casefold(), []).append(name)
+    return [f"labels that look alike: {', '.join(group)}" for group in by_fold.values() if len(group) > 1]
 
 
 def _read_csv(path: Path, group_column: str | None) -> tuple[list[Row], list[str]]:
