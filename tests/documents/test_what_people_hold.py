@@ -159,6 +159,15 @@ def stand_in(catalog, pages=1, more=()):
     return assemble([f"<</Type/Catalog/Pages 2 0 R{catalog}>>".encode(), tree, *[page] * pages, *more])
 
 
+def test_fields_of_a_page_taken_out_of_its_form_are_drawn():
+    field, catalog = "/FT/Tx/T(a)/V(HELLO)/DA(/Helv 12 Tf 0 g)", b"/AcroForm<</Fields[5 0 R]>>"
+    whole = form(field)
+    alone = whole.replace(catalog, b" " * len(catalog))
+    assert alone != whole
+    np.testing.assert_allclose(gray(alone), gray(whole), atol=1)
+    assert gray(form(field, flags=2).replace(catalog, b" " * len(catalog))).min() == 255  # a hidden one
+
+
 def test_an_xfa_notice_is_not_taken_for_the_document():
     template = b"<</Length 5>>stream\n<xdp>\nendstream"
     with pytest.raises(Unsupported, match="XFA"):
