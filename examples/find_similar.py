@@ -16,6 +16,8 @@ paths = sys.argv[1:] or [
 classifier = docvit.DocumentClassifier.from_pretrained()
 vectors = classifier.embed(paths)  # one row per document; NaN where it could not be read
 read = ~np.isnan(vectors).any(axis=1)
+if not read.any():
+    sys.exit("none of the documents could be read")
 paths, vectors = [path for path, ok in zip(paths, read, strict=True) if ok], vectors[read]
 
 vectors = vectors - vectors.mean(axis=0)  # what all of them share says nothing

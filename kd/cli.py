@@ -27,6 +27,7 @@ from docvit.cli.options import (
     Packets,
     PageSize,
     PagesSeen,
+    Password,
     PositionsOption,
     Resume,
     Scopes,
@@ -159,6 +160,7 @@ def distill(
     teacher_cache: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Cache the teachers' outputs there, for further students.")
     ] = None,
+    password: Password = None,
     resume: Resume = False,
     workers: Workers = 2,
     device: Device = None,
@@ -210,9 +212,10 @@ def distill(
     by_name = [name == SELF or is_onnx(name) for name in teacher or []]
     teachers = [n if known else DocViT.from_pretrained(n) for n, known in zip(teacher or [], by_name, strict=True)]
     documents: LabelledDocuments | list[str]
+    reading: dict[str, Any] = {"workers": workers, "password": password}
     if labels or not teachers or teacher_probabilities or not all(map(is_onnx, teachers)):
         classes = next((model.config.classes for model in teachers if not isinstance(model, str)), ())
-        documents, held_out = read_parts(data, valid, fold, group_by=group_by, workers=workers, classes=classes)
+        documents, held_out = read_parts(data, valid, fold, group_by=group_by, classes=classes, **reading)
     elif valid is not None or fold is not None or group_by is not None or packets:
         fail("--valid, --fold, --group-by and --packets need labels: give --labels, too")
     else:
@@ -229,7 +232,7 @@ def distill(
         resume=resume,
         device=device,
         teacher_cache=teacher_cache,
-        workers=workers,
+        **reading,
     )
     print_last(output, done.fine_tuning or done.history)
     if done.comparison is not None:

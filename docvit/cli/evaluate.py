@@ -21,6 +21,7 @@ from docvit.cli.options import (
     Model,
     NoWords,
     OCRPages,
+    Password,
     ReportFormat,
     Timeout,
     Workers,
@@ -55,6 +56,7 @@ def evaluate(
     no_words: NoWords = False,
     ocr: OCR = False,
     ocr_pages: OCRPages = defaults.OCR_PAGES,
+    password: Password = None,
     workers: Workers = 2,
     device: Device = None,
 ) -> None:
@@ -68,7 +70,7 @@ def evaluate(
 
     Exit status: 0 all files were read, 1 some were not, 2 wrong usage.
     """
-    reading: dict[str, Any] = {"max_pages": max_pages, "workers": workers}
+    reading: dict[str, Any] = {"max_pages": max_pages, "password": password, "workers": workers}
     reading |= words_options(context, no_words=no_words, ocr=ocr, ocr_pages=ocr_pages)
     import numpy as np
     from tqdm import tqdm

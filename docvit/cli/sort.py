@@ -116,7 +116,8 @@ def _sort(folder: str, paths: Sequence[str], load: Load, *, move: bool) -> bool:
         in_use = folders_in_use(log)
     print_folders(in_use)
     now = f"{len(in_use) - before} {'moved' if move else 'copied (--move removes the originals)'}"
-    print(f"{now}, {before} before; docvit sort --into {folder} --undo brings them back")
+    anew = " to be sorted anew" if before else ""
+    print(f"{now}, {before} before; docvit sort --into {folder} --undo brings them back{anew}")
     if move and copied:
         print(f"{copied} of these were copied and keep their originals: --undo first to move them")
     _print_passed_over(paths, folder)
@@ -139,7 +140,7 @@ def _undo(folder: str, paths: Sequence[str], *, dry_run: bool) -> bool:
         rows = _shown(resume(log, undo=True))
         entries = to_undo(log.entries.values(), paths)
         rows += _shown(undo_documents(log, entries), len(entries))
-    print(f"{sum(row.target is not None for row in rows)} documents are back where they came from")
+    print(f"brought back: {sum(row.target is not None for row in rows)}")
     return any(row.problem for row in rows)
 
 

@@ -159,6 +159,7 @@ def pretrain(
         ),
     ] = None,
     seed: Seed = 0,
+    password: Password = None,
     resume: Resume = False,
     workers: Workers = 2,
     device: Device = None,
@@ -198,6 +199,7 @@ def pretrain(
             epochs=more_epochs(context),
             device=device,
             workers=workers,
+            password=password,
         )
         print_last(output, history)
     print_passed_over(find_passed_over([data]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import os
+import unicodedata
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from docvit.data.tables import as_label, read_table, resolve
-from docvit.documents.finding import find_documents, find_passed_over, is_of_sort, is_output
+from docvit.documents.finding import SORT_LOG, find_documents, find_passed_over, is_of_sort, is_output
 from docvit.documents.formats import SUFFIXES
 from docvit.errors import UserError, in_one_line
 
@@ -67,7 +68,7 @@ def read_labelled(
 
     Raises:
         DataError: with every problem found: missing columns, missing files, files listed twice, classes without
-            documents, labels that are not among `classes` or differ in case alone, folders for parts instead of
+            documents, labels that are not among `classes` or look alike, folders for parts instead of
             classes.
     """
     path = Path(data)
@@ -97,7 +98,10 @@ def read_labelled(
 
 Row = tuple[str, str, str]  # path, label, group
 
-_PARTS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
+_PARTS = {
+    *("train", "training", "val", "valid", "validation", "dev", "test", "testing"),
+    *("eval", "evaluation", "holdout", "held-out"),
+}
 
 
 def _read_folder(path: Path) -> tuple[list[Row], list[str]]:
@@ -121,7 +125,7 @@ def _read_folder(path: Path) -> tuple[list[Row], list[str]]:
 
 def _warn_of_passed_over(path: Path) -> None:
     visible = [p for p in path.iterdir() if not p.name.startswith(".")]
-    beside = [str(p) for p in visible if p.is_file() or is_of_sort(p)]
+    beside = [str(p) for p in visible if (p.is_file() and p.name != SORT_LOG) or is_of_sort(p)]
     passed_over = sorted({*beside, *find_passed_over([path])})
     if passed_over:
         shown = [os.path.relpath(p, path) for p in passed_over[:MAX_LISTED]]
@@ -132,10 +136,12 @@ def _warn_of_passed_over(path: Path) -> None:
 
 
 def _alike(names: Sequence[str]) -> list[str]:
+    """A line for each group of labels that differ in case, in the width of letters or in the kind of dash alone."""
     by_fold: dict[str, list[str]] = {}
     for name in names:
-        by_fold.setdefault(name.casefold(), []).append(name)
-    return [f"labels that differ in case alone: {', '.join(group)}" for group in by_fold.values() if len(group) > 1]
+        plain = "".join("-" if unicodedata.category(c) == "Pd" else c for c in unicodedata.normalize("NFKC", name))
+        by_fold.setdefault(plain.casefold(), []).append(name)
+    return [f"labels that look alike: {', '.join(group)}" for group in by_fold.values() if len(group) > 1]
 
 
 def _read_csv(path: Path, group_column: str | None) -> tuple[list[Row], list[str]]:

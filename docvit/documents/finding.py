@@ -56,7 +56,7 @@ def _below(path: str) -> list[str]:
 def find_passed_over(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
     """What `find_documents` passes over below these folders: files that are no documents by their suffix, and outputs.
 
-    Hidden files and links to folders are not counted.
+    Hidden files, links to folders and the log of a sort are not counted.
     """
     found: list[str] = []
     for path in [os.fspath(path) for path in paths]:
@@ -68,7 +68,7 @@ def find_passed_over(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
             if os.path.isdir(entry):
                 output, linked = is_output(entry.path), entry.is_symlink()
                 found += [entry.path] if output else [] if linked else find_passed_over([entry.path])
-            elif suffix_of(entry.name) not in SUFFIXES:
+            elif suffix_of(entry.name) not in SUFFIXES and entry.name != SORT_LOG:
                 found.append(entry.path)
     return found
 

@@ -21,7 +21,9 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "JPEG2000", "AVIF"
 
 _LOCK = threading.RLock()  # Pillow's limits are global
 
-_ORIENTATION, _PHOTOMETRIC, _BITS, _SUBFILE, _OLD_SUBFILE = 274, 262, 258, 254, 255
+_ORIENTATION, _PHOTOMETRIC, _BITS, _SUBFILE, _OLD_SUBFILE, _SAMPLE_FORMAT = 274, 262, 258, 254, 255, 339
+
+_WHITE_OF_32 = 2.0**32 - 1
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -221,6 +223,8 @@ def _levels(image: Image.Image) -> tuple[float, float] | None:
         if image.mode in ("I", "F") and tags.get(_PHOTOMETRIC) == 0:
             white = _white(np.asarray(image, np.float32), image.mode)
             return white, 0.0
+        if image.mode == "I" and tags.get(_SAMPLE_FORMAT, (1,)) == (1,) and np.asarray(image).min(initial=0) < 0:
+            return 0.0, _WHITE_OF_32  # unsigned, which Pillow takes for signed
         return None
     bits = tags.get(_BITS, (16,))
     white = 2.0 ** min(int(bits[0] if isinstance(bits, tuple) else bits), 16) - 1
@@ -239,6 +243,8 @@ def _flatten(image: Image.Image, levels: tuple[float, float] | None) -> Image.Im
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.nan_to_num(np.asarray(image))
         black, white = levels or (0.0, _white(values, image.mode))
+        if white == _WHITE_OF_32:
+            values = values.view(np.uint32)
         gray = np.empty(values.shape, np.uint8)
         for top in range(0, len(values), 1024):  # in bands, or the intermediate values would take 4 times the image
             band = values[top : top + 1024].astype(np.float32)

@@ -174,10 +174,14 @@ class PdfiumPages:
         if self._page is None or self._page[0] != index:
             self._unload()
             try:
-                self._page = index, self._pdf[index]
+                page = self._pdf[index]
+                if self._form.absent and _flatten_fields(page):
+                    page.close()
+                    page = self._pdf[index]
             except pypdfium2.PdfiumError:
                 raise _missing_page(self.path, index, self.num_pages) from None
-            self._form.loaded(self._page[1])
+            self._page = index, page
+            self._form.loaded(page)
         return self._page[1]
 
     def _unload(self) -> None:
@@ -209,7 +213,8 @@ class PdfiumPages:
             self._pdf.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_form"):  # else pypdfium2 would close it, without the lock
+        # without a lock the interpreter is ending, and it is closed; pypdfium2 itself would close it without the lock
+        if hasattr(self, "_form") and PDFIUM_LOCK:
             self.close()
 
 
@@ -218,7 +223,8 @@ class _Form:
 
     def __init__(self, pdf: pypdfium2.PdfDocument) -> None:
         self._handle = None
-        if pdfium.FPDF_GetFormType(pdf) == pdfium.FORMTYPE_NONE:
+        self.absent = bool(pdfium.FPDF_GetFormType(pdf) == pdfium.FORMTYPE_NONE)
+        if self.absent:
             return
         self._config = pdfium.FPDF_FORMFILLINFO(version=2)  # to be kept alive
         # fields are not highlighted, as on a screen, unless PDFium is asked for it
@@ -240,6 +246,13 @@ class _Form:
         if self._handle is not None:
             pdfium.FPDFDOC_ExitFormFillEnvironment(self._handle)
             self._handle = None
+
+
+def _flatten_fields(page: pypdfium2.PdfPage) -> bool:
+    """Makes fields part of their page, if it has any: without a form, from which it was taken, none would be drawn."""
+    if not any(_is_field(page, i) for i in range(pdfium.FPDFPage_GetAnnotCount(page))):
+        return False
+    return bool(pdfium.FPDFPage_Flatten(page, pdfium.FLAT_NORMALDISPLAY) == pdfium.FLATTEN_SUCCESS)
 
 
 def _is_field(page: pypdfium2.PdfPage, index: int) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -50,7 +50,7 @@ def as_source(data: Data | Source) -> Source:
         first = pages[0].content if pages else None
         if isinstance(first, str):
             return Source(first if len(pages) == 1 else f"{first} and {len(pages) - 1} more", pages)
-        return Source(f"<{len(pages)} pages>", pages)
+        return Source(f"<{len(pages)} page{'' if len(pages) == 1 else 's'}>", pages)
     return _page(data)
 
 
@@ -63,6 +63,9 @@ def _page(data: Any) -> Source:
         return Source("<bytes>", bytes(data))
     if isinstance(data, Image.Image):
         return Source(str(getattr(data, "filename", "")) or "<image>", data)
+    if isinstance(data, Mapping) and data.keys() == {"bytes", "path"}:  # a file of `datasets` that is not decoded
+        name, content = data["path"], data["bytes"]
+        return _page(name) if content is None else Source(name or "<bytes>", content)
     if callable(getattr(data, "read", None)):
         content = data.read()
         if not isinstance(content, bytes):
@@ -80,7 +83,7 @@ def is_one_document(data: Any) -> bool:
     """
     if isinstance(data, list | tuple):
         return len(data) > 0 and all(_is_page_image(item) for item in data)
-    single = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, Source)
+    single = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, Mapping, Source)
     return isinstance(data, single) or callable(getattr(data, "read", None)) or not isinstance(data, Iterable)
 
 

@@ -167,6 +167,7 @@ def compare(
     device: torch.device | str | None = None,
     words: bool = True,
     ocr_pages: int = 0,
+    password: str | None = None,
 ) -> Comparison:
     """Measures models on the same documents; each document is read once per distinct rendering.
 
@@ -174,7 +175,7 @@ def compare(
         models: by the name under which each is shown: a classifier, a model (it is put into eval mode and moved to the
             device), or what `DocumentClassifier.from_pretrained` takes: a folder, a hub id, or None for the bundled
             model.
-        max_pages, budget, workers, timeout, words, ocr_pages: as for `DocumentClassifier.predict`.
+        max_pages, budget, workers, timeout, words, ocr_pages, password: as for `DocumentClassifier.predict`.
         device: of the models that are not classifiers yet.
 
     Raises:
@@ -190,7 +191,7 @@ def compare(
         # those without words among them leave out what is read
         reader = max((t.classifier for t in alike), key=lambda classifier: classifier.model.config.words)
         options = reader.reading(max_pages=max_pages, timeout=timeout, words=words, ocr_pages=ocr_pages)
-        documents = read_documents(data.paths, rendering, workers=workers, **options)
+        documents = read_documents(data.paths, rendering, workers=workers, password=password, **options)
         with tqdm(total=len(data), desc="comparing", unit="doc", disable=None) as bar:
             for results in in_batches(documents, rendering, budget):
                 for trial in alike:

@@ -89,9 +89,11 @@ class SortLog:
             if entry.state not in ("sorted", "undone"):
                 os.fsync(self._file.fileno())
             if written != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.path.join(self.folder, SORT_LOG))
-        except BaseException:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except BaseException as error:
             os.ftruncate(self._file.fileno(), self._size)
+            if isinstance(error, OSError):  # a full disk does not say which file it was
+                raise OSError(error.errno, error.strerror, os.path.join(self.folder, SORT_LOG)) from error
             raise
         self._size += len(line)
         self.entries[entry.number] = entry

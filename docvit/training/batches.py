@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,12 @@ from docvit.data.sampling import balance
 from docvit.model.config import DocViTConfig
 from docvit.training.distributed import Process
 from docvit.training.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+SHARED_MEMORY = Path("/dev/shm")
+
+LEAST_SHARED = 2**30  # bytes; two batches ahead for each of eight processes, and those of teachers
 
 
 def labelled_batches(
@@ -77,8 +85,19 @@ def shuffled(
 
 
 def loader_workers(device: torch.device) -> int:
-    """Number of processes that load batches: none on the CPU, where the model uses all cores itself."""
-    return min(8, max(0, (os.cpu_count() or 1) - 2)) if device.type == "cuda" else 0
+    """Number of processes that load batches: none on the CPU, where the model uses all cores itself.
+
+    Nor where shared memory, in which batches cross, is as small as in most containers: a full one ends processes.
+    """
+    if device.type != "cuda":
+        return 0
+    if SHARED_MEMORY.is_dir() and (free := shutil.disk_usage(SHARED_MEMORY).free) < LEAST_SHARED:
+        logger.warning(
+            "batches are loaded without further processes, which is slower: %s has %d MB free of the %d MB that they "
+            "need (containers: --shm-size)", SHARED_MEMORY, free >> 20, LEAST_SHARED >> 20,
+        )  # fmt: skip
+        return 0
+    return min(8, max(0, (os.cpu_count() or 1) - 2))
 
 
 @dataclass

@@ -85,6 +85,7 @@ def pretrain_documents(
     device: torch.device | str | None = None,
     cache: Path | None = None,
     workers: int = 2,
+    password: str | None = None,
 ) -> tuple[DocViT, list[Record]]:
     """Pre-trains on documents without labels and writes a model folder without a head, for `Recipe.init`.
 
@@ -94,7 +95,7 @@ def pretrain_documents(
 
     Args:
         paths: files, or folders of page images (`docvit.data.unlabelled.find_unlabelled`).
-        resume, epochs, cache, workers: as in `train_documents`.
+        resume, epochs, cache, workers, password: as in `train_documents`.
 
     Returns:
         The pre-trained encoder, in eval mode, and one record per epoch.
@@ -108,7 +109,7 @@ def pretrain_documents(
     with process_group(device) as process:
         model = build_masked(recipe)
         config = model.encoder.config
-        rendered, _ = render_readable(paths, config.rendering, process, cache=cache, workers=workers)
+        rendered, _ = render_readable(paths, config.rendering, process, cache=cache, workers=workers, password=password)
         count_words(model.encoder, rendered.values())
         view = view_of(config, max_pages=recipe.max_pages, augmentation=recipe.augmentation, training=True)
         files = list(dict.fromkeys(rendered.values()))  # copies share one

@@ -85,6 +85,7 @@ def prepare_maps(
     *,
     cache: Path | None = None,
     workers: int = 2,
+    password: str | None = None,
 ) -> PreparedMaps:
     """Computes what is not on disk yet; interrupted, the same call goes on with what was computed.
 
@@ -94,6 +95,7 @@ def prepare_maps(
     Args:
         rendered: documents as rendered for the student under `rendering`, by path.
         cache: folder of rendered pages; maps lie in a folder of it.
+        password: opens PDFs that have one.
 
     Raises:
         DataError: none of the documents can be read.
@@ -108,7 +110,7 @@ def prepare_maps(
     files = {path: _file(folder, source, digest) for path, source in rendered.items()}
     problems: list[str] = []
     if process.rank == 0:
-        problems = _compute(network, rendered, rendering, files, workers)
+        problems = _compute(network, rendered, rendering, files, workers=workers, password=password)
     if process.world_size > 1:
         dist.barrier()
     present = {path: file for path, file in files.items() if intact(file)}
@@ -123,12 +125,16 @@ def _file(folder: Path, source: Path, digest: str) -> Path:
 
 
 def _compute(
-    network: OnnxNetwork, rendered: Mapping[str, Path], rendering: Rendering, files: Mapping[str, Path], workers: int
+    network: OnnxNetwork,
+    rendered: Mapping[str, Path],
+    rendering: Rendering,
+    files: Mapping[str, Path],
+    **reading: Any,
 ) -> list[str]:
     """Writes the files that are not there; gives a line for each document that cannot be read."""
     absent = {file: path for path, file in files.items() if not intact(file)}  # copies of a document count once
     sources = [CachedDocument.open(rendered[path]) for path in absent.values()]
-    results = read_documents(absent.values(), network.rendering(rendering.renderer), workers=workers, ahead=1)
+    results = read_documents(absent.values(), network.rendering(rendering.renderer), ahead=1, **reading)
     problems: list[str] = []
     total, title = sum(len(source.indices) for source in sources), f"maps of {network.name}"
     with tqdm(total=total, desc=title, unit="page", disable=None if total else True) as bar:

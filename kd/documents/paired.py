@@ -243,6 +243,7 @@ def paired_batches(
     networks: Sequence[OnnxNetwork] = (),
     cache: Path | None = None,
     workers: int = 2,
+    password: str | None = None,
 ) -> tuple[PairedBatches, tuple[str, ...]]:
     """The training batches of a recipe for a student and its teachers, and the unlabelled documents left out.
 
@@ -263,7 +264,7 @@ def paired_batches(
         DataError: documents that cannot be read in a teacher's rendering, none of those without labels, or documents
             without a row in one of the tables.
     """
-    where: dict[str, Any] = {"cache": cache, "workers": workers}
+    where: dict[str, Any] = {"cache": cache, "workers": workers, "password": password}
     if not student.words:
         recipe = replace(recipe, lose_words=0.0, word_dropout=0.0)
     if not data.classes:

@@ -77,6 +77,7 @@ def distill_documents(
     cache: Path | None = None,
     teacher_cache: str | os.PathLike[str] | None = None,
     workers: int = 2,
+    password: str | None = None,
 ) -> DocumentDistillation:
     """Trains a student on labels and on its teachers' outputs for the very same views; writes a model folder.
 
@@ -105,7 +106,7 @@ def distill_documents(
             classifier has predicted for the training documents, also for those without labels. Where pages are mixed,
             they are those of the document as it is; documents without labels keep their own pages then.
         resume: go on where an interrupted run in `output` stopped, under its own recipe and config.
-        cache, workers: as for `train_documents`.
+        cache, workers, password: as for `train_documents`.
         teacher_cache: folder for the teachers' outputs, from which further students with the same views read them.
 
     Raises:
@@ -146,7 +147,7 @@ def distill_documents(
         learner.to(process.device)
         features = [pair.teacher for pair in getattr(learner, "pairs", ()) if not pair.of_map]
         names = config.teacher_outputs(features)
-        where: dict[str, Any] = {"cache": cache, "workers": workers}
+        where: dict[str, Any] = {"cache": cache, "workers": workers, "password": password}
         data, files, unread = _render(data, valid, model.config.rendering, process, **where)
         batches, left_out = paired_batches(
             data,
@@ -188,7 +189,8 @@ def distill_documents(
             if valid is None or process.rank > 0:
                 return None
             named = {"last weights": plain(learner)} if own else _named(teachers)
-            comparison = compare({**named, "student": plain(kept)}, valid, device=process.device, workers=workers)
+            reading: dict[str, Any] = {"workers": workers, "password": password}
+            comparison = compare({**named, "student": plain(kept)}, valid, device=process.device, **reading)
             _write(comparison, folder)
             return comparison
 

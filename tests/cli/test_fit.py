@@ -75,7 +75,7 @@ def test_what_is_refused_is_one_clear_message(fitting, data, tmp_path, caplog):
     shutil.copy(data / "text" / "text0.pdf", data / "Bars")
     code, _, err = fitting(data, tmp_path / "own")
     assert code == 2
-    assert "labels that differ in case alone: Bars, bars" in err
+    assert "labels that look alike: Bars, bars" in err
     shutil.rmtree(data / "Bars")
     (data / "text" / "broken.pdf").write_bytes(b"%PDF-1.4 broken")
     code, _, err = fitting(data, tmp_path / "own")

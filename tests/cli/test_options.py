@@ -192,6 +192,7 @@ OPTIONS = {
         "no_words": (["--no-words"], of("words"), False),
         "ocr": (["--ocr"], of("ocr_pages"), 1),
         "ocr_pages": (["--ocr", "--ocr-pages", "7"], of("ocr_pages"), 7),
+        "password": (["--password", "secret"], of("password"), "secret"),
         "workers": (["--workers", "3"], of("workers"), 3),
         "device": (["--device", "cuda:7"], of("device"), "cuda:7"),
     },
@@ -272,6 +273,7 @@ OPTIONS = {
         "data": ([], lambda seen: len(seen["data"]), 12),
         "mask": (["--mask", "0.5"], recipe("mask"), 0.5),
         "target": (["--target", "pixels"], recipe("target"), "pixels"),
+        "password": (["--password", "secret"], of("password"), "secret"),
         "resume": (["--resume"], of("resume"), True),
     },
 }
@@ -322,17 +324,18 @@ def test_an_option_arrives(docvit, seen, corpus, table, tmp_path, monkeypatch, n
 @pytest.mark.parametrize("more", [[], ["--against", "n"]])
 def test_how_words_are_read_arrives_where_models_are_compared_and_explained(docvit, seen, corpus, tmp_path, more):
     name = "evaluate" if more else "classify"
-    more = more or ["--explain", tmp_path, "--password", "p", "--max-pages", "9"]
+    more = [*(more or ["--explain", tmp_path]), "--password", "p", "--max-pages", "9"]
     for words, reading in (
         ([], {"words": True, "ocr_pages": 0}),
         (["--no-words"], {"words": False, "ocr_pages": 0}),
         (["--ocr", "--ocr-pages", "3"], {"words": True, "ocr_pages": 3}),
     ):
+        reading = {"max_pages": 9, "password": "p", **reading}
         code, _, err = docvit(name, corpus, *more, *words)
         assert code == 0, err
         assert {option: seen[option] for option in reading} == reading
         if name == "classify":
-            assert seen["explaining"] == {"max_pages": 9, "password": "p", **reading}
+            assert seen["explaining"] == reading
 
 
 @pytest.mark.parametrize("name", ["classify", "evaluate"])

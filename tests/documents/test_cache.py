@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from dataclasses import replace
 
@@ -128,6 +129,29 @@ def test_a_writer_that_is_killed_leaves_no_entry(cache, pdf, monkeypatch):
             prepare(cache, pdf)
     assert not list(cache.folder.rglob("*.safetensors"))
     assert CachedDocument.open(prepare(cache, pdf)[0]).num_pages == 3
+
+
+def test_several_processes_fill_one_cold_cache_at_once(cache, pdf, tmp_path, monkeypatch):
+    context, replace_file = multiprocessing.get_context("fork"), os.replace
+    barrier, found = context.Barrier(3), context.Queue()
+    copies = [tmp_path / f"{number}.pdf" for number in range(2)]
+    for number, copy in enumerate(copies):
+        copy.write_bytes(pdf.read_bytes() + b"%" * number)
+
+    def replace_together(partial, file):
+        barrier.wait(30)  # all have written theirs
+        replace_file(partial, file)
+
+    monkeypatch.setattr(os, "replace", replace_together)
+    processes = [context.Process(target=lambda: found.put(prepare(cache, *copies))) for _ in range(3)]
+    for process in processes:
+        process.start()
+    files = [found.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    assert files[0] == files[1] == files[2]
+    assert {path for path in cache.folder.rglob("*") if path.is_file()} == set(files[0])  # nothing else is left
+    assert [CachedDocument.open(file).num_pages for file in files[0]] == [3, 3]
 
 
 def test_every_unreadable_file_is_named_and_the_others_are_there(cache, pdf, tmp_path):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pdf2image
@@ -95,3 +97,17 @@ def test_both_renderers_draw_the_same_page(make_pdf):
     for a, b in zip(ours.pages, theirs.pages, strict=True):
         assert a.shape == b.shape
         assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.9
+
+
+def test_a_document_left_open_is_quiet_when_the_interpreter_ends(make_pdf):
+    script = f"""
+import docvit
+document = docvit.open_document({str(make_pdf())!r})
+document[0]
+import docvit.documents.renderers as renderers
+renderers._close_all()
+renderers.PDFIUM_LOCK = None  # as the interpreter leaves it while objects in circles still live
+del document
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ended.stderr == ""

@@ -50,6 +50,14 @@ def test_every_way_to_hold_a_pdf_gives_the_same_pages(make_pdf):
             np.testing.assert_array_equal(gray(data), expected)
 
 
+def test_a_file_of_a_data_set_is_its_bytes_or_its_path(make_pdf):
+    file = make_pdf()
+    path, content = str(file), file.read_bytes()
+    for data in ({"bytes": content, "path": None}, {"bytes": None, "path": path}, {"bytes": content, "path": "gone"}):
+        np.testing.assert_array_equal(gray(data), gray(path))
+    assert as_source({"bytes": content, "path": "gone"}).name == "gone"
+
+
 def test_images_and_lists_of_pages(tmp_path, page_image):
     page_image.save(tmp_path / "a.png")
     for data in (page_image, [page_image], (tmp_path / "a.png").read_bytes()):
@@ -61,7 +69,7 @@ def test_images_and_lists_of_pages(tmp_path, page_image):
         open_document([])
 
 
-@pytest.mark.parametrize("wrong", [7, None, object(), io.StringIO("text"), [["a.png"]]])
+@pytest.mark.parametrize("wrong", [7, None, object(), io.StringIO("text"), [["a.png"]], {"path": "a.pdf"}])
 def test_anything_else_is_one_short_error(wrong):
     with pytest.raises(ValueError, match=r"a document is|binary mode") as caught:
         open_document(wrong)
@@ -75,9 +83,17 @@ def test_bytes_are_not_quoted_in_messages():
 
 
 def test_what_is_one_document_and_what_is_several(page_image):
-    for one in ("a.pdf", b"", io.BytesIO(), page_image, [page_image, page_image], ["1.png", "2.JPG"]):
+    for one in (
+        "a.pdf",
+        b"",
+        io.BytesIO(),
+        page_image,
+        [page_image, page_image],
+        ["1.png", "2.JPG"],
+        {"path": "a.pdf"},
+    ):
         assert is_one_document(one)
-    for several in (["a.pdf"], ["1.png", "a.pdf"], [], [[page_image]], iter(["1.png"]), {"a.pdf": 1}):
+    for several in (["a.pdf"], ["1.png", "a.pdf"], [], [[page_image]], iter(["1.png"]), {"a.pdf"}):
         assert not is_one_document(several)
 
 
@@ -141,6 +157,15 @@ def stand_in(catalog, pages=1, more=()):
     kids = " ".join(f"{3 + i} 0 R" for i in range(pages))
     tree = f"<</Type/Pages/Kids[{kids}]/Count {pages}>>".encode()
     return assemble([f"<</Type/Catalog/Pages 2 0 R{catalog}>>".encode(), tree, *[page] * pages, *more])
+
+
+def test_fields_of_a_page_taken_out_of_its_form_are_drawn():
+    field, catalog = "/FT/Tx/T(a)/V(HELLO)/DA(/Helv 12 Tf 0 g)", b"/AcroForm<</Fields[5 0 R]>>"
+    whole = form(field)
+    alone = whole.replace(catalog, b" " * len(catalog))
+    assert alone != whole
+    np.testing.assert_allclose(gray(alone), gray(whole), atol=1)
+    assert gray(form(field, flags=2).replace(catalog, b" " * len(catalog))).min() == 255  # a hidden one
 
 
 def test_an_xfa_notice_is_not_taken_for_the_document():
@@ -241,7 +266,7 @@ def tiff(pixels, photometric, bits, path):
     import struct
 
     height, width = pixels.shape
-    data = pixels.astype("<u2").tobytes() if bits > 8 else pixels.astype("u1").tobytes()
+    data = pixels.astype(f"<u{bits // 8}").tobytes()
     tags = [(256, width), (257, height), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1), (278, height)]
     ifd = b"".join(struct.pack("<HHII", tag, 4 if tag == 273 else 3, 1, value) for tag, value in tags)
     ifd += struct.pack("<HHII", 279, 4, 1, len(data))
@@ -249,8 +274,7 @@ def tiff(pixels, photometric, bits, path):
     path.write_bytes(b"II*\0" + struct.pack("<I", start) + data + struct.pack("<H", 9) + ifd + b"\0" * 4)
 
 
-@pytest.mark.parametrize("bits", [8, 16])
-@pytest.mark.parametrize("photometric", [0, 1])
+@pytest.mark.parametrize(("bits", "photometric"), [(8, 0), (8, 1), (16, 0), (16, 1), (32, 1)])
 def test_white_is_white_whatever_number_stands_for_it(tmp_path, page_image, bits, photometric):
     white = 2**bits - 1
     pixels = np.asarray(page_image, np.int64) * white // 255

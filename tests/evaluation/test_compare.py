@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, TINY
+from conftest import CLASSES, ENCRYPTED, TINY
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -136,6 +136,13 @@ def test_a_broken_document_counts_for_none(trained, other, data, tmp_path):
     assert ", 1 unreadable." in seen.markdown()
     with pytest.raises(ValueError, match="none of the documents could be read"):
         compare({"trained": trained}, LabelledDocuments(paths[1:2], (2,), CLASSES), workers=0, device="cpu")
+
+
+def test_a_password_opens_documents(trained, tmp_path):
+    (tmp_path / "locked.pdf").write_bytes(ENCRYPTED)
+    locked = LabelledDocuments((str(tmp_path / "locked.pdf"),), (0,), CLASSES)
+    seen = compare({"trained": trained}, locked, workers=0, device="cpu", password="secret")
+    assert (seen.documents, seen.errors) == (1, ())
 
 
 def test_what_cannot_be_compared_is_refused_before_anything_is_read(trained, data, tmp_path, monkeypatch):

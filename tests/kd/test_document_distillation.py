@@ -7,14 +7,15 @@ import os
 import signal
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import CLASSES, TINY, classed_pdf
+from conftest import CLASSES, ENCRYPTED, TINY, classed_pdf
 from safetensors.torch import load_file
 
 from docvit.data.augment import Augmentation
-from docvit.data.labels import read_labelled
+from docvit.data.labels import LabelledDocuments, read_labelled
 from docvit.evaluation.compare import compare
 from docvit.model.docvit import DocViT
 from docvit.model.errors import ModelError
@@ -255,6 +256,19 @@ def test_a_mean_teacher_takes_part_in_documents_without_labels(data, tmp_path, c
     assert all(record["unlabelled_loss"] > 0 for record in done.history)
     assert all(record["consistency_loss"] > 0 for record in done.history)
     assert_same_weights(weights(tmp_path / "out"), done.student.state_dict())
+
+
+def test_a_password_opens_documents_of_all_kinds(data, tmp_path):
+    paths = [str(tmp_path / name) for name in ("labelled.pdf", "unlabelled.pdf", "held-out.pdf")]
+    for number, path in enumerate(paths):
+        Path(path).write_bytes(ENCRYPTED + b"%" * number)  # no copies of each other
+    locked, held_out = (LabelledDocuments((path,), (0,), CLASSES) for path in paths[::2])
+    more = LabelledDocuments(data.paths + locked.paths, data.labels + locked.labels, CLASSES)
+    once = replace(RECIPE, train=replace(RECIPE.train, epochs=1))
+    reading = {"cache": tmp_path / "cache", "password": "secret"}
+    done = distil(model(COARSE), more, tmp_path / "out", recipe=once, valid=held_out, unlabelled=paths[1:2], **reading)
+    assert done.left_out == ()
+    assert (done.comparison.documents, done.comparison.errors) == (1, ())
 
 
 # --- what does not fit ---

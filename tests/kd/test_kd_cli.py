@@ -97,6 +97,7 @@ def test_options_of_data_and_machine(distilled, corpus, trained, tmp_path):
     assert (found["teacher_cache"], found["device"], found["workers"]) == (tmp_path, "cpu", 2)
     assert found["output"] == tmp_path / "out"
     assert distilled("--workers", 0)["workers"] == 0
+    assert distilled("--password", "secret")["password"] == "secret"
     assert distilled()["teacher_probabilities"] == ()
     tables = distilled("--teacher-probabilities", "a.csv", "--teacher-probabilities", "b.csv")
     assert tables["teacher_probabilities"] == [Path("a.csv"), Path("b.csv")]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, TINY, classed_pdf, pdf_bytes
+from conftest import CLASSES, ENCRYPTED, TINY, classed_pdf, pdf_bytes
 from kd_onnx import write_network
 from safetensors.torch import load_file
 
@@ -200,6 +200,14 @@ def test_interrupted_maps_go_on_where_they_stopped(network, corpus, page_cache, 
     for file in whole.files.values():
         (same,) = (tmp_path / "cut").rglob(file.name)
         assert same.read_bytes() == file.read_bytes()
+
+
+def test_a_password_opens_documents(network, tmp_path):
+    path = str(tmp_path / "locked.pdf")
+    (tmp_path / "locked.pdf").write_bytes(ENCRYPTED)
+    files = PageCache(tmp_path, CONFIG.rendering).prepare([path], workers=0, password="secret")[0]
+    where = {"cache": tmp_path, "workers": 0}
+    assert prepare_maps(network, files, CONFIG.rendering, PROCESS, password="secret", **where).files.keys() == {path}
 
 
 def test_documents_that_the_network_cannot_be_shown(network, corpus, page_cache, tmp_path):

@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, TINY, worded_pdf
+from conftest import CLASSES, ENCRYPTED, TINY, worded_pdf
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -211,6 +211,15 @@ def test_unreadable_documents_are_left_out_counted_and_listed(corpus, paths, pre
     assert f"Unreadable: {tmp_path}/data/bars/page.pdf" in caplog.text
     one, two = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", pretrained))
     assert_same_weights(one, two)  # neither they nor the copy change anything
+
+
+def test_a_password_opens_documents(tmp_path):
+    (tmp_path / "locked.pdf").write_bytes(ENCRYPTED)
+    once = replace(RECIPE, train=replace(RECIPE.train, epochs=1))
+    reading = {"cache": tmp_path / "cache", "password": "secret"}
+    run([str(tmp_path / "locked.pdf")], tmp_path / "out", once, **reading)
+    with pytest.raises(DataError, match="Encrypted"):
+        run([str(tmp_path / "locked.pdf")], tmp_path / "other", once, cache=tmp_path / "empty")
 
 
 def test_no_readable_document_at_all(tmp_path):

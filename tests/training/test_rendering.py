@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +15,7 @@ from docvit.data.dataset import UNLABELLED, DocumentDataset, view_of
 from docvit.data.labels import DataError
 from docvit.data.loader import DocumentLoader
 from docvit.model.config import DocViTConfig
+from docvit.training import batches
 from docvit.training.batches import loader_workers, shuffled
 from docvit.training.distributed import Process, process_group
 from docvit.training.rendering import render, render_all, render_readable
@@ -77,3 +82,14 @@ def test_alone_a_process_is_the_first_of_one(monkeypatch):
     with pytest.raises(ValueError, match="no device 'nonsense'"), process_group("nonsense"):
         pass
     assert loader_workers(torch.device("cpu")) == 0
+
+
+def test_batches_are_loaded_by_further_processes_where_shared_memory_holds_them(monkeypatch, caplog, tmp_path):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(batches, "SHARED_MEMORY", tmp_path)
+    for free, workers in ((2**30, 6), (64 * 2**20, 0)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder, free=free: SimpleNamespace(free=free))
+        assert loader_workers(torch.device("cuda")) == workers
+        assert ("has 64 MB free of the 1024 MB" in caplog.text) == (workers == 0)
+    monkeypatch.setattr(batches, "SHARED_MEMORY", tmp_path / "not there")
+    assert loader_workers(torch.device("cuda")) == 6
