@@ -243,6 +243,15 @@ def test_a_round_of_several_batches_goes_on_where_it_stopped(corpus, page_cache,
         assert [seen(batch) for batch in batches] == whole[step : (epoch + 1) * len(batches)]
 
 
+def test_documents_have_another_key_in_a_teacher_cache_with_labels_than_without(corpus, page_cache):
+    """Without labels their pages are mixed with those of any class, so that teachers see something else."""
+    batches, _ = prepared(corpus, page_cache, read_labelled(corpus).paths)
+    with_labels, without = (of.dataset for of in (batches.labelled, batches.unlabelled))
+    assert with_labels.documents[3].file == without.documents[3].file
+    keys = {dataset.collate([dataset[0, 3]]).key for dataset in (with_labels, without)}
+    assert len(keys) == 2
+
+
 def test_a_second_draw_is_not_cut_to_the_regions_of_the_student(squares):
     """Two draws leave out patches independently of each other."""
     view = training_view(CONFIG, RECIPE)
