@@ -237,7 +237,7 @@ def test_a_round_of_several_batches_goes_on_where_it_stopped(corpus, page_cache,
     for epoch in range(2):
         batches.set_epoch(epoch)
         whole += [seen(batch) for batch in batches]
-    for step in range(len(whole)):
+    for step in range(1, len(whole), 3):
         epoch, skip = divmod(step, len(batches))
         batches.set_epoch(epoch, skip)
         assert [seen(batch) for batch in batches] == whole[step : (epoch + 1) * len(batches)]
