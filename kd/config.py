@@ -84,11 +84,6 @@ class DistillConfig:
     def alpha_of_pages(self) -> float:
         return self.alpha if self.page_alpha is None else self.page_alpha
 
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether there is any term but the cross-entropy, so that batches without labels have a loss."""
-        return bool(self.alpha or self.page_alpha or self.features or self.simkd or self.consistency)
-
     def teacher_outputs(self, features: Sequence[str] = ()) -> tuple[str, ...]:
         """Names of the outputs that the loss reads from the teacher; `features`: the teacher's states to match."""
         if self.simkd:

@@ -232,9 +232,9 @@ def _standardise(logits: Tensor) -> Tensor:
 
 def _others(logits: Tensor, targets: Tensor) -> Tensor:
     """Logits of all classes but the target, (B, C - 1); gathered, since a mask gives shapes that depend on data."""
-    places = torch.arange(logits.shape[1] - 1, device=logits.device)  # [C-1]
+    index = torch.arange(logits.shape[1] - 1, device=logits.device)  # [C-1]
     target = rearrange(targets, "b -> b 1")
-    return logits.gather(1, places + (places >= target))  # [B, C-1]
+    return logits.gather(1, index + (index >= target))  # [B, C-1]
 
 
 def _target_or_other(logits: Tensor, targets: Tensor) -> Tensor:

@@ -213,7 +213,7 @@ def _outcome(name: str, future: Future[PageStack | DocumentError], timeout: floa
 
 
 def _start_worker(memory_limit: int | None) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    # pebble has switched off Ctrl-C, which is the parent's to handle
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a Python handler would wait until PDFium returns
     faulthandler.disable()  # a crash becomes the document's error, not a report
     _limit_memory(memory_limit)

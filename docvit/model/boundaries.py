@@ -120,10 +120,10 @@ class BoundaryHead(nn.Module):
         """(N, MOST_NUMBERS) which numbers stand in the first or the last eighth of each page."""
         found = batch.words.new_zeros(batch.num_pages, MOST_NUMBERS, dtype=torch.bool)
         for band in bands:
-            place = torch.searchsorted(self.number_hashes, band.words).clamp(max=MOST_NUMBERS - 1)
-            is_number = self.number_hashes[place] == band.words
-            page = segment_ids(page_ngrams(band), band.words.shape[0]).to(place.device)
-            found[page[is_number], self.numbers[place[is_number]] - 1] = True
+            index = torch.searchsorted(self.number_hashes, band.words).clamp(max=MOST_NUMBERS - 1)
+            is_number = self.number_hashes[index] == band.words
+            page = segment_ids(page_ngrams(band), band.words.shape[0]).to(index.device)
+            found[page[is_number], self.numbers[index[is_number]] - 1] = True
         return found
 
 

@@ -332,12 +332,12 @@ class _Run:
         if differing or ("ema" in state) != (self.ema is not None):
             named = ", ".join(f"{k} was {values['settings'].get(k)!r}" for k in differing) or "the use of an EMA"
             raise TrainingError(f"the run in {self.output} had other settings: {named}")
-        if values.get("evaluated") and not self.evaluated:
+        if values["evaluated"] and not self.evaluated:
             raise TrainingError(f"the run in {self.output} was evaluated on held-out data: give it again (--valid)")
         if values["batches"] != len(self.batches):
             counts = f"{values['batches']} batches per epoch, and here are {len(self.batches)}"
             raise TrainingError(f"the run in {self.output} had other data: {counts}")
-        if values.get("data", self._data()) != self._data():
+        if values["data"] != self._data():
             raise TrainingError(f"the run in {self.output} had other data: other documents, labels, groups or folds")
 
     def _data(self) -> str | None:

@@ -13,19 +13,18 @@ each document. It is not trained again: each row takes one thing away from what 
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
+from folds import folds_of, parser_of
 from torch import Tensor
 from tqdm import tqdm
 
-from docvit import DocViT, PatchSequence, read_labelled
-from docvit.data.labels import LabelledDocuments, split_groups
+from docvit import DocViT, PatchSequence
+from docvit.data.labels import LabelledDocuments
 from docvit.data.metrics import report
 from docvit.documents.cache import CachedDocument, PageCache, default_cache
 from docvit.documents.pages import PageStack, spread
@@ -77,23 +76,13 @@ def judge(model: DocViT, data: LabelledDocuments) -> dict[str, dict[str, dict[st
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data")
-    parser.add_argument(
-        "--models", type=Path, required=True, help="folder with the models of the folds, fold-1 to fold-5"
-    )
-    parser.add_argument("--group-by", default="group")
-    parser.add_argument("--output", type=Path)
-    args = parser.parse_args()
-    data = read_labelled(args.data, group_column=args.group_by)
+    args = parser_of(__doc__).parse_args()
     results: dict[str, Any] = {}
-    for fold in range(1, 6):
-        folder = args.models / f"fold-{fold}"
-        if folder.is_dir():
-            results[str(fold)] = judge(DocViT.from_pretrained(folder).eval(), split_groups(data, fold - 1, 5)[1])
-            for reading, rows in results[str(fold)].items():
-                for name, scores in rows.items():
-                    print(f"fold {fold}, {reading}, without {name}: {scores}", flush=True)
+    for fold, folder, _, held_out in folds_of(args):
+        results[str(fold)] = judge(DocViT.from_pretrained(folder).eval(), held_out)
+        for reading, rows in results[str(fold)].items():
+            for name, scores in rows.items():
+                print(f"fold {fold}, {reading}, without {name}: {scores}", flush=True)
     if args.output:
         args.output.write_text(json.dumps(results, indent=1) + "\n")
 

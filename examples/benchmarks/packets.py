@@ -15,7 +15,6 @@ documents. Both: where the label changes and the cosine is below. A fold takes a
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -25,15 +24,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from folds import FOLDS, folds_of, parser_of
 
-from docvit.data.labels import LabelledDocuments, read_labelled, split_groups
+from docvit.data.labels import LabelledDocuments
 from docvit.data.packets import Piece, draw_packet, glue
 from docvit.documents.cache import CachedDocument, PageCache, default_cache
 from docvit.documents.pages import PageStack
 from docvit.inference.segments import segment
 from docvit.model.docvit import DocViT
 
-FOLDS, MOST_PAGES, TUNING, SEED = 5, 64, 60, 0
+MOST_PAGES, TUNING, SEED = 64, 60, 0
 
 
 class Seen(NamedTuple):
@@ -131,10 +131,11 @@ def best_threshold(packets: Sequence[Seen], of: Callable[[float], Cut]) -> float
     return max(np.arange(0, 1, 0.02), key=lambda threshold: measure(packets, packets[:1], of(threshold))["f1"])
 
 
-def run_fold(data: LabelledDocuments, fold: int, folder: Path, cache: Path, count: int) -> dict[str, Any]:
+def run_fold(parts: Sequence[LabelledDocuments], folder: Path, cache: Path, count: int) -> dict[str, Any]:
+    """`parts`: the documents that the model was trained on, and those left out."""
     model = DocViT.from_pretrained(folder)
     pages = PageCache(cache, model.config.rendering, words=True)
-    known, held_out = (Documents(part, pages) for part in split_groups(data, fold, FOLDS))
+    known, held_out = (Documents(part, pages) for part in parts)
     tuning = [next(known.see(model, pieces)) for pieces in known.packets(TUNING)]
     text, both = best_threshold(tuning, cut_by_text), best_threshold(tuning, cut_by_both)
     packets = [list(held_out.see(model, pieces)) for pieces in held_out.packets(count)]
@@ -150,23 +151,19 @@ def run_fold(data: LabelledDocuments, fold: int, folder: Path, cache: Path, coun
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="CSV with path, label and group")
-    parser.add_argument(
-        "--models", type=Path, required=True, help="folder with the model of each fold, fold-1 to fold-5"
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--folds", type=int, nargs="+", default=list(range(1, FOLDS + 1)))
     parser.add_argument("--packets", type=int, default=200, help="per fold")
     parser.add_argument("--cache", type=Path, default=None, help="rendered pages")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
-    data = read_labelled(options.data, group_column="group")
     results: dict[str, Any] = {}
-    for fold in options.folds:
-        folder = options.models / f"fold-{fold}"
-        results[str(fold)] = run_fold(data, fold - 1, folder, options.cache or default_cache(), options.packets)
-        options.output.write_text(json.dumps({"packets": options.packets, "folds": results}, indent=2) + "\n")
+    for fold, folder, *parts in folds_of(options):
+        if fold not in options.folds:
+            continue
+        results[str(fold)] = run_fold(parts, folder, options.cache or default_cache(), options.packets)
+        if options.output:
+            options.output.write_text(json.dumps({"packets": options.packets, "folds": results}, indent=2) + "\n")
         for name, ways in results[str(fold)].items():
             for way, numbers in ways.items():
                 print(fold, name, way, *(f"{key} {value:.3f}" for key, value in numbers.items()), flush=True)

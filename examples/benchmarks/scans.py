@@ -15,7 +15,6 @@ augmentation of `docvit.data.scans` but the idea.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
 import json
@@ -25,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from folds import folds_of, parser_of
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
 
 import docvit
-from docvit.data.labels import read_labelled, split_groups
 from docvit.data.metrics import report
 from docvit.documents.errors import DocumentError
 from docvit.documents.pages import spread
@@ -99,25 +98,17 @@ def make_copies(paths: Sequence[str], folder: Path, pages: int) -> dict[str, str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data")
+    parser = parser_of(__doc__)
     parser.add_argument("copies", type=Path)
-    parser.add_argument(
-        "--models", type=Path, required=True, help="folder with the models of the folds, fold-1 to fold-5"
-    )
-    parser.add_argument("--group-by", default="group")
     parser.add_argument("--pages", type=int, default=4, help="pages per document (default: 4)")
     parser.add_argument("--ocr-pages", type=int, nargs="*", default=[], help="read so many pages of the copies by OCR")
-    parser.add_argument("--output", type=Path)
     args = parser.parse_args()
-    data = read_labelled(args.data, group_column=args.group_by)
-    models = {k: args.models / f"fold-{k + 1}" for k in range(5) if (args.models / f"fold-{k + 1}").is_dir()}
+    folds = list(folds_of(args))
     readings: dict[str, dict[str, Any]] = {"originals": {"words": False}, "copies": {"words": False}}
     readings |= {f"copies, OCR of {pages}": {"ocr_pages": pages} for pages in args.ocr_pages}
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in readings}
-    for k, folder in models.items():
+    for fold, folder, _, held_out in folds:
         classifier = docvit.DocumentClassifier.from_pretrained(folder)
-        _, held_out = split_groups(data, k, 5)
         copies = make_copies(held_out.paths, args.copies, args.pages)
         labels = [y for p, y in zip(held_out.paths, held_out.labels, strict=True) if p in copies]
         for name, reading in readings.items():
@@ -125,7 +116,7 @@ def main() -> None:
             found = list(classifier.predict(paths, max_pages=args.pages, **reading))
             scores = np.array([[p.scores.get(c, 0.0) for c in classifier.classes] for p in found])
             measured = report(scores, labels, classifier.classes)
-            rows[name].append({"fold": k + 1, "accuracy": measured.accuracy, "macro_f1": measured.macro_f1})
+            rows[name].append({"fold": fold, "accuracy": measured.accuracy, "macro_f1": measured.macro_f1})
             print(name, rows[name][-1], flush=True)
     table = {
         name: {
@@ -137,7 +128,7 @@ def main() -> None:
     }
     print(json.dumps(table, indent=2))
     if args.output:
-        settings = {"data": len(data), "pages": args.pages, "models": len(models)}
+        settings = {"pages": args.pages, "models": len(folds)}
         args.output.write_text(json.dumps({"settings": settings, "folds": rows, "mean and spread": table}, indent=1))
 
 

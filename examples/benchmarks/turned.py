@@ -9,16 +9,15 @@ back. With words and by pixels.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from folds import folds_of, parser_of
 
-from docvit import DocumentClassifier, read_labelled
-from docvit.data.labels import LabelledDocuments, split_groups
+from docvit import DocumentClassifier
+from docvit.data.labels import LabelledDocuments
 from docvit.documents.cache import CachedDocument, PageCache, default_cache
 from docvit.documents.words import Words
 
@@ -52,23 +51,12 @@ def judge(classifier: DocumentClassifier, data: LabelledDocuments, words: bool) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data")
-    parser.add_argument(
-        "--models", type=Path, required=True, help="folder with the models of the folds, fold-1 to fold-5"
-    )
-    parser.add_argument("--group-by", default="group")
-    parser.add_argument("--output", type=Path)
-    args = parser.parse_args()
-    data = read_labelled(args.data, group_column=args.group_by)
+    args = parser_of(__doc__).parse_args()
     rows: list[dict[str, Any]] = []
-    for fold in range(1, 6):
-        if not (args.models / f"fold-{fold}").is_dir():
-            continue
-        classifier = DocumentClassifier.from_pretrained(args.models / f"fold-{fold}")
+    for fold, folder, _, held_out in folds_of(args):
+        classifier = DocumentClassifier.from_pretrained(folder)
         for words in (True, False):
-            measured = judge(classifier, split_groups(data, fold - 1, 5)[1], words)
-            rows.append({"fold": fold, "words": words} | measured)
+            rows.append({"fold": fold, "words": words} | judge(classifier, held_out, words))
             print(rows[-1], flush=True)
     if args.output:
         args.output.write_text(json.dumps(rows, indent=1))

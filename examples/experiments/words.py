@@ -135,7 +135,7 @@ def train(
     history = fit(
         model,
         labelled_batches(data, files, model.config, recipe, CPU),
-        classification_loss(recipe) if soft is None else taught_loss(recipe, soft, row.text),
+        classification_loss(recipe) if soft is None else text_distillation_loss(recipe, soft, row.text),
         recipe.train,
         output=output,
         ema=ema,
@@ -145,7 +145,7 @@ def train(
     return model.eval(), sum(record["seconds"] for record in history)
 
 
-def taught_loss(
+def text_distillation_loss(
     recipe: Recipe, soft: Tensor, weight: float
 ) -> Callable[[DocViT, DocumentBatch, float], Mapping[str, Tensor]]:
     """(1 - weight) * the loss of the labels + weight * KL(text || model) of documents and of their pages."""
@@ -154,14 +154,14 @@ def taught_loss(
     def loss(model: DocViT, batch: DocumentBatch, progress: float) -> Mapping[str, Tensor]:
         features = model.forward_features(batch.sequence)
         targets = soft[batch.index.cpu()].to(batch.labels.device)
-        taught = _kl(model.forward_head(features), targets)
+        soft_loss = _kl(model.forward_head(features), targets)
         if recipe.page_loss:
             pages = model.forward_pages(features)
-            taught = taught + recipe.page_loss * _kl(pages, targets[features.document_of_page])
+            soft_loss = soft_loss + recipe.page_loss * _kl(pages, targets[features.document_of_page])
         if weight == 1:
-            return {"loss": taught}
+            return {"loss": soft_loss}
         labels = of_labels(model, batch, progress)["loss"]
-        return {"loss": (1 - weight) * labels + weight * taught, "label_loss": labels, "text_loss": taught}
+        return {"loss": (1 - weight) * labels + weight * soft_loss, "label_loss": labels, "text_loss": soft_loss}
 
     return loss
 

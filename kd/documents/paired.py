@@ -143,15 +143,13 @@ class PairedDataset(DocumentDataset):
     def collate(self, samples: list[tuple[int, int, PageStack]]) -> PairedBatch:
         own = super().collate(samples)
         keys = [(epoch, index) for index, epoch, _ in samples]
-        batch = PairedBatch(own.sequence, own.labels, own.index, key=self._name(keys))
+        key = batch_key(keys[0][0], [(index, self.labels[index]) for _, index in keys])
+        batch = PairedBatch(own.sequence, own.labels, own.index, key=key)
         known = self.cache.read(batch.key) if self.cache is not None else None
         views = () if known is not None else self._views(own, keys)
         logits = tuple(table[own.index] for table in self.tables)
         maps = {name: target for of in self.maps for name, target in of.targets(keys, own.sequence).items()}
         return replace(batch, teacher_outputs=known, of_teachers=views, given_logits=logits, given_maps=maps)
-
-    def _name(self, keys: list[tuple[int, int]]) -> str:
-        return batch_key(keys[0][0], [(index, self.documents[index].file.stem) for _, index in keys])
 
     def _views(self, own: DocumentBatch, keys: list[tuple[int, int]]) -> tuple[PatchSequence | None, ...]:
         views: list[PatchSequence | None] = []

@@ -314,7 +314,7 @@ def _check(
         raise DistillationError("features and the classifier are taken from one teacher, other than the student itself")
     if (tables or networks) and config.simkd:
         raise DistillationError("simkd learns the features of one teacher alone: others have no part in it")
-    if unlabelled and not config.needs_teacher and not networks:
+    if unlabelled and not config.teacher_outputs(tuple(config.features)) and not networks:
         raise DistillationError("documents without labels have no loss here: give alpha, features or consistency")
 
 

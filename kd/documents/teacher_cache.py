@@ -26,10 +26,11 @@ class CachedBatches:
         self.cache.write(batch.key, outputs)
 
 
-def batch_key(epoch: int, documents: Sequence[tuple[int, str]]) -> str:
-    """Name of a batch: its epoch and, in order, the index in the data set and the content of its documents.
+def batch_key(epoch: int, documents: Sequence[tuple[int, int]]) -> str:
+    """Name of a batch: its epoch and, in order, the index of its documents in the data set and their labels.
 
-    With the seed and the view, which are the same for a whole cache, these decide what is seen of them.
+    With content, seed and view, which are the same for a whole cache, these decide what is seen of them. Documents may
+    be in a run with labels and without: their pages are mixed with other ones then.
     """
-    content = hashlib.sha256(json.dumps(documents).encode()).hexdigest()
-    return f"{epoch:04d}-{content[:24]}"
+    digest = hashlib.sha256(json.dumps(documents).encode()).hexdigest()
+    return f"{epoch:04d}-{digest[:24]}"

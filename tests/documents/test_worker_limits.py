@@ -25,10 +25,13 @@ def test_ctrl_c_does_not_reach_the_workers(monkeypatch):
         return PageStack(source.name, [], [], 1)
 
     monkeypatch.setattr(workers, "read_document", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background begin by ignoring it
     try:
         results = list(read_documents(["a", "b", "c"], workers=2))
     except KeyboardInterrupt:  # it would end the tests
         pytest.fail("a worker was interrupted")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert [type(result) for result in results] == [PageStack] * 3
 
 

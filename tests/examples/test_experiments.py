@@ -9,6 +9,8 @@ import pytest
 import torch
 from conftest import run_main
 
+import docvit.training.turns  # noqa: F401  before the fixture that shortens it looks for it
+
 pytestmark = pytest.mark.usefixtures("in_the_examples")
 
 

@@ -176,7 +176,7 @@ def test_a_text_teacher_never_saw_the_source_of_what_it_speaks_of(corpus_of_word
     assert all(not set(groups[train]) & set(groups[test]) for train, test in seen)
 
 
-def test_the_taught_loss_is_the_divergence_from_the_text(corpus_of_words):
+def test_the_distillation_loss_is_the_divergence_from_the_text(corpus_of_words):
     module = importlib.import_module("words")
     recipe = Recipe(model="docvit_linear_patch32", settings=SMALL, page_loss=0.0)
     data, rendering = corpus_of_words.data, DocViTConfig.from_dict({**VARIANTS[recipe.model], **SMALL}).rendering
@@ -186,7 +186,7 @@ def test_the_taught_loss_is_the_divergence_from_the_text(corpus_of_words):
     soft = torch.tensor([[0.75, 0.25]]).expand(len(data), 2)
     log_probabilities = model(batch.sequence).log_softmax(1)
     expected = (soft[0] * (soft[0].log() - log_probabilities)).sum(1).mean()
-    found = module.taught_loss(recipe, soft, 1.0)(model, batch, 0.0)["loss"]
+    found = module.text_distillation_loss(recipe, soft, 1.0)(model, batch, 0.0)["loss"]
     assert torch.allclose(found, expected, atol=1e-6)
-    both = module.taught_loss(recipe, soft, 0.25)(model, batch, 0.0)
+    both = module.text_distillation_loss(recipe, soft, 0.25)(model, batch, 0.0)
     assert torch.allclose(both["loss"], 0.75 * both["label_loss"] + 0.25 * expected, atol=1e-6)

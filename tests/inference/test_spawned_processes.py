@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import spawn
@@ -81,6 +82,7 @@ def test_the_main_script_stays_what_it_is_for_processes_that_other_threads_spawn
         with ThreadPoolExecutor(1) as threads:
             found.append(threads.submit(spawn.get_preparation_data, "other").result())
 
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", __file__, raising=False)  # tests side by side have none
     monkeypatch.setattr("multiprocessing.context.SpawnProcess._Popen", staticmethod(spawned))
     process = SpawnWithoutMain().Process(target=time.sleep, args=(0,))
     process._Popen(process)

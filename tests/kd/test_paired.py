@@ -237,10 +237,32 @@ def test_a_round_of_several_batches_goes_on_where_it_stopped(corpus, page_cache,
     for epoch in range(2):
         batches.set_epoch(epoch)
         whole += [seen(batch) for batch in batches]
-    for step in range(len(whole)):
+    for step in range(1, len(whole), 3):
         epoch, skip = divmod(step, len(batches))
         batches.set_epoch(epoch, skip)
         assert [seen(batch) for batch in batches] == whole[step : (epoch + 1) * len(batches)]
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+def test_a_rare_class_is_drawn_as_often_as_others_where_the_recipe_balances(corpus, page_cache, balanced):
+    data = read_labelled(corpus).subset([0, 1, 2, 3, 4])  # four of the first class, one of the second
+    files, _ = PageCache(page_cache, CONFIG.rendering, words=True).prepare(data.paths, workers=0)
+    recipe = replace(RECIPE, balanced=balanced)
+    batches, _ = paired_batches(data, files, CONFIG, [CONFIG], recipe, PROCESS, workers=0)
+    drawn = []
+    for epoch in range(100):
+        batches.set_epoch(epoch)
+        drawn += [data.labels[index] for keys in batches.labelled.sampler for _, index in keys]
+    assert sum(drawn) / len(drawn) == pytest.approx(0.5 if balanced else 0.2, abs=0.1 if balanced else 1e-9)
+
+
+def test_documents_have_another_key_in_a_teacher_cache_with_labels_than_without(corpus, page_cache):
+    """Without labels their pages are mixed with those of any class, so that teachers see something else."""
+    batches, _ = prepared(corpus, page_cache, read_labelled(corpus).paths)
+    with_labels, without = (of.dataset for of in (batches.labelled, batches.unlabelled))
+    assert with_labels.documents[3].file == without.documents[3].file
+    keys = {dataset.collate([dataset[0, 3]]).key for dataset in (with_labels, without)}
+    assert len(keys) == 2
 
 
 def test_a_second_draw_is_not_cut_to_the_regions_of_the_student(squares):

@@ -66,14 +66,14 @@ def test_a_file_cut_short_counts_as_absent(tmp_path, caplog):
     assert "damaged" in caplog.text
 
 
-def test_a_key_knows_epoch_order_and_content():
-    documents = [(0, "a"), (1, "b")]
+def test_a_key_knows_epoch_order_and_labels():
+    documents = [(0, 5), (1, -1)]
     keys = {
         batch_key(0, documents),
         batch_key(1, documents),
         batch_key(0, documents[::-1]),
-        batch_key(0, [(0, "a"), (2, "b")]),
-        batch_key(0, [(0, "a"), (1, "c")]),
+        batch_key(0, [(0, 5), (2, -1)]),
+        batch_key(0, [(0, 5), (1, 0)]),
         batch_key(0, documents[:1]),
     }
     assert len(keys) == 6

@@ -46,7 +46,7 @@ def labelled(tmp_path_factory, page_cache):
 
 
 @pytest.fixture(scope="module")
-def taught(labelled) -> DocViT:
+def trained(labelled) -> DocViT:
     """A small model that has seen pages turned; its other weights are as they were drawn."""
     drawn, data, pages = labelled
     model, before = deepcopy(drawn), drawn.state_dict()
@@ -76,10 +76,10 @@ def test_the_seed_alone_decides_what_is_learnt(labelled, monkeypatch):
 
 
 @pytest.mark.parametrize("quarters", [UPRIGHT, RIGHT, DOWN, LEFT])
-def test_a_sheet_that_lies_turned_is_judged_as_if_it_stood_upright(taught, tmp_path, quarters):
+def test_a_sheet_that_lies_turned_is_judged_as_if_it_stood_upright(trained, tmp_path, quarters):
     file = tmp_path / "new.pdf"
     file.write_bytes(worded_pdf("text", 9))
-    classifier = DocumentClassifier(taught, device="cpu")
+    classifier = DocumentClassifier(trained, device="cpu")
     upright = read_document(str(file), classifier.rendering, words=True)
     (expected,) = classifier.classify_pages([upright])
     (found,) = classifier.classify_pages([upright.turn([quarters] * 2)])
@@ -88,22 +88,22 @@ def test_a_sheet_that_lies_turned_is_judged_as_if_it_stood_upright(taught, tmp_p
     assert found.words_read == expected.words_read > 0
 
 
-def test_only_the_page_that_lies_turned_is_turned(taught, tmp_path):
+def test_only_the_page_that_lies_turned_is_turned(trained, tmp_path):
     file = tmp_path / "new.pdf"
     file.write_bytes(worded_pdf("text", 9))
-    classifier = DocumentClassifier(taught, device="cpu")
+    classifier = DocumentClassifier(trained, device="cpu")
     stack = read_document(str(file), classifier.rendering, words=True).turn([UPRIGHT, RIGHT])
     (found,) = classifier.classify_pages([stack])
     assert [page.turned for page in found.pages] == [0, 90]
 
 
-def test_of_a_batch_only_documents_with_turned_pages_are_judged_again(taught, tmp_path, monkeypatch):
+def test_of_a_batch_only_documents_with_turned_pages_are_judged_again(trained, tmp_path, monkeypatch):
     file = tmp_path / "new.pdf"
     file.write_bytes(worded_pdf("text", 9))
-    classifier = DocumentClassifier(taught, device="cpu")
+    classifier = DocumentClassifier(trained, device="cpu")
     upright = read_document(str(file), classifier.rendering, words=True)
-    pack, packed = taught.pack, []
-    monkeypatch.setattr(taught, "pack", lambda stacks: packed.append(len(stacks)) or pack(stacks))
+    pack, packed = trained.pack, []
+    monkeypatch.setattr(trained, "pack", lambda stacks: packed.append(len(stacks)) or pack(stacks))
     rows = classifier.classify_pages([upright, upright.turn([RIGHT] * 2), upright])
     assert packed == [3, 1]
     assert [[page.turned for page in row.pages] for row in rows] == [[0, 0], [90, 90], [0, 0]]
@@ -190,7 +190,7 @@ def test_normalised_pages_are_turned_like_drawn_ones(tmp_path):
     assert np.array_equal(tensors.turn([1]).pages[0].permute(1, 2, 0).numpy(), stack.turn([1]).pages[0])
 
 
-def test_with_one_group_nothing_is_known_of_unseen_pages_and_no_page_is_turned(taught, page_cache, tmp_path):
+def test_with_one_group_nothing_is_known_of_unseen_pages_and_no_page_is_turned(trained, page_cache, tmp_path):
     file = tmp_path / "one.pdf"
     file.write_bytes(worded_pdf("text", 0))
     model = create_model("docvit_linear_patch32", num_classes=2, page_size=128)
@@ -200,35 +200,35 @@ def test_with_one_group_nothing_is_known_of_unseen_pages_and_no_page_is_turned(t
     assert not model.turns.side.isfinite()
 
 
-def test_a_turned_page_is_explained_as_it_was_judged(taught, tmp_path):
+def test_a_turned_page_is_explained_as_it_was_judged(trained, tmp_path):
     file = tmp_path / "new.pdf"
     file.write_bytes(worded_pdf("text", 9))
-    classifier = DocumentClassifier(taught, device="cpu")
+    classifier = DocumentClassifier(trained, device="cpu")
     upright = read_document(str(file), classifier.rendering, words=True)
     shown = explain(classifier, upright.turn([RIGHT] * 2)).pages
     assert all(np.array_equal(one, two) for one, two in zip(shown, upright.pages, strict=True))
 
 
-def test_clear_odds_are_enough_whatever_the_training_documents_hold(taught):
-    assert taught.turns.side <= 3.0
+def test_clear_odds_are_enough_whatever_the_training_documents_hold(trained):
+    assert trained.turns.side <= 3.0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
-def test_a_model_in_another_precision_turns_pages_too(taught, tmp_path, dtype):
+def test_a_model_in_another_precision_turns_pages_too(trained, tmp_path, dtype):
     file = tmp_path / "new.pdf"
     file.write_bytes(worded_pdf("text", 9))
-    classifier = DocumentClassifier(deepcopy(taught).to(dtype), device="cpu")
+    classifier = DocumentClassifier(deepcopy(trained).to(dtype), device="cpu")
     stack = read_document(str(file), classifier.rendering, words=True).turn([RIGHT] * 2)
     (found,) = classifier.classify_pages([stack])
     assert [page.turned for page in found.pages] == [90, 90]
 
 
-def test_a_model_that_trains_on_turns_no_page_until_its_head_is_trained_again(taught, tmp_path):
-    taught.save_pretrained(tmp_path)
-    going_on = build_model(Recipe(init=str(tmp_path)), taught.config.classes)
-    assert taught.turns.side.isfinite()
+def test_a_model_that_trains_on_turns_no_page_until_its_head_is_trained_again(trained, tmp_path):
+    trained.save_pretrained(tmp_path)
+    going_on = build_model(Recipe(init=str(tmp_path)), trained.config.classes)
+    assert trained.turns.side.isfinite()
     assert not going_on.turns.side.isfinite()
-    assert torch.equal(going_on.head.weight, taught.head.weight)
+    assert torch.equal(going_on.head.weight, trained.head.weight)
 
 
 def test_blank_pages_alone_say_nothing_of_how_pages_lie(make_pdf, page_cache):
