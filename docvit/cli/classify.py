@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ import typer
 
 from docvit.cli import defaults
 from docvit.cli.app import app
+from docvit.cli.entry import fail
 from docvit.cli.options import (
     OCR,
     Device,
@@ -24,9 +26,11 @@ from docvit.cli.options import (
     RendererName,
     Timeout,
     Workers,
+    is_given,
     words_options,
 )
 from docvit.cli.output import RowFormat, make_folder, print_passed_over, print_unreadable, row_writer
+from docvit.cli.rows import SUFFIXES, RowFile, check_rows
 
 if TYPE_CHECKING:
     from docvit.inference.classify import DocumentClassifier
@@ -41,6 +45,12 @@ def classify(
     ],
     model: Model = None,
     format: Annotated[RowFormat, typer.Option(help="How rows are written.")] = RowFormat.table,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help=f"File to write rows to instead: {', '.join(SUFFIXES)}.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the rows of --output: what has one is not read again.")
+    ] = False,
     explain_to: Annotated[
         Path | None, typer.Option("--explain", metavar="DIR", help="Draw what the model looked at: a PNG per document.")
     ] = None,
@@ -64,14 +74,23 @@ def classify(
     A folder stands for the documents in it. A folder of page images alone is one document. What was passed over is said
     at the end.
 
+    With --output, the same command and --resume goes on after an interruption, even a kill: no row is lost or repeated.
+    Give the same options then. A .parquet comes at the end, out of FILE.parquet.partial.
+
     Put -- before names that begin with a dash.
 
     Exit status: 0 all files were read, 1 some were not, 2 wrong usage.
     """
     reading: dict[str, Any] = {"max_pages": max_pages, "password": password}
     reading |= words_options(context, no_words=no_words, ocr=ocr, ocr_pages=ocr_pages)
+    if resume and output is None:
+        fail("--resume goes on with the rows of --output: give it, too")
+    if output is not None:  # an error here must come before the first row
+        if is_given(context, "format"):
+            fail("--output is written as its suffix says: leave out --format")
+        check_rows(output, resume=resume)
     if explain_to is not None:
-        make_folder(explain_to, paths)  # an error here must come before the first row
+        make_folder(explain_to, paths)
     from tqdm import tqdm
 
     from docvit.documents.finding import find_documents, find_passed_over
@@ -79,19 +98,27 @@ def classify(
 
     classifier = DocumentClassifier.from_pretrained(model, device=device, renderer=renderer.value if renderer else None)
     found = find_documents(paths)
-    predictions = classifier.predict(found, workers=workers, timeout=timeout, min_score=min_score, **reading)
-    failed = []
-    write = row_writer(format, found)
-    # rows go to standard output, the bar to standard error: together on one terminal the bar would cut through rows
-    bar = tqdm(predictions, total=len(found), unit="doc", disable=True if sys.stdout.isatty() else None)
-    for prediction in bar:
-        write(prediction)
-        if prediction.error is not None and not prediction.blank:
-            failed.append(prediction.error)
-        if explain_to is not None and prediction.error is None:
-            _explain(classifier, prediction, explain_to, reading)
-    print_unreadable(failed, len(found))
-    print_passed_over(find_passed_over(paths))
+    failed: list[str] = []
+    with nullcontext() if output is None else RowFile(output, classifier.classes, resume=resume) as rows:
+        write, left = (row_writer(format, found), found) if rows is None else (rows.write, rows.missing(found))
+        predictions = classifier.predict(left, workers=workers, timeout=timeout, min_score=min_score, **reading)
+        # rows go to standard output, the bar to standard error: together on one terminal the bar would cut through rows
+        hidden = True if rows is None and sys.stdout.isatty() else None
+        for prediction in tqdm(predictions, total=len(left), unit="doc", disable=hidden):
+            if explain_to is not None and prediction.error is None:  # before the row, with which a document is done
+                _explain(classifier, prediction, explain_to, reading)
+            write(prediction)
+            if prediction.error is not None and not prediction.blank:
+                failed.append(prediction.error.kind)
+        total = len(found)
+        if rows is not None:
+            rows.finish()
+            failed = rows.failed + failed
+            total = rows.documents.total() + len(left)
+            print(f"{output}: {total} documents" + (f", {total - len(left)} of them before" if rows.documents else ""))
+    print_unreadable(failed, total)
+    own = None if output is None else os.path.realpath(output)
+    print_passed_over([path for path in find_passed_over(paths) if os.path.realpath(path) != own])
     if failed:
         raise typer.Exit(1)
 

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from docvit.cli.app import app
-from docvit.cli.entry import fail
 from docvit.cli.options import Device, MaxPages, Model, NoWords, Password, Timeout, Workers
-from docvit.cli.output import check_new_file, print_passed_over
+from docvit.cli.output import check_new_file, check_suffix, print_passed_over
 
 if TYPE_CHECKING:
     from docvit.inference.prediction import Embedding
@@ -65,13 +64,7 @@ def embed(
 
 def check_output(file: Path) -> None:
     """Ends the command unless `file` is new and can be written as its suffix says."""
-    if file.suffix.lower() not in SUFFIXES:
-        fail(f"--output {file}: the suffix says how it is written; choose {', '.join(SUFFIXES)}")
-    if file.suffix.lower() == ".parquet":
-        try:
-            import pyarrow.parquet  # noqa: F401
-        except ModuleNotFoundError:
-            fail('a .parquet file needs pyarrow: pip install "docvit[parquet]", or write .csv or .npy')
+    check_suffix(file, SUFFIXES)
     check_new_file(file, "embeddings.csv")
 
 

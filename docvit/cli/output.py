@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import logging
 import os
@@ -13,18 +14,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from docvit.cli.entry import fail
 from docvit.errors import in_one_line
 
 if TYPE_CHECKING:
     from docvit.data.metrics import Report
-    from docvit.documents.errors import DocumentError
     from docvit.evaluation.cost import Cost, Inspection, MeasuredCost
     from docvit.inference.prediction import Prediction
+    from docvit.inference.split import Split
 
 COLUMNS = ("path", "label", "score", "known", "unsure", "num_pages", "pages_read", "error", "message")
+CSV_HEAD = ",".join(COLUMNS) + "\n"
 MAX_LISTED = 20
 
 
@@ -34,26 +36,25 @@ class RowFormat(str, Enum):
 
 def row_writer(format: RowFormat, paths: Sequence[str]) -> Callable[[Prediction], None]:
     """A function that prints a prediction as a row, at once; the head of the table is already printed."""
-    if format is RowFormat.jsonl:
-        return lambda prediction: print_json(prediction.as_dict())
-    return _csv_writer() if format is RowFormat.csv else _table_writer(paths)
+    if format is RowFormat.table:
+        return _table_writer(paths)
+    if format is RowFormat.csv:
+        print(CSV_HEAD, end="", flush=True)
+    row = csv_row if format is RowFormat.csv else json_row
+    return lambda prediction: print(row(prediction), end="", flush=True)
 
 
-def print_json(row: Mapping[str, Any]) -> None:
-    print(json.dumps(row, ensure_ascii=False), flush=True)
+def json_row(row: Prediction | Split) -> str:
+    return json.dumps(row.as_dict(), ensure_ascii=False) + "\n"
 
 
-def _csv_writer() -> Callable[[Prediction], None]:
-    writer = csv.DictWriter(sys.stdout, COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-
-    def write(prediction: Prediction) -> None:
-        error = prediction.error
-        failure = {"error": error.kind, "message": error.message} if error else {"error": "", "message": ""}
-        writer.writerow(prediction.as_dict() | failure)
-        sys.stdout.flush()
-
-    return write
+def csv_row(prediction: Prediction) -> str:
+    error = prediction.error
+    failure = {"error": error.kind, "message": error.message} if error else {"error": "", "message": ""}
+    line = io.StringIO()
+    # with its own end of lines, \r\n, it quotes what holds a \r, too
+    csv.DictWriter(line, COLUMNS, extrasaction="ignore").writerow(prediction.as_dict() | failure)
+    return line.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _table_writer(paths: Sequence[str]) -> Callable[[Prediction], None]:
@@ -118,6 +119,18 @@ def repeated_at_the_end(*loggers: str) -> Iterator[None]:
     print(*kept, sep="\n", end="\n" if kept else "", file=sys.stderr)
 
 
+def check_suffix(file: Path, suffixes: Sequence[str]) -> None:
+    """Ends the command unless the suffix of `file` is one of these, and can be written here."""
+    if file.suffix.lower() not in suffixes:
+        fail(f"--output {file}: the suffix says how it is written; choose {', '.join(suffixes)}")
+    if file.suffix.lower() == ".parquet":
+        try:
+            import pyarrow.parquet  # noqa: F401
+        except ModuleNotFoundError:
+            others = " or ".join(suffix for suffix in suffixes if suffix != ".parquet")
+            fail(f'a .parquet file needs pyarrow: pip install "docvit[parquet]", or write {others}')
+
+
 def check_new_file(file: Path, example: str) -> None:
     """Ends the command unless a new `file` can be written: better before hours of reading than after them.
 
@@ -146,10 +159,10 @@ def make_folder(folder: Path, inputs: Iterable[str] = ()) -> None:
         raise OSError(error.errno, error.strerror, str(folder)) from None
 
 
-def print_unreadable(errors: Sequence[DocumentError], total: int) -> None:
-    """The number of documents that could not be read, by the kind of the error."""
+def print_unreadable(errors: Sequence[str], total: int) -> None:
+    """The number of documents that could not be read, by the kinds of their errors."""
     if errors:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(error.kind for error in errors).most_common())
+        kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(errors).most_common())
         print(f"{len(errors)} of {total} documents could not be read: {kinds}", file=sys.stderr)
 
 

@@ -15,7 +15,7 @@ import typer
 from docvit.cli.app import app
 from docvit.cli.entry import fail
 from docvit.cli.options import Model, NoWords, Password
-from docvit.cli.output import make_folder, print_json, print_line, print_passed_over, short_path, table_width
+from docvit.cli.output import json_row, make_folder, print_line, print_passed_over, short_path, table_width
 
 if TYPE_CHECKING:
     from docvit.inference.split import Split
@@ -97,7 +97,7 @@ def _write_parts(result: Split, folder: Path, password: str | None) -> Split:
 
 def _row_writer(format: PartsFormat, paths: list[str]) -> Callable[[Split], None]:
     if format is PartsFormat.jsonl:
-        return lambda result: print_json(result.as_dict())
+        return lambda result: print(json_row(result), end="", flush=True)
     width = table_width(paths)
     print(f"{'path':<{width}}  {'pages':<9} {'label':<14} {'score':>5}    cut", flush=True)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -10,12 +9,8 @@ from typing import Any
 
 from docvit.documents.finding import SORT_LOG
 from docvit.errors import UserError
+from docvit.files import append, lock
 from docvit.inference.transfer import sync_folder
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -62,10 +57,10 @@ class SortLog:
         file = os.path.join(folder, SORT_LOG)
         self._file = open(file, "a+b", buffering=0)  # noqa: SIM115 (open as long as the log is)
         try:
-            self._lock()
+            lock(self._file, f"another docvit sort is writing to {folder}: wait until it has ended")
             self._file.seek(0)
-            self.entries, self._size = _parsed(self._file.readall(), file)
-            os.ftruncate(self._file.fileno(), self._size)  # a line that a kill cut off
+            self.entries, size = _parsed(self._file.readall(), file)
+            os.ftruncate(self._file.fileno(), size)  # a line that a kill cut off
             sync_folder(folder)
         except BaseException:
             self._file.close()
@@ -84,35 +79,12 @@ class SortLog:
             OSError: the disk is full; the log is as before then.
         """
         line = json.dumps(asdict(entry)).encode("ascii") + b"\n"
-        try:
-            written = self._file.write(line)
-            if entry.state not in ("sorted", "undone"):
-                os.fsync(self._file.fileno())
-            if written != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except BaseException as error:
-            os.ftruncate(self._file.fileno(), self._size)
-            if isinstance(error, OSError):  # a full disk does not say which file it was
-                raise OSError(error.errno, error.strerror, os.path.join(self.folder, SORT_LOG)) from error
-            raise
-        self._size += len(line)
+        append(self._file, line, sync=entry.state not in ("sorted", "undone"))
         self.entries[entry.number] = entry
         return entry
 
     def path(self, entry: Entry) -> str:
         return os.path.join(self.folder, entry.target)
-
-    def _lock(self) -> None:
-        if fcntl is None:
-            return
-        try:
-            # Not flock: forked workers would keep it when this process is killed. No one else in this process may
-            # open and close the log: that ends the lock.
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another docvit sort is writing to {self.folder}: wait until it has ended") from None
-        except OSError:  # a file system without locks
-            pass
 
 
 def read_log(folder: str) -> dict[int, Entry]:

@@ -154,6 +154,8 @@ OPTIONS = {
         "paths": ([], lambda seen: len(seen["paths"]), 12),
         "model": (["--model", "m"], of("model"), "m"),
         "format": (["--format", "jsonl"], lambda seen: json.loads(seen["out"].splitlines()[0])["label"], "bars"),
+        "output": (["--output", "e.csv"], lambda seen: Path("e.csv").read_text().count("pdf"), 12),
+        "resume": (["--output", "rows.jsonl", "--resume"], lambda seen: len(seen["paths"]), 8),
         "explain_to": (["--explain", "seen"], lambda seen: seen["picture"].split("/")[0], "seen"),
         "max_pages": (["--max-pages", "9"], of("max_pages"), 9),
         "no_words": (["--no-words"], of("words"), False),
@@ -174,11 +176,7 @@ OPTIONS = {
         "drop_blank": (["--drop-blank"], of("drop_blank"), True),
         "model": (["--model", "m"], of("model"), "m"),
         "no_words": (["--no-words"], of("words"), False),
-        "password": (
-            ["--password", "secret", "--output", "parts"],
-            lambda seen: (seen["password"], seen["opened_with"]),
-            ("secret", "secret"),
-        ),
+        "password": (["--password", "s", "--output", "p"], lambda seen: seen["password"] + seen["opened_with"], "ss"),
     },
     "evaluate": {
         "data": ([], lambda seen: len(seen["paths"]), 12),
@@ -314,6 +312,8 @@ def test_an_option_arrives(docvit, seen, corpus, table, tmp_path, monkeypatch, n
             docvit(name, data, *output)
             assert Path("sorted/bars/bars0.pdf").exists()
     output = [] if option in ("output", "into") else output
+    if (name, option) == ("classify", "resume"):
+        docvit(name, corpus / "bars", "--output", "rows.jsonl")
     code, out, err = docvit(name, data, *output, *[word.format(corpus=corpus) for word in words])
     assert code == 0, err
     seen["out"] = out
