@@ -176,11 +176,7 @@ OPTIONS = {
         "drop_blank": (["--drop-blank"], of("drop_blank"), True),
         "model": (["--model", "m"], of("model"), "m"),
         "no_words": (["--no-words"], of("words"), False),
-        "password": (
-            ["--password", "s", "--output", "parts"],
-            lambda seen: seen["password"] + seen["opened_with"],
-            "ss",
-        ),
+        "password": (["--password", "s", "--output", "p"], lambda seen: seen["password"] + seen["opened_with"], "ss"),
     },
     "evaluate": {
         "data": ([], lambda seen: len(seen["paths"]), 12),
