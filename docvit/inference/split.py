@@ -21,7 +21,7 @@ from docvit.inference.classify import BUDGET, PART_PAGES, DocumentClassifier
 from docvit.inference.prediction import Part
 from docvit.inference.rows import note_of
 from docvit.inference.segments import segment
-from docvit.model.docvit import Stemmed
+from docvit.model.docvit import Features, Stemmed
 from docvit.model.errors import NO_NUMBERS, ModelError
 from docvit.model.upright import judge_upright
 
@@ -159,13 +159,13 @@ class Seen(NamedTuple):
         boundaries: (N,) logits that a document begins at a page.
         kinds: (N, C) log-probabilities of the kinds of each page.
         blank: (N,) whether a page is blank.
-        whole: the packed pages and what the stem makes of them, where all were seen at once.
+        whole: the packed pages, what the stem makes of them, and their features, where all were seen at once.
     """
 
     boundaries: np.ndarray
     kinds: np.ndarray
     blank: np.ndarray
-    whole: tuple[PatchSequence, Stemmed] | None = None
+    whole: tuple[PatchSequence, Stemmed, Features] | None = None
 
 
 @torch.inference_mode()
@@ -187,7 +187,7 @@ def look(classifier: DocumentClassifier, stack: PageStack) -> tuple[list[Seen], 
         parts = logits.double(), kinds.double().log_softmax(1), batch.page_bounds.diff() == 0, turned
         found.append([part[own].cpu() for part in parts])
     boundaries, by_page, blank, turns = (torch.cat(parts) for parts in zip(*found, strict=True))
-    whole = (batch, stem) if len(window) == count else None
+    whole = (batch, stem, features) if len(window) == count else None
     return [Seen(boundaries.numpy(), by_page.numpy(), blank.numpy(), whole)], [turns]
 
 
@@ -198,10 +198,11 @@ def label_parts(
     """What `DocumentClassifier.label_pages` says of each part of a file, of all at once where all were seen at once."""
     if seen.whole is None:
         return [classifier.label_pages(stack, *span) for span in spans]
-    model, (batch, stem), parts = classifier.model, seen.whole, []
-    batch = batch.cut([begin for begin, _ in spans])
+    model, (batch, stem, features), parts = classifier.model, seen.whole, []
     with torch.autocast(classifier.device.type, torch.bfloat16, enabled=classifier.bf16):
-        features = model.forward_features(batch, stem)
+        if len(spans) > 1:
+            batch = batch.cut([begin for begin, _ in spans])
+            features = model.forward_features(batch, stem)
         scores, turned = model.forward_head(features).float().softmax(1).cpu(), model.forward_turns(features, batch)
     quarters = turned.cpu().split([end - begin for begin, end in spans])
     for (begin, end), of_part, lying in zip(spans, scores, quarters, strict=True):
