@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+from types import ModuleType
 
 import pytest
 from conftest import CLASSES, classed_pdf, pdf_bytes, process
@@ -237,6 +238,8 @@ def test_ctrl_c_says_how_it_goes_on(classify, corpus, tmp_path, monkeypatch, cap
 def test_a_full_disk_keeps_whole_rows_and_names_the_file(classify, corpus, tmp_path, suffix):
     import resource
 
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
     file = tmp_path / f"x{suffix}"
     room = 300 if suffix == ".csv" else 3000
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -288,6 +291,8 @@ def test_a_bar_is_shown_where_rows_do_not_go_to_the_terminal(classify, documents
 
 def test_wrong_usage_is_one_line_before_a_model_is_loaded(docvit, documents, tmp_path, monkeypatch):
     monkeypatch.setattr(DocumentClassifier, "from_pretrained", None)
+    monkeypatch.setitem(sys.modules, "pyarrow", ModuleType("pyarrow"))  # installed or not
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", ModuleType("pyarrow.parquet"))
     (tmp_path / "folder.csv").mkdir()
     (tmp_path / "old.csv").write_text("mine")
     (tmp_path / "new.parquet.partial").write_text("mine")
