@@ -96,7 +96,7 @@ SOFT_LOSSES: Mapping[str, SoftLoss] = MappingProxyType(
         "dist": lambda student, teacher, _, temperature: dist(student, teacher, temperature=temperature),
     }
 )
-"""What `distillation_loss` and the command line choose from, by name."""
+"""What `distillation_loss` and the command line choose from, by name; `kd.cli` lists the names without torch."""
 
 
 def distillation_loss(

@@ -180,6 +180,7 @@ class Rotary(Positions):
         return torch.cat(turns, 1).float()
 
 
+# their names stand in `docvit.model.config.POSITIONS`, too, which help texts list without torch
 SCHEMES: dict[str, type[Positions]] = {
     "page-independent": PageIndependent,
     "continued": Continued,
