@@ -48,7 +48,7 @@ class RowFile:
         failed: kinds of the errors in these, of documents that could not be read.
 
     Raises:
-        UserError: the rows are not of this command or of another model, or another process is writing to the file.
+        UserError: the rows are not of this command or have other classes, or another process is writing to the file.
         OSError: it cannot be written.
     """
 

@@ -100,7 +100,7 @@ Row = tuple[str, str, str]  # path, label, group
 
 _PARTS = {
     *("train", "training", "val", "valid", "validation", "dev", "test", "testing"),
-    *("eval", "evaluation", "holdout", "held-out"),
+    *("eval", "evaluation", "holdout", "hold-out", "hold_out", "heldout", "held-out", "held_out"),
 }
 
 

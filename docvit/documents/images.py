@@ -223,7 +223,12 @@ def _levels(image: Image.Image) -> tuple[float, float] | None:
         if image.mode in ("I", "F") and tags.get(_PHOTOMETRIC) == 0:
             white = _white(np.asarray(image, np.float32), image.mode)
             return white, 0.0
-        if image.mode == "I" and tags.get(_SAMPLE_FORMAT, (1,)) == (1,) and np.asarray(image).min(initial=0) < 0:
+        if (
+            tags
+            and image.mode == "I"
+            and tags.get(_SAMPLE_FORMAT, (1,)) == (1,)
+            and np.asarray(image).min(initial=0) < 0
+        ):
             return 0.0, _WHITE_OF_32  # unsigned, which Pillow takes for signed
         return None
     bits = tags.get(_BITS, (16,))

@@ -252,6 +252,11 @@ def _flatten_fields(page: pypdfium2.PdfPage) -> bool:
     """Makes fields part of their page, if it has any: without a form, from which it was taken, none would be drawn."""
     if not any(_is_field(page, i) for i in range(pdfium.FPDFPage_GetAnnotCount(page))):
         return False
+    # PDFium gives a page without boxes of its own, which has those of its parent, those of a letter
+    box = pdfium.FS_RECTF()
+    pdfium.FPDF_GetPageBoundingBox(page, box)
+    for set_box in (pdfium.FPDFPage_SetMediaBox, pdfium.FPDFPage_SetCropBox):
+        set_box(page, box.left, box.bottom, box.right, box.top)
     return bool(pdfium.FPDFPage_Flatten(page, pdfium.FLAT_NORMALDISPLAY) == pdfium.FLATTEN_SUCCESS)
 
 

@@ -65,7 +65,7 @@ def _page(data: Any) -> Source:
         return Source(str(getattr(data, "filename", "")) or "<image>", data)
     if isinstance(data, Mapping) and data.keys() == {"bytes", "path"}:  # a file of `datasets` that is not decoded
         name, content = data["path"], data["bytes"]
-        return _page(name) if content is None else Source(name or "<bytes>", content)
+        return _page(name) if content is None else Source(name or "<bytes>", bytes(content))
     if callable(getattr(data, "read", None)):
         content = data.read()
         if not isinstance(content, bytes):

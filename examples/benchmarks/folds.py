@@ -22,6 +22,8 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
 
 def folds_of(args: argparse.Namespace) -> Iterator[tuple[int, Path, LabelledDocuments, LabelledDocuments]]:
     """Of each fold that has a model: its number, the model, and the documents that it was trained on and without."""
+    if not any((args.models / f"fold-{fold}").is_dir() for fold in range(1, FOLDS + 1)):
+        raise SystemExit(f"{args.models} has no folder fold-1 to fold-{FOLDS}: train them as said above (--help)")
     data = read_labelled(args.data, group_column=args.group_by)
     for fold in range(1, FOLDS + 1):
         if (args.models / f"fold-{fold}").is_dir():

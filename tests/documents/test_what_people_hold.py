@@ -53,7 +53,11 @@ def test_every_way_to_hold_a_pdf_gives_the_same_pages(make_pdf):
 def test_a_file_of_a_data_set_is_its_bytes_or_its_path(make_pdf):
     file = make_pdf()
     path, content = str(file), file.read_bytes()
-    for data in ({"bytes": content, "path": None}, {"bytes": None, "path": path}, {"bytes": content, "path": "gone"}):
+    for data in (
+        {"bytes": content, "path": None},
+        {"bytes": None, "path": path},
+        {"bytes": bytearray(content), "path": "gone"},
+    ):
         np.testing.assert_array_equal(gray(data), gray(path))
     assert as_source({"bytes": content, "path": "gone"}).name == "gone"
 
@@ -105,6 +109,12 @@ def test_a_password_opens_a_pdf(tmp_path):
         open_document(ENCRYPTED)
 
 
+def test_a_pixel_below_black_is_black():
+    white = np.full((32, 32), 255, np.int32)
+    white[0, 0] = -1
+    assert np.asarray(fit_image(Image.fromarray(white), GRAY)).mean() > 200
+
+
 def test_names_of_255_bytes_are_read(tmp_path):
     path = tmp_path / ("é" * 125 + "a.pdf")
     path.write_bytes(pdf_bytes())
@@ -115,16 +125,16 @@ def test_names_of_255_bytes_are_read(tmp_path):
 # --- forms, stand-ins
 
 
-def form(field, look="6 0 R", flags=4, catalog="", viewed=True):
-    drawn = b"0 0 260 100 re f"
+def form(field, look="6 0 R", flags=4, catalog="", viewed=True, inherited=False):
+    drawn, box = b"0 0 260 100 re f", b"/MediaBox[0 0 300 300]"
     annotation = f"<</Type/Annot/Subtype/Widget/Rect[20 100 280 200]/P 4 0 R/F {flags}{field}"
     appearance = f"/AP<</N {look}>>>>" if viewed else ">>"
     return assemble(
         [
             f"<</Type/Catalog/Pages 2 0 R/AcroForm<</Fields[5 0 R]>>{catalog}>>".encode(),
-            b"<</Type/Pages/Kids[4 0 R]/Count 1>>",
+            b"<</Type/Pages/Kids[4 0 R]/Count 1%s>>" % (box if inherited else b""),
             b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>",
-            b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 300 300]/Annots[5 0 R]/Resources<<>>>>",
+            b"<</Type/Page/Parent 2 0 R%s/Annots[5 0 R]/Resources<<>>>>" % (b"" if inherited else box),
             (annotation + appearance).encode(),
             b"<</Type/XObject/Subtype/Form/BBox[0 0 260 100]/Length %d>>stream\n%s\nendstream" % (len(drawn), drawn),
         ]
@@ -159,9 +169,10 @@ def stand_in(catalog, pages=1, more=()):
     return assemble([f"<</Type/Catalog/Pages 2 0 R{catalog}>>".encode(), tree, *[page] * pages, *more])
 
 
-def test_fields_of_a_page_taken_out_of_its_form_are_drawn():
+@pytest.mark.parametrize("inherited", [False, True])
+def test_fields_of_a_page_taken_out_of_its_form_are_drawn(inherited):
     field, catalog = "/FT/Tx/T(a)/V(HELLO)/DA(/Helv 12 Tf 0 g)", b"/AcroForm<</Fields[5 0 R]>>"
-    whole = form(field)
+    whole = form(field, inherited=inherited)
     alone = whole.replace(catalog, b" " * len(catalog))
     assert alone != whole
     np.testing.assert_allclose(gray(alone), gray(whole), atol=1)

@@ -365,6 +365,14 @@ def test_an_exported_model_takes_other_documents():
         close(exported(batch), model(batch), 1e-4)
 
 
+@torch.no_grad()
+def test_a_model_that_reads_words_can_be_exported():
+    model = model_of(words=64)
+    batch = model.pack([[torch.randn(3, 32, 32)]])
+    exported = torch.export.export(model, (batch,), strict=False).module(check_guards=False)
+    close(exported(batch), model(batch), 1e-4)
+
+
 def test_a_stem_of_ones_own():
     class Mean(Stem):
         def forward(self, patches):
