@@ -246,7 +246,10 @@ class DocumentClassifier:
     def stream(
         self, data: Data | Iterable[Data], settle: Callable[[list[Read]], list[Row]], *, budget: int, **options: Any
     ) -> Iterator[Row]:
-        """What `settle` makes of batches of documents, in order; `options` of `read_documents`."""
+        """What `settle` makes of batches of documents, one row each, in order; on the CPU several side by side.
+
+        `data` and `budget` as for `predict`, which raises the same; `options` of `read_documents`.
+        """
         documents = data if isinstance(data, list | tuple) or not is_one_document(data) else [data]
         read = read_documents(cast(Iterable[Data], documents), self.rendering, **options)
         streams = cpu_streams() if self.device.type == "cpu" else 1

@@ -73,8 +73,8 @@ def _reservations(preset: Preset, data: dict[str, Any]) -> list[str]:
 
 def _shared_teachers(runs: Sequence[dict[str, Any]]) -> list[str]:
     """Which students have the teacher of another seed, so that their spread is not that of teachers."""
-    teachers = {run["seed"]: run["teacher_seed"] for run in runs if run.get("teacher_seed") is not None}
-    shared = [f"of seed {seed} that of seed {teacher}" for seed, teacher in sorted(teachers.items()) if seed != teacher]
+    pairs = {(run["seed"], run["teacher_seed"]) for run in runs if run.get("teacher_seed") is not None}
+    shared = [f"of seed {seed} that of seed {teacher}" for seed, teacher in sorted(pairs) if seed != teacher]
     if not shared:
         return []
     return [

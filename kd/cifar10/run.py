@@ -19,6 +19,7 @@ from docvit.files import write_tensors
 from docvit.hardware import choose_device
 from docvit.training.ema import EMATeacher
 from docvit.training.loop import CHECKPOINT, Record, uses_bf16
+from docvit.training.run_folder import agree_on_run
 from kd.cifar10.batches import ImageLoader
 from kd.cifar10.files import CIFAR10
 from kd.cifar10.networks import StudentCNN, TeacherCNN
@@ -61,6 +62,7 @@ def bench_cifar10(
 
     Raises:
         BenchmarkError: `output` holds something else, no table is called so, or the data have too few images.
+        TrainingError: a student that was interrupted had another teacher.
         ValueError: this machine has no such device.
     """
     chosen = choose_device(device)
@@ -93,6 +95,8 @@ class _Bench:
     def run(self, stage: Stage, seed: int) -> None:
         """Train one stage and record its results."""
         folder = self.results.folder / "runs" / _name(stage, seed)
+        resume = (folder / CHECKPOINT).is_file()
+        agree_on_run(folder / "run.json", {"teacher_seed": self.teacher_seed(stage, seed)}, resume=resume)
         settings = replace(stage.train, seed=seed)
         sweep = self.build(stage, seed)
         average = EMATeacher(sweep, decay=self.preset.decay)
@@ -113,7 +117,7 @@ class _Bench:
             ema=average,
             evaluate=evaluate,
             output=folder,
-            resume=(folder / CHECKPOINT).is_file(),
+            resume=resume,
             device=self.device,
             compile=self.compile,
             description=_name(stage, seed),
@@ -136,12 +140,13 @@ class _Bench:
         return TeacherCNN(num_classes=classes, init=init, width=self.preset.teacher_width)
 
     def teacher(self, stage: Stage, seed: int, average: EMATeacher) -> Teacher | None:
-        if stage.teacher == "none":
-            return None
         if stage.teacher == "average":
             (name,) = stage.networks
             return Teacher(cast(Sweep, average.module)[name], compile=self.compile)
-        name = _name(self.preset.stage("teacher"), seed % self.teachers)
+        owner = self.teacher_seed(stage, seed)
+        if owner is None:
+            return None
+        name = _name(self.preset.stage("teacher"), owner)
         file = self.results.folder / "runs" / name / "teacher.safetensors"
         if not file.is_file():
             raise BenchmarkError(f"{file} is gone, and the run that wrote it is not repeated: choose another output")
@@ -155,6 +160,10 @@ class _Bench:
             cache = TeacherCache(file.parent / "logits", {**facts, "view": None, "batch_size": images.batch_size})
             teacher.known = teacher_logits(teacher, images, cache, bf16=bf16)
         return teacher
+
+    def teacher_seed(self, stage: Stage, seed: int) -> int | None:
+        """The seed of the stage's teacher, if it has that of the stage called "teacher"."""
+        return seed % self.teachers if stage.teacher == "teacher" else None
 
     def batches(self, images: Tensor, labels: Tensor, *, seed: int = 0, training: bool = False) -> ImageLoader:
         return ImageLoader(
@@ -198,7 +207,7 @@ class _Bench:
             "compiled": self.compile,
             "train": asdict(replace(stage.train, seed=seed)),
             "teacher": stage.teacher,
-            "teacher_seed": seed % self.teachers if stage.teacher == "teacher" else None,
+            "teacher_seed": self.teacher_seed(stage, seed),
             "epochs": [{key: record[key] for key in shared} for record in history],
             "networks": {
                 name: {

@@ -223,6 +223,28 @@ def test_students_of_further_seeds_share_the_first_teachers(tmp_path, monkeypatc
 
 
 @pytest.mark.usefixtures("without_plots")
+def test_an_interrupted_student_keeps_its_teacher(tmp_path, monkeypatch):
+    preset = longer(epochs=2)
+    bench(tmp_path, preset, only=["teacher"], seeds=2)
+    taken, step = [], train._Run._step
+
+    def stopping(run, batch):
+        if len(taken) == 8:  # six steps of the first seed, two of the second
+            raise Stops
+        taken.append(1)
+        return step(run, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train._Run, "_step", stopping)
+        with pytest.raises(Stops):
+            bench(tmp_path, preset, only=["alpha"], seeds=2, teachers=1)
+    with pytest.raises(TrainingError, match="teacher_seed was 0, not 1"):
+        bench(tmp_path, preset, only=["alpha"], seeds=2)
+    results = bench(tmp_path, preset, only=["alpha"], seeds=2, teachers=1)
+    assert results.runs["students-seed1"]["teacher_seed"] == 0
+
+
+@pytest.mark.usefixtures("without_plots")
 def test_the_modern_preset_runs_with_its_augmentation(tmp_path):
     modern = PRESETS["modern"]
     stages = tuple(replace(s, train=replace(s.train, epochs=1)) for s in modern.stages)
