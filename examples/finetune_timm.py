@@ -20,7 +20,7 @@ else:
     vit = timm.create_model("vit_tiny_patch16_224", pretrained=False, depth=2)
 
 # the ViT's weights, a table of page indices beside its positions, every block sees the whole document
-model = docvit.DocViT.from_timm(vit, max_pages=64, scopes="document")
+model = docvit.DocViT.from_timm(vit, page_embeddings=64, scopes="document")
 model.save_pretrained(f"{output}/start")
 
 loop = docvit.TrainSettings(epochs=16 if len(sys.argv) > 1 else 1, lr=1e-4)

@@ -17,7 +17,7 @@ def model_of(seed=0, **settings):
     """A small model in eval mode, none of whose weights is trivial."""
     torch.manual_seed(seed)
     shape = {"embed_dim": 32, "num_heads": 4, "depth": 3, "patch_size": P, "num_classes": 5, "grid": (3, 4)}
-    model = DocViT(DocViTConfig(**{**shape, "max_pages": 4, "page_size": 16, **settings}))
+    model = DocViT(DocViTConfig(**{**shape, "page_embeddings": 4, "page_size": 16, **settings}))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.2)
@@ -91,7 +91,7 @@ def position(c, w, grids, page, row=None, col=None):
         return paper_sinusoid(number, c.embed_dim)
     added = torch.zeros(c.embed_dim)
     if c.positions == "spatial+page":
-        added = added + table_at(w["positions.page"][:, None], squeezed(page, len(grids), c.max_pages))
+        added = added + table_at(w["positions.page"][:, None], squeezed(page, len(grids), c.page_embeddings))
     if c.positions in ("spatial+page", "page-independent") and patch:
         at = [i * (to - 1) / max(of - 1, 1) for i, to, of in zip((row, col), c.grid, grids[page], strict=True)]
         added = added + table_at(w["positions.spatial"], *at)

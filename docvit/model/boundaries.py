@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from docvit.documents.hashing import hash_ngrams
 from docvit.documents.patches import PatchSequence, segment_ids
+from docvit.model.config import DocViTConfig
 from docvit.model.stems import normalise
 from docvit.model.words import WordEmbedding, page_ngrams
 
@@ -37,22 +38,21 @@ WIDTH = 32  # of a page token for the head
 class BoundaryHead(nn.Module):
     """The logit of each page that a new document begins there, from the two pages before it, itself and the next.
 
-    Args:
-        dim: D.
-        hidden: width of the MLP.
-        white: what white paper is once it is normalised.
+    D is the config's `embed_dim`, and `boundaries` the hidden width of the MLP.
     """
 
     numbers: Tensor
     number_hashes: Tensor
 
-    def __init__(self, dim: int, hidden: int, *, in_chans: int, patch_size: int, white: float) -> None:
+    def __init__(self, config: DocViTConfig) -> None:
         super().__init__()
-        self.in_chans, self.patch_size, self.white = in_chans, patch_size, white
+        self.in_chans, self.patch_size, hidden = config.in_chans, config.patch_size, config.boundaries
+        # white paper once it is normalised
+        self.white = (1 - sum(config.mean) / len(config.mean)) / (sum(config.std) / len(config.std))
         hashes, numbers = _number_hashes()
         self.register_buffer("number_hashes", hashes, persistent=False)
         self.register_buffer("numbers", numbers, persistent=False)
-        self.proj = nn.Linear(dim, WIDTH)
+        self.proj = nn.Linear(config.embed_dim, WIDTH)
         inputs = 6 * WIDTH + 6 * TIES
         self.norm = nn.BatchNorm1d(inputs)
         self.mlp = nn.Sequential(

@@ -54,7 +54,7 @@ class DocViTConfig:
         stem: how a patch becomes a token: `linear` (as in ViT), `conv` (convolutions within the patch) or `ink` (fixed
             features of ink, colour and edges; `docvit.model.stems`).
         grid: rows and columns of the learned spatial table; other grids interpolate it.
-        max_pages: pages that learned tables hold; longer documents interpolate them.
+        page_embeddings: pages that learned tables hold; longer documents interpolate them.
         num_registers: register tokens per page, after its class token (arXiv 2309.16588).
         init_values: initial value of LayerScale; None for none.
         drop_path: stochastic depth at the last block, growing linearly from 0, drawn for each document.
@@ -84,7 +84,7 @@ class DocViTConfig:
     pooling: str = "mean"
     stem: str = "linear"
     grid: tuple[int, int] = (14, 14)
-    max_pages: int = 64
+    page_embeddings: int = 64
     num_registers: int = 0
     qkv_bias: bool = True
     init_values: float | None = None
@@ -110,7 +110,7 @@ class DocViTConfig:
     def __post_init__(self) -> None:
         for name in ("grid", "mean", "std", "known", "known_pixels", "classes"):  # JSON has lists only
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        least = {"embed_dim": 1, "depth": 0, "num_heads": 1, "patch_size": 1, "max_pages": 1, "num_registers": 0}
+        least = {"embed_dim": 1, "depth": 0, "num_heads": 1, "patch_size": 1, "page_embeddings": 1, "num_registers": 0}
         least |= {"words": 0, "word_dim": 1, "boundaries": 0, "document_words": 0}
         for name, number in least.items():
             if getattr(self, name) < number:
@@ -163,6 +163,9 @@ class DocViTConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DocViTConfig:
         """Raises ValueError for a setting that does not exist (a newer or foreign config.json)."""
+        values = dict(values)
+        if "max_pages" in values:  # what `page_embeddings` was called when some saved models were trained
+            values["page_embeddings"] = values.pop("max_pages")
         unknown = sorted(set(values) - set(cls.__dataclass_fields__))
         if unknown:
             raise SettingError(f"unknown model settings: {', '.join(unknown)}")

@@ -22,8 +22,8 @@ from docvit.model.errors import ModelError
 from docvit.model.folder import find_folder, read_folder, write_folder
 from docvit.model.heads import create_head
 from docvit.model.init import trunc_normal_
-from docvit.model.positions import Positions, create_positions, resample
-from docvit.model.stems import Stem, create_stem
+from docvit.model.positions import SCHEMES, resample
+from docvit.model.stems import STEM_TYPES, Stem
 from docvit.model.tokens import Rotation, TokenLayout
 from docvit.model.turns import TurnHead
 from docvit.model.words import WordEmbedding
@@ -60,20 +60,13 @@ class DocViT(nn.Module):
         self.num_classes = config.num_classes
         self.embed_dim = dim
         self.num_features = pooling.width(config.pooling) * dim + config.document_words  # width of a document's feature
-        self.patch_embed = create_stem(config.stem, config.in_chans, config.patch_size, dim) if stem is None else stem
+        self.patch_embed = STEM_TYPES[config.stem](config.in_chans, config.patch_size, dim) if stem is None else stem
         if not config.reads_patches:
             self.patch_embed.freeze_tokens()
         self.cls_token = nn.Parameter(torch.empty(1, dim))
         self.reg_token = nn.Parameter(torch.empty(config.num_registers, dim)) if config.num_registers else None
-        self.positions: Positions = create_positions(
-            config.positions, dim, grid=config.grid, max_pages=config.max_pages, head_dim=dim // config.num_heads
-        )
-        patches = config.reads_patches
-        self.words = (
-            WordEmbedding(config.words, config.word_dim, dim, patches=patches, document=config.document_words)
-            if config.words
-            else None
-        )
+        self.positions = SCHEMES[config.positions](config)
+        self.words = WordEmbedding(config) if config.words else None
         drops = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()  # also under another default
         scopes = zip(config.block_scopes, drops, strict=True)
         self.blocks = nn.ModuleList(Block(config, scope=scope, drop_path=drop) for scope, drop in scopes)
@@ -82,23 +75,11 @@ class DocViT(nn.Module):
         self.head = create_head(self.num_features, config.num_classes)
         self._init_weights()
         # last, so that they change no other weight's draw
-        self.boundaries = self._create_boundaries()
-        self.turns = self._create_turns()
+        self.boundaries = BoundaryHead(config) if config.boundaries else None
+        self.turns = TurnHead(config) if config.turns else None
         for head in (self.boundaries, self.turns):
             if head is not None:
                 head.requires_grad_(False)  # trained after everything else
-
-    def _create_boundaries(self) -> BoundaryHead | None:
-        c = self.config
-        if not c.boundaries:
-            return None
-        white = (1 - sum(c.mean) / len(c.mean)) / (sum(c.std) / len(c.std))
-        return BoundaryHead(c.embed_dim, c.boundaries, in_chans=c.in_chans, patch_size=c.patch_size, white=white)
-
-    def _create_turns(self) -> TurnHead | None:
-        c = self.config
-        std = sum(c.std) / len(c.std)
-        return TurnHead(c.embed_dim, in_chans=c.in_chans, patch_size=c.patch_size, std=std) if c.turns else None
 
     def _init_weights(self) -> None:
         trunc_normal_(self.cls_token, std=0.02)
@@ -359,8 +340,8 @@ class DocViT(nn.Module):
         Args:
             model: a name such as `vit_small_patch16_224`, or an instance.
             pretrained: load timm's weights (for a name).
-            overrides: settings of `DocViTConfig` to change; another `grid` or `max_pages` resamples the tables, another
-                `num_classes` gives a fresh head.
+            overrides: settings of `DocViTConfig` to change; another `grid` or `page_embeddings` resamples the
+                tables, another `num_classes` gives a fresh head.
 
         The class token's position goes into the class token. The page embedding of the first page is zero; those of the
         others begin small and random, so that training can tell pages apart. Other `positions` than `spatial+page` and

@@ -7,28 +7,24 @@ were trained on, with their ends kept; formulas extrapolate.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from docvit.documents.patches import PatchSequence
 from docvit.errors import SettingError
+from docvit.model.config import DocViTConfig
 from docvit.model.init import trunc_normal_
 
 
 class Positions(nn.Module):
-    """Base: the interface, and no position at all.
+    """Base: the interface, and no position at all. D is the config's `embed_dim`."""
 
-    Args:
-        dim: D, width of the tokens.
-        grid: (rows, cols) of the learned spatial table.
-        max_pages: pages that the learned tables hold.
-        head_dim: width of an attention head.
-    """
-
-    def __init__(self, dim: int, *, grid: tuple[int, int], max_pages: int, head_dim: int) -> None:
+    def __init__(self, config: DocViTConfig) -> None:
         super().__init__()
-        self.dim, self.grid, self.max_pages, self.head_dim = dim, grid, max_pages, head_dim
+        self.dim, self.grid = config.embed_dim, config.grid
 
     def patches(self, batch: PatchSequence) -> Tensor | None:
         """(T, D) added to the patches, or None."""
@@ -50,9 +46,9 @@ class PageIndependent(Positions):
     the corners kept. Longer documents need nothing.
     """
 
-    def __init__(self, dim: int, *, grid: tuple[int, int], max_pages: int, head_dim: int) -> None:
-        super().__init__(dim, grid=grid, max_pages=max_pages, head_dim=head_dim)
-        self.spatial = nn.Parameter(torch.empty(*grid, dim))
+    def __init__(self, config: DocViTConfig) -> None:
+        super().__init__(config)
+        self.spatial = nn.Parameter(torch.empty(*self.grid, self.dim))
         trunc_normal_(self.spatial, std=0.02)
 
     def patches(self, batch: PatchSequence) -> Tensor:
@@ -68,9 +64,9 @@ class SpatialPage(PageIndependent):
     A document longer than the page table reads it linearly, first and last page on its ends.
     """
 
-    def __init__(self, dim: int, *, grid: tuple[int, int], max_pages: int, head_dim: int) -> None:
-        super().__init__(dim, grid=grid, max_pages=max_pages, head_dim=head_dim)
-        self.page = nn.Parameter(torch.empty(max_pages, dim))
+    def __init__(self, config: DocViTConfig) -> None:
+        super().__init__(config)
+        self.page = nn.Parameter(torch.empty(config.page_embeddings, self.dim))
         trunc_normal_(self.page, std=0.02)
 
     def patches(self, batch: PatchSequence) -> Tensor:
@@ -78,20 +74,20 @@ class SpatialPage(PageIndependent):
 
     def pages(self, batch: PatchSequence) -> Tensor:
         lengths = batch.document_lengths
-        index, longer = batch.page_index, lengths > self.max_pages
-        return interpolate_1d(self.page, torch.where(longer, stretch(index, lengths, self.max_pages), index.float()))
+        index, size = batch.page_index, len(self.page)
+        return interpolate_1d(self.page, torch.where(lengths > size, stretch(index, lengths, size), index.float()))
 
 
 class Continued(Positions):
     """Learned embedding of one number that runs on over the pages: 1 2 3 4 on a 2 x 2 page, 5 6 7 8 on the next.
 
-    A class token has the first number of its page. The table holds rows * cols * max_pages numbers; a document with
-    more of them, for its pages or their grids, reads it linearly, its first and last number on the table's ends.
+    A class token has the first number of its page. The table holds rows * cols * `page_embeddings` numbers; a document
+    with more of them, for its pages or their grids, reads it linearly, its first and last number on the table's ends.
     """
 
-    def __init__(self, dim: int, *, grid: tuple[int, int], max_pages: int, head_dim: int) -> None:
-        super().__init__(dim, grid=grid, max_pages=max_pages, head_dim=head_dim)
-        self.number = nn.Parameter(torch.empty(grid[0] * grid[1] * max_pages, dim))
+    def __init__(self, config: DocViTConfig) -> None:
+        super().__init__(config)
+        self.number = nn.Parameter(torch.empty(math.prod(self.grid) * config.page_embeddings, self.dim))
         trunc_normal_(self.number, std=0.02)
 
     def patches(self, batch: PatchSequence) -> Tensor:
@@ -113,13 +109,13 @@ class Sinusoid(Positions):
     Nothing is learned: it extrapolates to any document and any grid.
 
     Raises:
-        ValueError: `dim` is odd.
+        ValueError: `embed_dim` is odd.
     """
 
-    def __init__(self, dim: int, *, grid: tuple[int, int], max_pages: int, head_dim: int) -> None:
-        super().__init__(dim, grid=grid, max_pages=max_pages, head_dim=head_dim)
-        if dim % 2:
-            raise SettingError(f"positions 'sincos' need an even width, not {dim}")
+    def __init__(self, config: DocViTConfig) -> None:
+        super().__init__(config)
+        if self.dim % 2:
+            raise SettingError(f"positions 'sincos' need an even width, not {self.dim}")
 
     def patches(self, batch: PatchSequence) -> Tensor:
         return sinusoid(patch_numbers(batch, first_numbers(batch)[0]), self.dim)
@@ -135,13 +131,13 @@ class Sinusoid2DPage(Positions):
     part is that of MoCo v3 and MAE (arXiv 2104.02057, 2111.06377).
 
     Raises:
-        ValueError: `dim` is not a multiple of 4.
+        ValueError: `embed_dim` is not a multiple of 4.
     """
 
-    def __init__(self, dim: int, *, grid: tuple[int, int], max_pages: int, head_dim: int) -> None:
-        super().__init__(dim, grid=grid, max_pages=max_pages, head_dim=head_dim)
-        if dim % 4:
-            raise SettingError(f"positions 'sincos2d+page' need a width that is a multiple of 4, not {dim}")
+    def __init__(self, config: DocViTConfig) -> None:
+        super().__init__(config)
+        if self.dim % 4:
+            raise SettingError(f"positions 'sincos2d+page' need a width that is a multiple of 4, not {self.dim}")
 
     def patches(self, batch: PatchSequence) -> Tensor:
         spatial = torch.cat([sinusoid(batch.row, self.dim // 2), sinusoid(batch.col, self.dim // 2)], 1)
@@ -160,13 +156,14 @@ class Rotary(Positions):
     difference of pages to see. Nothing is learned; it extrapolates to any document and any grid.
 
     Raises:
-        ValueError: `head_dim` is odd, or has no pair of channels for each axis.
+        ValueError: heads of an odd width, or without a pair of channels for each axis.
     """
 
     base = 100.0  # a full turn takes from 6 to some hundred pages, rows or columns; text, with 10000, counts further
 
-    def __init__(self, dim: int, *, grid: tuple[int, int], max_pages: int, head_dim: int) -> None:
-        super().__init__(dim, grid=grid, max_pages=max_pages, head_dim=head_dim)
+    def __init__(self, config: DocViTConfig) -> None:
+        super().__init__(config)
+        head_dim = config.embed_dim // config.num_heads
         if head_dim % 2 or head_dim < 6:
             raise SettingError(f"positions 'rope' need heads of an even width of 6 or more, not {head_dim}")
         self.pairs = [(head_dim // 2 + axis) // 3 for axis in range(3)]  # of page, row, column
@@ -189,15 +186,6 @@ SCHEMES: dict[str, type[Positions]] = {
     "spatial+page": SpatialPage,
     "rope": Rotary,
 }
-
-
-def create_positions(name: str, dim: int, *, grid: tuple[int, int], max_pages: int, head_dim: int) -> Positions:
-    """The scheme called `name`.
-
-    Raises:
-        ValueError: the scheme needs another width.
-    """
-    return SCHEMES[name](dim, grid=grid, max_pages=max_pages, head_dim=head_dim)
 
 
 def first_numbers(batch: PatchSequence) -> tuple[Tensor, Tensor]:

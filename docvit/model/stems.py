@@ -160,13 +160,4 @@ def normalise(norm: nn.BatchNorm1d, rows: Tensor) -> Tensor:
     return norm(rows)
 
 
-def create_stem(name: str, in_chans: int, patch_size: int, dim: int) -> Stem:
-    """The stem called `name`.
-
-    Raises:
-        ValueError: the stem needs another patch size.
-    """
-    return STEM_TYPES[name](in_chans, patch_size, dim)
-
-
 STEM_TYPES: dict[str, Callable[[int, int, int], Stem]] = {"linear": LinearStem, "conv": ConvStem, "ink": InkStem}

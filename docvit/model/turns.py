@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from docvit.documents.patches import PatchSequence
+from docvit.model.config import DocViTConfig
 from docvit.model.stems import normalise
 
 UPRIGHT, RIGHT, DOWN, LEFT = range(4)
@@ -22,6 +23,8 @@ LAGS = 1, 2, 3, 4, 5, 6, 8
 
 FARTHEST = 6.0  # deviations
 
+HIDDEN = 128  # width of the MLP
+
 FAINT = 0.01  # ink of a profile, of 1: there are patches with less, in which nothing is seen
 
 
@@ -32,11 +35,6 @@ class TurnHead(nn.Module):
     on the page the ink lies. That more strokes of letters rise above a line than fall below it is too fine for it, and
     is measured.
 
-    Args:
-        dim: D.
-        hidden: width of the MLP.
-        std: deviation by which pixels were divided.
-
     Attributes:
         side, down: log odds above which a page is taken to lie on its side, and one that does not upside down. Infinite
             until the head is trained: no page is turned then.
@@ -45,21 +43,19 @@ class TurnHead(nn.Module):
     side: Tensor
     down: Tensor
 
-    def __init__(self, dim: int, hidden: int = 128, *, in_chans: int, patch_size: int, std: float) -> None:
+    def __init__(self, config: DocViTConfig) -> None:
         super().__init__()
-        self.dim, self.hidden, self.in_chans, self.patch_size, self.std = dim, hidden, in_chans, patch_size, std
-        self.lags = [lag for lag in LAGS if 2 * lag < patch_size]
-        inputs = dim + 2 * (1 + len(self.lags))
+        self.config = config
+        self.shape = config.in_chans, config.patch_size, config.patch_size  # of a patch
+        self.std = sum(config.std) / len(config.std)
+        self.lags = [lag for lag in LAGS if 2 * lag < config.patch_size]
+        inputs = config.embed_dim + 2 * (1 + len(self.lags))
         self.norm = nn.BatchNorm1d(inputs, affine=False)
         self.layers = nn.Sequential(
-            nn.Dropout(0.2), nn.Linear(inputs, hidden), nn.GELU(), nn.Dropout(0.3), nn.Linear(hidden, 4)
+            nn.Dropout(0.2), nn.Linear(inputs, HIDDEN), nn.GELU(), nn.Dropout(0.3), nn.Linear(HIDDEN, 4)
         )
         self.register_buffer("side", torch.tensor(math.inf))
         self.register_buffer("down", torch.tensor(math.inf))
-
-    def fresh(self) -> TurnHead:
-        """Another one of the same shape, untrained."""
-        return TurnHead(self.dim, self.hidden, in_chans=self.in_chans, patch_size=self.patch_size, std=self.std)
 
     def forget(self) -> None:
         """Turns no page until it is trained again."""
@@ -78,7 +74,7 @@ class TurnHead(nn.Module):
         Profiles of the ink of each patch, down and across, are compared with themselves read from the other end. Of
         each number the sum over the patches of a page is divided by the root of the sum of squares.
         """
-        pixels = batch.patches.float().unflatten(1, (self.in_chans, self.patch_size, self.patch_size)).mean(1)
+        pixels = batch.patches.float().unflatten(1, self.shape).mean(1)
         ink = (pixels.amax((1, 2), keepdim=True) - pixels) * self.std
         lengths = batch.page_bounds.diff().to(ink.device)
 

@@ -25,7 +25,7 @@ COMPACT: dict[str, Any] = {
     "pooling": "mean+std",
     "drop_path": 0.1,
     "scopes": "page-then-document:2",
-    "max_pages": 40,
+    "page_embeddings": 40,
     "turns": True,
 }
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from docvit.documents.patches import PatchSequence
+from docvit.model.config import DocViTConfig
 
 
 class WordEmbedding(nn.Module):
@@ -18,24 +19,20 @@ class WordEmbedding(nn.Module):
     Euclidean norm, times a learned vector per bucket. A linear map, zero at first, brings it to the width of the
     tokens: a model that is given words begins as the same model without. Where there are no words the result is zero.
 
-    Args:
-        buckets: number of hash buckets, rows of the table.
-        width: width of the table.
-        dim: D.
-        patches: whether patch tokens get the words under them, too.
-        document: width of a table of its own for the words of a whole document, zero at first; 0 for none.
+    With `document_words` a second table, zero at first, gives the words of a whole document.
     """
 
     idf: Tensor
 
-    def __init__(self, buckets: int, width: int, dim: int, *, patches: bool, document: int = 0) -> None:
+    def __init__(self, config: DocViTConfig) -> None:
         super().__init__()
+        buckets, width, dim, document = config.words, config.word_dim, config.embed_dim, config.document_words
         self.buckets = buckets
         self.embedding = nn.EmbeddingBag(buckets, width, mode="sum")
         nn.init.normal_(self.embedding.weight, std=0.1)
         self.register_buffer("idf", torch.ones(buckets))
         self.to_pages = _zero_map(width, dim)
-        self.to_patches = _zero_map(width, dim) if patches else None
+        self.to_patches = _zero_map(width, dim) if config.reads_patches else None
         self.of_documents = nn.EmbeddingBag(buckets, document, mode="sum") if document else None
         if self.of_documents is not None:
             nn.init.zeros_(self.of_documents.weight)
@@ -61,7 +58,7 @@ class WordEmbedding(nn.Module):
         return None if self.to_patches is None else self.to_patches(self._bags(batch, batch.word_bounds)), of_pages
 
     def directly(self, batch: PatchSequence) -> tuple[Tensor, Tensor] | None:
-        """What the words give to the features of documents (B, `document`), and of pages alone (N, `document`)."""
+        """What the words give to the features of documents (B, `document_words`), and of pages alone, likewise."""
         if self.of_documents is None:
             return None
         of_documents, of_pages = (

@@ -89,7 +89,7 @@ class Decoder(nn.Module):
         self.num_prefix = 1 + config.num_registers
         self.embed = nn.Linear(config.embed_dim, dim)
         self.mask_token = nn.Parameter(torch.empty(dim))
-        self.positions = SpatialPage(dim, grid=config.grid, max_pages=config.max_pages, head_dim=dim // heads)
+        self.positions = SpatialPage(narrow)
         self.blocks = nn.ModuleList(Block(narrow, scope="document") for _ in range(DECODER_DEPTH))
         self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
         self.predict = nn.Linear(dim, outputs)

@@ -125,7 +125,7 @@ class _Tokens(NamedTuple):
 
 
 def _train(untrained: TurnHead, tokens: _Tokens, seed: int, device: torch.device) -> TurnHead:
-    fresh = untrained.fresh()
+    fresh = TurnHead(untrained.config)
 
     def loss(head: nn.Module, batch: _Tokens, progress: float) -> dict[str, Tensor]:
         return {"loss": F.cross_entropy(head(batch.pages), batch.turned, label_smoothing=0.02)}

@@ -152,7 +152,7 @@ def build(task: str, scheme: str, settings: Settings) -> DocViT:
         "num_heads": settings.heads,
         "patch_size": PATCH,
     }
-    tables: dict[str, Any] = {"grid": (SIDE, SIDE), "max_pages": room, "page_size": SIDE * PATCH, "in_chans": 1}
+    tables: dict[str, Any] = {"grid": (SIDE, SIDE), "page_embeddings": room, "page_size": SIDE * PATCH, "in_chans": 1}
     model = create_model("docvit_tiny_patch16", num_classes=TASKS[task], **shape, **tables, **given)
     for table in model.positions.parameters():
         nn.init.normal_(table, std=settings.position_std)

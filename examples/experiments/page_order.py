@@ -161,7 +161,7 @@ def with_numbers(pages: Sequence[Page], numbers: Tensor) -> list[Page]:
 
 
 def build(scheme: str, settings: Settings, stem: type[InkStem] = ApartStem) -> DocViT:
-    given = {"num_classes": 1, "max_pages": settings.max_pages, **settings.model}
+    given = {"num_classes": 1, "page_embeddings": settings.max_pages, **settings.model}
     if scheme == "pages-concat":
         del given["scopes"]  # it brings its own
     with torch.device("meta"):

@@ -73,7 +73,7 @@ def train(model: DocViT, chosen: list[CachedDocument]) -> BoundaryHead:
     seen, own, c = list(examples(model, chosen)), model.boundaries, model.config
     assert own is not None
     torch.manual_seed(0)
-    head = BoundaryHead(c.embed_dim, c.boundaries, in_chans=c.in_chans, patch_size=c.patch_size, white=own.white)
+    head = BoundaryHead(c)
     batches = Shuffled(len(seen), BATCH, partial(join, seen), 0)
     fit(head, batches, boundary_loss, replace(SETTINGS, seed=0), device=torch.device("cpu"), description="order")
     return head.eval()

@@ -181,7 +181,7 @@ def test_a_long_document_is_read_at_pages_spread_evenly_under_their_true_numbers
 
 def test_more_pages_than_the_model_has_numbers_for(tmp_path):
     torch.manual_seed(0)
-    model = DocViT(DocViTConfig(**TINY, num_classes=2, max_pages=3))
+    model = DocViT(DocViTConfig(**TINY, num_classes=2, page_embeddings=3))
     path = tmp_path / "long.pdf"
     path.write_bytes(classed_pdf("bars", 9))
     p = DocumentClassifier(model, device="cpu")(path, max_pages=None)

@@ -77,7 +77,7 @@ def test_an_unknown_positional_scheme_makes_no_model():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"num_heads": 0}, {"depth": -1}, {"max_pages": 0}, {"num_registers": -1}], ids=str
+    "settings", [{"num_heads": 0}, {"depth": -1}, {"page_embeddings": 0}, {"num_registers": -1}], ids=str
 )
 def test_settings_below_their_least_are_refused(settings):
     (name,) = settings
@@ -102,3 +102,7 @@ def test_names_and_settings_need_no_torch():
         "assert not {'torch', 'timm', 'numpy'} & sys.modules.keys(), sorted(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_model_saved_under_the_earlier_name_of_a_setting_is_read():
+    assert DocViTConfig.from_dict({"max_pages": 7}) == DocViTConfig(page_embeddings=7)

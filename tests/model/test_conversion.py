@@ -95,7 +95,7 @@ def test_a_conversion_leaves_the_source_alone_and_takes_its_mode(training):
 def test_a_name_is_as_good_as_an_instance():
     config = DocViT.from_timm("vit_tiny_patch16_224", num_classes=3).config
     assert (config.embed_dim, config.depth, config.num_heads, config.patch_size) == (192, 12, 3, 16)
-    assert (config.grid, config.num_classes, config.page_size, config.max_pages) == ((14, 14), 3, 224, 64)
+    assert (config.grid, config.num_classes, config.page_size, config.page_embeddings) == ((14, 14), 3, 224, 64)
     assert config.mean == config.std == (0.5, 0.5, 0.5)
 
 
@@ -155,7 +155,13 @@ def test_what_docvit_has_no_part_for_is_refused(name, settings, says):
 
 def test_overrides_reach_the_model_that_from_timm_gives():
     theirs = timm_model(**TINY)
-    settings = {"num_classes": 3, "grid": (4, 5), "max_pages": 9, "classes": ("a", "b", "c"), "scopes": "alternate:2"}
+    settings = {
+        "num_classes": 3,
+        "grid": (4, 5),
+        "page_embeddings": 9,
+        "classes": ("a", "b", "c"),
+        "scopes": "alternate:2",
+    }
     model = DocViT.from_timm(theirs, **settings)
     assert model.positions.spatial.shape == (4, 5, 32)
     assert model.positions.page.shape == (9, 32)

@@ -20,7 +20,7 @@ from docvit.model.folder import CONFIG, WEIGHTS
 def docvit_model(**settings):
     torch.manual_seed(0)
     shape = {"embed_dim": 16, "num_heads": 2, "depth": 3, "patch_size": 4, "num_classes": 5, "grid": (3, 4)}
-    model = DocViT(DocViTConfig(**{**shape, "max_pages": 6, **settings}))
+    model = DocViT(DocViTConfig(**{**shape, "page_embeddings": 6, **settings}))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.2)
@@ -39,7 +39,7 @@ def states_equal(one, other):
 
 def test_another_grid_and_page_table_are_resampled_with_corners_kept():
     model = docvit_model()
-    changed = model.adapt(grid=(6, 9), max_pages=11)
+    changed = model.adapt(grid=(6, 9), page_embeddings=11)
     table, page = model.positions.spatial.detach(), model.positions.page.detach()
     expected = F.interpolate(table.permute(2, 0, 1)[None], (6, 9), mode="bilinear", align_corners=True)[0]
     torch.testing.assert_close(changed.positions.spatial.detach(), expected.permute(1, 2, 0), atol=1e-6, rtol=1e-5)
@@ -48,7 +48,7 @@ def test_another_grid_and_page_table_are_resampled_with_corners_kept():
     assert torch.equal(changed.positions.spatial[::5, ::8], model.positions.spatial[::2, ::3])
     assert torch.equal(changed.positions.page[[0, -1]], model.positions.page[[0, -1]])
     assert changed.positions.grid == (6, 9)
-    assert changed.positions.max_pages == 11
+    assert len(changed.positions.page) == 11
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from reference import model_of, number_of, paper_sinusoid, rope_angles
 
 from docvit.documents.pages import PageStack
 from docvit.documents.patches import pack
+from docvit.model.config import DocViTConfig
 from docvit.model.positions import (
     SCHEMES,
     Continued,
@@ -22,7 +23,6 @@ from docvit.model.positions import (
     Sinusoid,
     Sinusoid2DPage,
     SpatialPage,
-    create_positions,
     first_numbers,
     interpolate_1d,
     patch_numbers,
@@ -30,6 +30,7 @@ from docvit.model.positions import (
     stretch,
 )
 from docvit.model.tokens import Rotation, rotate
+from docvit.model.variants import create_model
 
 P, D = 2, 8
 
@@ -47,9 +48,13 @@ def batch_of(*documents):
 MIXED = [(5, 7), (4, 3), (2, 2), (3, 4)], [(2, 2)], [(1, 6), (6, 1)]
 
 
-def scheme(kind, grid=(4, 3), max_pages=6):
+def config(width=D, heads=1, **settings):
+    return DocViTConfig(embed_dim=width, num_heads=heads, **{"grid": (4, 3), "page_embeddings": 6} | settings)
+
+
+def scheme(kind, **settings):
     torch.manual_seed(0)
-    positions = kind(D, grid=grid, max_pages=max_pages, head_dim=8)
+    positions = kind(config(**settings))
     for parameter in positions.parameters():
         torch.nn.init.normal_(parameter)
     return positions
@@ -87,7 +92,7 @@ def test_interpolation_in_two_dimensions_is_torchs(grid):
 
 
 def test_a_table_of_a_single_cell_serves_every_place():
-    positions = scheme(SpatialPage, grid=(1, 1), max_pages=1)
+    positions = scheme(SpatialPage, grid=(1, 1), page_embeddings=1)
     expected = positions.spatial[0, 0] + positions.page[0]
     torch.testing.assert_close(positions.patches(batch_of([(3, 2), (1, 1)])), expected.expand(7, D))
 
@@ -122,7 +127,7 @@ def parts(positions, batch):
 
 @pytest.mark.parametrize("kind", SCHEMES.values(), ids=SCHEMES)
 def test_patches_left_out_change_nothing_for_the_others(kind):
-    positions, batch = scheme(kind, max_pages=2), batch_of(*MIXED)
+    positions, batch = scheme(kind, page_embeddings=2), batch_of(*MIXED)
     keep = torch.rand(batch.num_patches, generator=torch.Generator().manual_seed(0)) < 0.4
     keep[35:47] = False  # a whole page
     (some, pages), (everything, all_pages) = parts(positions, batch.select(keep)), parts(positions, batch)
@@ -132,7 +137,7 @@ def test_patches_left_out_change_nothing_for_the_others(kind):
 
 @pytest.mark.parametrize("kind", SCHEMES.values(), ids=SCHEMES)
 def test_documents_of_a_batch_are_numbered_each_for_itself(kind):
-    positions = scheme(kind, max_pages=2)
+    positions = scheme(kind, page_embeddings=2)
     together, alone = parts(positions, batch_of(*MIXED)), [parts(positions, batch_of(one)) for one in MIXED]
     for i in range(2):
         assert torch.equal(together[i], torch.cat([one[i] for one in alone]))
@@ -166,7 +171,7 @@ def test_pages_within_the_table_take_exactly_its_rows():
 
 @pytest.mark.parametrize("num_pages", [65, 200])
 def test_documents_longer_than_the_table_stretch_from_end_to_end(num_pages):
-    positions = scheme(SpatialPage, max_pages=64)
+    positions = scheme(SpatialPage, page_embeddings=64)
     pages = positions.pages(batch_of([(1, 1)] * num_pages, [(1, 1)] * 3))
     assert torch.equal(pages[0], positions.page[0])
     assert torch.equal(pages[num_pages - 1], positions.page[-1])
@@ -176,7 +181,7 @@ def test_documents_longer_than_the_table_stretch_from_end_to_end(num_pages):
 
 
 def test_pages_read_here_and_there_stand_where_the_whole_document_puts_them():
-    positions = scheme(SpatialPage, max_pages=64)
+    positions = scheme(SpatialPage, page_embeddings=64)
     blank = torch.zeros(P, P, dtype=torch.uint8).numpy()
     some = PageStack("a.pdf", [blank] * 3, [0, 120, 199], 200)
     sparse = pack([some], P, channels=1)
@@ -194,14 +199,14 @@ def test_gradients_reach_every_row_that_was_read():
 
 
 def test_a_table_in_half_precision_still_tells_late_pages_apart():
-    positions = scheme(SpatialPage, max_pages=600).bfloat16()
+    positions = scheme(SpatialPage, page_embeddings=600).bfloat16()
     assert torch.equal(positions.pages(batch_of([(1, 1)] * 600)), positions.page)
-    numbers = scheme(Continued, max_pages=600).bfloat16()
+    numbers = scheme(Continued, page_embeddings=600).bfloat16()
     assert torch.equal(numbers.patches(batch_of([(4, 3)] * 600)), numbers.number)
 
 
 def test_the_base_scheme_is_no_position_at_all():
-    positions, batch = Positions(D, grid=(4, 3), max_pages=6, head_dim=4), batch_of([(2, 2)])
+    positions, batch = Positions(config()), batch_of([(2, 2)])
     assert positions.patches(batch) is positions.pages(batch) is positions.angles(batch) is None
 
 
@@ -263,7 +268,7 @@ def test_more_numbers_than_the_table_has_stretch_from_corner_to_corner(grids):
 
 
 def test_the_corners_of_a_long_table_are_met_exactly():
-    positions = scheme(Continued, grid=(14, 14), max_pages=64)
+    positions = scheme(Continued, grid=(14, 14), page_embeddings=64)
     found = positions.patches(batch_of([(49, 50)] * 10))
     assert torch.equal(found[[0, -1]], positions.number[[0, -1]])
 
@@ -300,7 +305,7 @@ def test_sincos2d_is_half_row_half_column_and_the_page_on_top():
 
 def scores(positions, batch):
     """Attention scores (T, T) of patches that all hold the same query and the same key."""
-    query, key = torch.randn(2, 1, 1, positions.head_dim, generator=torch.Generator().manual_seed(0))
+    query, key = torch.randn(2, 1, 1, 2 * sum(positions.pairs), generator=torch.Generator().manual_seed(0))
     angles, _ = positions.angles(batch)
     turned = [rotate(x.expand(len(angles), 1, -1), Rotation(angles.cos(), angles.sin()))[:, 0] for x in (query, key)]
     return turned[0] @ turned[1].T
@@ -308,7 +313,7 @@ def scores(positions, batch):
 
 @pytest.mark.parametrize("width", [6, 8, 10, 32, 64])
 def test_rotary_attention_depends_on_differences_of_page_row_and_column_alone(width):
-    positions = Rotary(D, grid=(4, 3), max_pages=6, head_dim=width)
+    positions = Rotary(config(width))
     batch = batch_of([(3, 4), (2, 5), (4, 4)])
     before = scores(positions, batch)
     together = replace(batch, page=batch.page + 7, row=batch.row + 20, col=batch.col + 31)
@@ -324,7 +329,7 @@ def test_rotary_attention_depends_on_differences_of_page_row_and_column_alone(wi
 
 @pytest.mark.parametrize("width", [6, 8, 32, 64])
 def test_rotary_angles_are_the_formulas(width):
-    positions, batch = Rotary(D, grid=(4, 3), max_pages=6, head_dim=width), batch_of([(3, 4)] * 70)
+    positions, batch = Rotary(config(width)), batch_of([(3, 4)] * 70)
     patches, pages = positions.angles(batch)
     assert patches.shape == (batch.num_patches, width // 2)
     addresses = zip(batch.page.tolist(), batch.row.tolist(), batch.col.tolist(), strict=True)
@@ -347,18 +352,18 @@ def test_only_rotary_attention_leaves_it_open_where_a_document_begins():
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_schemes_by_name(name):
-    assert type(create_positions(name, D, grid=(4, 3), max_pages=6, head_dim=8)) is SCHEMES[name]
+    assert type(model_of(positions=name).positions) is SCHEMES[name]
 
 
 @pytest.mark.parametrize(
-    ("name", "dim", "width", "says"),
+    ("name", "dim", "heads", "says"),
     [
-        ("sincos", 7, 8, "'sincos' need an even width, not 7"),
-        ("sincos2d+page", 6, 8, "multiple of 4, not 6"),
-        ("rope", 8, 4, "6 or more, not 4"),
-        ("rope", 8, 9, "even width of 6 or more, not 9"),
+        ("sincos", 7, 1, "'sincos' need an even width, not 7"),
+        ("sincos2d+page", 6, 1, "multiple of 4, not 6"),
+        ("rope", 8, 2, "6 or more, not 4"),
+        ("rope", 9, 1, "even width of 6 or more, not 9"),
     ],
 )
-def test_widths_that_a_scheme_cannot_share_out(name, dim, width, says):
+def test_widths_that_a_scheme_cannot_share_out(name, dim, heads, says):
     with pytest.raises(ValueError, match=says):
-        create_positions(name, dim, grid=(4, 3), max_pages=6, head_dim=width)
+        create_model("docvit_tiny_patch16", positions=name, embed_dim=dim, num_heads=heads)

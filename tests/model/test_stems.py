@@ -10,7 +10,7 @@ from reference import close
 
 from docvit.documents.patches import PatchSequence, pack
 from docvit.model.config import STEMS
-from docvit.model.stems import ConvStem, InkStem, create_stem
+from docvit.model.stems import STEM_TYPES, ConvStem, InkStem
 
 P = 32
 
@@ -53,7 +53,7 @@ def pages(*lengths, channels=1):
 @torch.no_grad()
 @pytest.mark.parametrize("name", STEMS)
 def test_a_token_is_the_same_with_and_without_its_page(name):
-    stem, (batch, lengths) = create_stem(name, 1, P, 16).eval(), pages(4, 3)
+    stem, (batch, lengths) = STEM_TYPES[name](1, P, 16).eval(), pages(4, 3)
     tokens, of_pages = stem.embed(batch, lengths)
     close(tokens, stem(batch.patches))
     assert tokens.shape == (7, 16)

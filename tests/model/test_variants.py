@@ -21,7 +21,7 @@ from docvit.model.stems import InkStem
 from docvit.model.variants import BASELINES, VARIANTS, baseline_of, create_model, with_baseline
 from docvit.training.recipe import BOUNDARIES
 
-SMALL = {"embed_dim": 32, "depth": 3, "num_heads": 2, "patch_size": P, "num_classes": 5, "max_pages": 4}
+SMALL = {"embed_dim": 32, "depth": 3, "num_heads": 2, "patch_size": P, "num_classes": 5, "page_embeddings": 4}
 
 
 @pytest.mark.parametrize(("name", "width", "depth"), [("tiny_patch16", 192, 12), ("small_patch16", 384, 12)])

@@ -150,7 +150,7 @@ def test_it_is_saved_with_the_model_and_goes_with_its_head(tmp_path):
     assert again.config.known == model.config.known
     assert again.config.min_score == model.config.min_score > 0
     assert model.adapt(num_classes=5).config.known == ()
-    assert model.adapt(max_pages=7).config.known == model.config.known
+    assert model.adapt(page_embeddings=7).config.known == model.config.known
     model.reset_classifier(4)
     assert model.config.known == ()
     assert model.config.min_score == 0.0

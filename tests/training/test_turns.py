@@ -15,6 +15,7 @@ from docvit.documents.cache import PageCache
 from docvit.documents.pages import read_document
 from docvit.inference.classify import DocumentClassifier
 from docvit.inference.explain import explain
+from docvit.model.config import DocViTConfig
 from docvit.model.docvit import DocViT
 from docvit.model.turns import DOWN, LEFT, RIGHT, UPRIGHT, TurnHead
 from docvit.model.variants import create_model
@@ -111,7 +112,7 @@ def test_of_a_batch_only_documents_with_turned_pages_are_judged_again(trained, t
 
 
 def untrained() -> TurnHead:
-    return TurnHead(8, in_chans=3, patch_size=32, std=0.25)
+    return TurnHead(DocViTConfig(embed_dim=8, num_heads=1, patch_size=32, std=(0.25,)))
 
 
 def test_what_is_measured_of_lines_changes_its_sign_on_a_page_that_is_turned_around(tmp_path):
