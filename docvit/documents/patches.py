@@ -13,6 +13,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
+from docvit.documents.blank import is_empty_sheet
 from docvit.documents.hashing import hash_ngrams
 from docvit.documents.images import fit_image
 from docvit.documents.pages import Document, PageStack, open_document, spread
@@ -182,7 +183,8 @@ def pack(
             follows, rounded to whole patches. Arrays and tensors are never resized.
         channels: 1 (grey) or 3 (RGB).
         mean, std: per channel (or one for all), of pixels in 0..1.
-        drop_blank: leave out patches whose pixels differ by at most 8 grey levels in every channel.
+        drop_blank: leave out patches whose pixels differ by at most 8 grey levels in every channel, and all patches of
+            a scanned empty sheet (`docvit.documents.blank`).
         max_pages: read at most so many pages of a document, spread evenly, first and last always in.
         words: take the words of stacks, and read those of open documents, for the patches under their middles. A patch
             with words is never blank.
@@ -282,6 +284,8 @@ def _cut(
     if drop_blank:
         spans = patches.amax(2).float() - patches.amin(2).float()  # (h w, C)
         cells = cells[(spans.cpu() > noise).any(1) | torch.isin(cells, cells_of_hashes)]
+        if len(cells) and not isinstance(page, Tensor) and not words and is_empty_sheet(array):
+            cells = cells[:0]
         patches = patches[cells]
     if not isinstance(page, Tensor):  # normalised only now: about half of a page has just been dropped
         patches = (patches.float() / 255 - mean[:, None]) / std[:, None]

@@ -23,7 +23,7 @@ class Page:
         label: the class that its class token alone gives; None where the page has none of its own.
         score: the probability of `label`.
         relevance: its share of the evidence for the document's label.
-        blank: nothing on it is darker or lighter than the rest.
+        blank: nothing is written or drawn on it.
         turned: degrees (0, 90, 180 or 270) clockwise by which it lies turned; it was turned back before it was judged.
         failed: it could not be read; `Prediction.note` says why.
     """
