@@ -11,35 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from docvit.cli import defaults
+from docvit.cli import defaults, options
 from docvit.cli.entry import fail, run
-from docvit.cli.options import (
-    EMA,
-    Budget,
-    Device,
-    Epochs,
-    Fold,
-    GroupBy,
-    LearningRate,
-    LoseWords,
-    MixPages,
-    Output,
-    Packets,
-    PageSize,
-    PagesSeen,
-    Password,
-    PositionsOption,
-    Resume,
-    Scopes,
-    Seed,
-    Version,
-    WordBuckets,
-    WordDropout,
-    Workers,
-    check_resumed,
-    is_given,
-    options_of,
-)
 from docvit.cli.output import print_last
 from docvit.cli.train import read_parts
 from docvit.model.variants import list_variants
@@ -68,7 +41,7 @@ app.add_typer(bench, name="bench")
 
 
 @app.callback()
-def kd(version: Version = False) -> None:
+def kd(version: options.Version = False) -> None:
     """Distil knowledge from large networks into small ones, and measure it."""
 
 
@@ -86,7 +59,7 @@ def distill(
             "of documents, or CSV with a column path."
         ),
     ],
-    output: Output,
+    output: options.Output,
     teacher: Annotated[
         list[str] | None,
         typer.Option(
@@ -138,32 +111,32 @@ def distill(
         typer.Option(metavar="DIR|CSV", help="Documents, new or the same, for soft targets without labels."),
     ] = None,
     fine_tune: Annotated[int, typer.Option(min=0, help="Epochs on labels alone afterwards.")] = 0,
-    ema: EMA = defaults.EMA_DECAY,
-    positions: PositionsOption = None,
-    scopes: Scopes = None,
-    page_size: PageSize = None,
-    words: WordBuckets = None,
-    lose_words: LoseWords = defaults.LOSE_WORDS,
-    word_dropout: WordDropout = defaults.WORD_DROPOUT,
-    epochs: Epochs = defaults.EPOCHS,
-    lr: LearningRate = defaults.LEARNING_RATE,
-    budget: Budget = defaults.BUDGET,
-    max_pages: PagesSeen = defaults.MAX_PAGES,
-    mix_pages: MixPages = defaults.MIX_PAGES,
-    packets: Packets = defaults.PACKETS,
-    seed: Seed = 0,
+    ema: options.EMA = defaults.EMA_DECAY,
+    positions: options.Positions = None,
+    scopes: options.Scopes = None,
+    page_size: options.PageSize = None,
+    words: options.WordBuckets = None,
+    lose_words: options.LoseWords = defaults.LOSE_WORDS,
+    word_dropout: options.WordDropout = defaults.WORD_DROPOUT,
+    epochs: options.Epochs = defaults.EPOCHS,
+    lr: options.LearningRate = defaults.LEARNING_RATE,
+    budget: options.Budget = defaults.BUDGET,
+    max_pages: options.PagesSeen = defaults.MAX_PAGES,
+    mix_pages: options.MixPages = defaults.MIX_PAGES,
+    packets: options.Packets = defaults.PACKETS,
+    seed: options.Seed = 0,
     valid: Annotated[
         Path | None, typer.Option(help="Evaluate on these after every epoch, and compare with the teacher in the end.")
     ] = None,
-    group_by: GroupBy = None,
-    fold: Fold = None,
+    group_by: options.GroupBy = None,
+    fold: options.Fold = None,
     teacher_cache: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Cache the teachers' outputs there, for further students.")
     ] = None,
-    password: Password = None,
-    resume: Resume = False,
-    workers: Workers = 2,
-    device: Device = None,
+    password: options.Password = None,
+    resume: options.Resume = False,
+    workers: options.Workers = 2,
+    device: options.Device = None,
 ) -> None:
     """Distil a DocViT into another, of any width, depth, patch size, scopes and positions.
 
@@ -204,9 +177,9 @@ def distill(
         fine_tune=fine_tune,
     )
     if resume:
-        check_resumed(context, _options(recipe, config), _options(read_recipe(output), read_config(output)))
+        options.check_resumed(context, _options(recipe, config), _options(read_recipe(output), read_config(output)))
     if teacher and not teacher_probabilities and all(map(is_onnx, teacher)):
-        of_soft_targets = [f"--{name}" for name in ("alpha", "temperature", "soft") if is_given(context, name)]
+        of_soft_targets = [f"--{name}" for name in ("alpha", "temperature", "soft") if options.is_given(context, name)]
         if of_soft_targets:
             fail(f"ONNX networks give no soft targets for {', '.join(of_soft_targets)}: give a model as teacher, too")
     by_name = [name == SELF or is_onnx(name) for name in teacher or []]
@@ -248,7 +221,7 @@ def _weighted(feature: str) -> tuple[str, float]:
 
 
 def _options(recipe: Recipe, config: DistillConfig) -> dict[str, Any]:
-    return {**config.as_dict(), **options_of(recipe), "student": recipe.init or recipe.model}
+    return {**config.as_dict(), **options.of_recipe(recipe), "student": recipe.init or recipe.model}
 
 
 @bench.callback()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from docvit.cli.options import Version
+from docvit.cli import options
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,5 +18,5 @@ app = typer.Typer(
 
 
 @app.callback()
-def docvit(version: Version = False) -> None:
+def docvit(version: options.Version = False) -> None:
     """Classify multi-page documents with one vision transformer."""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from docvit.cli import options
 from docvit.cli.app import app
-from docvit.cli.options import Device, MaxPages, Model, NoWords, Password, Timeout, Workers
 from docvit.cli.output import check_new_file, check_suffix, print_passed_over
 
 if TYPE_CHECKING:
@@ -21,17 +21,15 @@ SUFFIXES = (".parquet", ".npy", ".csv")
 
 @app.command()
 def embed(
-    paths: Annotated[
-        list[str], typer.Argument(metavar="PATH...", help="Files, or folders of files.", show_default=False)
-    ],
+    paths: options.Paths,
     output: Annotated[Path, typer.Option(metavar="FILE", help=f"File to write: {', '.join(SUFFIXES)}.")],
-    model: Model = None,
-    max_pages: MaxPages = 64,
-    no_words: NoWords = False,
-    password: Password = None,
-    timeout: Timeout = 60.0,
-    workers: Workers = 2,
-    device: Device = None,
+    model: options.Model = None,
+    max_pages: options.MaxPages = 64,
+    no_words: options.NoWords = False,
+    password: options.Password = None,
+    timeout: options.Timeout = 60.0,
+    workers: options.Workers = 2,
+    device: options.Device = None,
 ) -> None:
     """Write one vector per document.
 
