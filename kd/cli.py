@@ -5,6 +5,7 @@ Nothing here imports torch, or what does, before a command runs.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from docvit.cli import defaults, options
+from docvit.cli.app import Application
 from docvit.cli.entry import fail, run
 from docvit.cli.output import print_last
 from docvit.cli.train import read_parts
@@ -20,21 +22,13 @@ from docvit.model.variants import list_variants
 if TYPE_CHECKING:
     from docvit.data.labels import LabelledDocuments
     from docvit.training.recipe import Recipe
-    from kd.cifar10.presets import Preset
     from kd.config import DistillConfig
-
-SELF = "self"
 
 SOFT_LOSSES = ("soft-targets", "standardised", "dkd", "dist")
 
 ALPHA, TEMPERATURE = 0.5, 4.0
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+app = Application()
 
 bench = typer.Typer(help="Benchmarks.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
@@ -144,15 +138,13 @@ def distill(
     Given documents to evaluate on, the model folder also gets comparison.md, .json and .png: student beside teacher.
     Ctrl-C leaves a checkpoint that --resume continues exactly.
     """
-    from dataclasses import replace
-
     from docvit.data.unlabelled import find_unlabelled
     from docvit.model.docvit import DocViT
     from docvit.training.loop import TrainSettings
     from docvit.training.run_folder import read_recipe
     from kd.config import DistillConfig
     from kd.documents.onnx_network import is_onnx
-    from kd.documents.run import distill_documents, read_config, recipe_for
+    from kd.documents.run import SELF, distill_documents, read_config, recipe_for
 
     given = {"positions": positions, "scopes": scopes, "page_size": page_size, "words": words}
     recipe = replace(
@@ -178,15 +170,16 @@ def distill(
     )
     if resume:
         options.check_resumed(context, _options(recipe, config), _options(read_recipe(output), read_config(output)))
-    if teacher and not teacher_probabilities and all(map(is_onnx, teacher)):
+    named = teacher or []
+    only_onnx = bool(named) and not teacher_probabilities and all(map(is_onnx, named))
+    if only_onnx:
         of_soft_targets = [f"--{name}" for name in ("alpha", "temperature", "soft") if options.is_given(context, name)]
         if of_soft_targets:
             fail(f"ONNX networks give no soft targets for {', '.join(of_soft_targets)}: give a model as teacher, too")
-    by_name = [name == SELF or is_onnx(name) for name in teacher or []]
-    teachers = [n if known else DocViT.from_pretrained(n) for n, known in zip(teacher or [], by_name, strict=True)]
+    teachers = [name if name == SELF or is_onnx(name) else DocViT.from_pretrained(name) for name in named]
     documents: LabelledDocuments | list[str]
     reading: dict[str, Any] = {"workers": workers, "password": password}
-    if labels or not teachers or teacher_probabilities or not all(map(is_onnx, teachers)):
+    if labels or not only_onnx:
         classes = next((model.config.classes for model in teachers if not isinstance(model, str)), ())
         documents, held_out = read_parts(data, valid, fold, group_by=group_by, classes=classes, **reading)
     elif valid is not None or fold is not None or group_by is not None or packets:
@@ -222,11 +215,6 @@ def _weighted(feature: str) -> tuple[str, float]:
 
 def _options(recipe: Recipe, config: DistillConfig) -> dict[str, Any]:
     return {**config.as_dict(), **options.of_recipe(recipe), "student": recipe.init or recipe.model}
-
-
-@bench.callback()
-def _benchmarks() -> None:
-    """Benchmarks."""
 
 
 @bench.command()
@@ -269,26 +257,13 @@ def cifar10(
 
     if download:
         download_cifar10(data)
-    chosen = _adjust(PRESETS[preset.value], images, width, epochs)
-    bench_cifar10(
-        load(data),
-        output,
-        chosen,
-        seeds=seeds,
-        teachers=teachers,
-        device=device,
-        only=only or (),
-        compile=compile,
-    )
+    chosen = PRESETS[preset.value]
+    chosen = chosen if images is None else chosen.limited(images)
+    chosen = chosen if epochs is None else chosen.shortened(epochs)
+    chosen = chosen if width is None else replace(chosen, teacher_width=width)
+    running: dict[str, Any] = {"seeds": seeds, "teachers": teachers, "device": device, "compile": compile}
+    bench_cifar10(load(data), output, chosen, only=only or (), **running)
     print(output / "report.md")
-
-
-def _adjust(preset: Preset, images: int | None, width: float | None, epochs: int | None) -> Preset:
-    from dataclasses import replace
-
-    preset = preset if images is None else preset.limited(images)
-    preset = preset if epochs is None else preset.shortened(epochs)
-    return preset if width is None else replace(preset, teacher_width=width)
 
 
 def main() -> None:
