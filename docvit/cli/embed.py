@@ -39,7 +39,8 @@ def embed(
 
     Exit status: 0 all files were read, 1 some were not, 2 wrong usage.
     """
-    check_output(output)
+    check_suffix(output, SUFFIXES)
+    check_new_file(output, "embeddings.csv")
     from tqdm import tqdm
 
     from docvit.documents.finding import find_documents, find_passed_over
@@ -58,12 +59,6 @@ def embed(
     typer.echo(f"{output}: {len(rows)} documents, {len(failed)} without a vector")
     if failed:
         raise typer.Exit(1)
-
-
-def check_output(file: Path) -> None:
-    """Ends the command unless `file` is new and can be written as its suffix says."""
-    check_suffix(file, SUFFIXES)
-    check_new_file(file, "embeddings.csv")
 
 
 def write_embeddings(file: Path, rows: Sequence[Embedding], width: int) -> None:

@@ -135,7 +135,6 @@ WordBuckets = Annotated[
     ),
 ]
 
-
 Packets = Annotated[
     float,
     typer.Option(
