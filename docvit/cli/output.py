@@ -207,7 +207,7 @@ def print_sureness(sureness: Mapping[str, float | None]) -> None:
 def print_inspection(found: Inspection) -> None:
     read = f"{len(found.pages)} of " if len(found.pages) != found.num_pages else ""
     print(f"{found.path}: {read}{found.num_pages} pages\n")
-    pages = [(str(p.page), f"{p.grid[0]} x {p.grid[1]}", *map(str, (p.kept, p.blank))) for p in found.pages]
+    pages = [(str(p.page), _by(p.grid), str(p.kept), str(p.blank)) for p in found.pages]
     kept, blank = sum(p.kept for p in found.pages), sum(p.blank for p in found.pages)
     rows: list[tuple[str, ...]] = [("page", "grid", "kept", "blank"), *pages, ("all", "", str(kept), str(blank))]
     words = [p.words for p in found.pages if p.words is not None]

@@ -15,7 +15,7 @@ import typer
 
 from docvit.cli import options
 from docvit.cli.app import app
-from docvit.cli.entry import fail, in_words
+from docvit.cli.entry import fail, message_of
 from docvit.cli.output import print_folders, print_line, print_passed_over
 from docvit.errors import in_one_line
 
@@ -169,7 +169,7 @@ def _interruptible() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        print(f"error: {in_words(error)}", file=sys.stderr)
+        print(f"error: {message_of(error)}", file=sys.stderr)
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
         logging.getLogger(__name__).warning("stopped: the same command goes on from here")
