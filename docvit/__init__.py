@@ -5,57 +5,33 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from docvit.data.labels import read_labelled
-    from docvit.documents.errors import DocumentError
-    from docvit.documents.pages import Document, open_document
-    from docvit.documents.patches import PatchSequence, pack
-    from docvit.documents.rendering import Rendering
-    from docvit.documents.words import Word
-    from docvit.evaluation.compare import compare
-    from docvit.inference.classify import DocumentClassifier
-    from docvit.inference.explain import explain
-    from docvit.inference.fitting import fit
-    from docvit.inference.prediction import Part, Prediction
-    from docvit.inference.review import review
-    from docvit.inference.split import split
-    from docvit.model.attention import attend
-    from docvit.model.config import DocViTConfig
-    from docvit.model.docvit import DocViT
-    from docvit.model.errors import ModelError
-    from docvit.model.variants import create_model
-    from docvit.training.loop import TrainSettings
-    from docvit.training.recipe import Recipe
-    from docvit.training.supervised import train_documents
+if TYPE_CHECKING:  # `X as X` exports X (PEP 484)
+    from docvit.data.labels import read_labelled as read_labelled
+    from docvit.documents.errors import DocumentError as DocumentError
+    from docvit.documents.pages import Document as Document
+    from docvit.documents.pages import open_document as open_document
+    from docvit.documents.patches import PatchSequence as PatchSequence
+    from docvit.documents.patches import pack as pack
+    from docvit.documents.rendering import Rendering as Rendering
+    from docvit.documents.words import Word as Word
+    from docvit.evaluation.compare import compare as compare
+    from docvit.inference.classify import DocumentClassifier as DocumentClassifier
+    from docvit.inference.explain import explain as explain
+    from docvit.inference.fitting import fit as fit
+    from docvit.inference.prediction import Part as Part
+    from docvit.inference.prediction import Prediction as Prediction
+    from docvit.inference.review import review as review
+    from docvit.inference.split import split as split
+    from docvit.model.attention import attend as attend
+    from docvit.model.config import DocViTConfig as DocViTConfig
+    from docvit.model.docvit import DocViT as DocViT
+    from docvit.model.errors import ModelError as ModelError
+    from docvit.model.variants import create_model as create_model
+    from docvit.training.loop import TrainSettings as TrainSettings
+    from docvit.training.recipe import Recipe as Recipe
+    from docvit.training.supervised import train_documents as train_documents
 
 __version__ = "0.1.0"
-
-__all__ = [
-    "DocViT",
-    "DocViTConfig",
-    "Document",
-    "DocumentClassifier",
-    "DocumentError",
-    "ModelError",
-    "Part",
-    "PatchSequence",
-    "Prediction",
-    "Recipe",
-    "Rendering",
-    "TrainSettings",
-    "Word",
-    "attend",
-    "compare",
-    "create_model",
-    "explain",
-    "fit",
-    "open_document",
-    "pack",
-    "read_labelled",
-    "review",
-    "split",
-    "train_documents",
-]
 
 # Where each name lives. It is imported when it is first asked for: torch takes seconds, and `docvit --help` needs none.
 _MODULES = {
@@ -84,6 +60,8 @@ _MODULES = {
     "split": "inference.split",
     "train_documents": "training.supervised",
 }
+
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:

@@ -7,15 +7,26 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from docvit.training.ema import EMATeacher
-    from kd.cifar10.networks import StudentCNN, TeacherCNN
-    from kd.config import DistillationError, DistillConfig
-    from kd.distill import Distillation, distill
-    from kd.documents.run import DocumentDistillation, distill_documents
-    from kd.losses import consistency, dist, distillation_loss, dkd, feature_loss, soft_targets, standardised
-    from kd.sweep import Sweep, measure
-    from kd.teacher import Teacher
+if TYPE_CHECKING:  # `X as X` exports X (PEP 484)
+    from docvit.training.ema import EMATeacher as EMATeacher
+    from kd.cifar10.networks import StudentCNN as StudentCNN
+    from kd.cifar10.networks import TeacherCNN as TeacherCNN
+    from kd.config import DistillationError as DistillationError
+    from kd.config import DistillConfig as DistillConfig
+    from kd.distill import Distillation as Distillation
+    from kd.distill import distill as distill
+    from kd.documents.run import DocumentDistillation as DocumentDistillation
+    from kd.documents.run import distill_documents as distill_documents
+    from kd.losses import consistency as consistency
+    from kd.losses import dist as dist
+    from kd.losses import distillation_loss as distillation_loss
+    from kd.losses import dkd as dkd
+    from kd.losses import feature_loss as feature_loss
+    from kd.losses import soft_targets as soft_targets
+    from kd.losses import standardised as standardised
+    from kd.sweep import Sweep as Sweep
+    from kd.sweep import measure as measure
+    from kd.teacher import Teacher as Teacher
 
 # imported when they are asked for: `kd --help` needs no torch
 _MODULES = {
@@ -40,27 +51,7 @@ _MODULES = {
     "standardised": "kd.losses",
 }
 
-__all__ = [
-    "DistillConfig",
-    "Distillation",
-    "DistillationError",
-    "DocumentDistillation",
-    "EMATeacher",
-    "StudentCNN",
-    "Sweep",
-    "Teacher",
-    "TeacherCNN",
-    "consistency",
-    "dist",
-    "distill",
-    "distill_documents",
-    "distillation_loss",
-    "dkd",
-    "feature_loss",
-    "measure",
-    "soft_targets",
-    "standardised",
-]
+__all__ = list(_MODULES)
 
 
 class _Package(ModuleType):
@@ -76,8 +67,7 @@ sys.modules[__name__].__class__ = _Package
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'kd' has no attribute {name!r}")
-    value = getattr(import_module(_MODULES[name]), name)
-    globals()[name] = value
+    value = globals()[name] = getattr(import_module(_MODULES[name]), name)
     return value
 
 

@@ -5,41 +5,16 @@ Nothing here imports torch, or what does, before a command runs.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from docvit.cli import defaults
+from docvit.cli import defaults, options
+from docvit.cli.app import Application
 from docvit.cli.entry import fail, run
-from docvit.cli.options import (
-    EMA,
-    Budget,
-    Device,
-    Epochs,
-    Fold,
-    GroupBy,
-    LearningRate,
-    LoseWords,
-    MixPages,
-    Output,
-    Packets,
-    PageSize,
-    PagesSeen,
-    Password,
-    PositionsOption,
-    Resume,
-    Scopes,
-    Seed,
-    Version,
-    WordBuckets,
-    WordDropout,
-    Workers,
-    check_resumed,
-    is_given,
-    options_of,
-)
 from docvit.cli.output import print_last
 from docvit.cli.train import read_parts
 from docvit.model.variants import list_variants
@@ -47,28 +22,20 @@ from docvit.model.variants import list_variants
 if TYPE_CHECKING:
     from docvit.data.labels import LabelledDocuments
     from docvit.training.recipe import Recipe
-    from kd.cifar10.presets import Preset
     from kd.config import DistillConfig
-
-SELF = "self"
 
 SOFT_LOSSES = ("soft-targets", "standardised", "dkd", "dist")
 
 ALPHA, TEMPERATURE = 0.5, 4.0
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+app = Application()
 
 bench = typer.Typer(help="Benchmarks.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 
 
 @app.callback()
-def kd(version: Version = False) -> None:
+def kd(version: options.Version = False) -> None:
     """Distil knowledge from large networks into small ones, and measure it."""
 
 
@@ -86,7 +53,7 @@ def distill(
             "of documents, or CSV with a column path."
         ),
     ],
-    output: Output,
+    output: options.Output,
     teacher: Annotated[
         list[str] | None,
         typer.Option(
@@ -138,32 +105,32 @@ def distill(
         typer.Option(metavar="DIR|CSV", help="Documents, new or the same, for soft targets without labels."),
     ] = None,
     fine_tune: Annotated[int, typer.Option(min=0, help="Epochs on labels alone afterwards.")] = 0,
-    ema: EMA = defaults.EMA_DECAY,
-    positions: PositionsOption = None,
-    scopes: Scopes = None,
-    page_size: PageSize = None,
-    words: WordBuckets = None,
-    lose_words: LoseWords = defaults.LOSE_WORDS,
-    word_dropout: WordDropout = defaults.WORD_DROPOUT,
-    epochs: Epochs = defaults.EPOCHS,
-    lr: LearningRate = defaults.LEARNING_RATE,
-    budget: Budget = defaults.BUDGET,
-    max_pages: PagesSeen = defaults.MAX_PAGES,
-    mix_pages: MixPages = defaults.MIX_PAGES,
-    packets: Packets = defaults.PACKETS,
-    seed: Seed = 0,
+    ema: options.EMA = defaults.EMA_DECAY,
+    positions: options.Positions = None,
+    scopes: options.Scopes = None,
+    page_size: options.PageSize = None,
+    words: options.WordBuckets = None,
+    lose_words: options.LoseWords = defaults.LOSE_WORDS,
+    word_dropout: options.WordDropout = defaults.WORD_DROPOUT,
+    epochs: options.Epochs = defaults.EPOCHS,
+    lr: options.LearningRate = defaults.LEARNING_RATE,
+    budget: options.Budget = defaults.BUDGET,
+    max_pages: options.PagesSeen = defaults.MAX_PAGES,
+    mix_pages: options.MixPages = defaults.MIX_PAGES,
+    packets: options.Packets = defaults.PACKETS,
+    seed: options.Seed = 0,
     valid: Annotated[
         Path | None, typer.Option(help="Evaluate on these after every epoch, and compare with the teacher in the end.")
     ] = None,
-    group_by: GroupBy = None,
-    fold: Fold = None,
+    group_by: options.GroupBy = None,
+    fold: options.Fold = None,
     teacher_cache: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Cache the teachers' outputs there, for further students.")
     ] = None,
-    password: Password = None,
-    resume: Resume = False,
-    workers: Workers = 2,
-    device: Device = None,
+    password: options.Password = None,
+    resume: options.Resume = False,
+    workers: options.Workers = 2,
+    device: options.Device = None,
 ) -> None:
     """Distil a DocViT into another, of any width, depth, patch size, scopes and positions.
 
@@ -171,15 +138,13 @@ def distill(
     Given documents to evaluate on, the model folder also gets comparison.md, .json and .png: student beside teacher.
     Ctrl-C leaves a checkpoint that --resume continues exactly.
     """
-    from dataclasses import replace
-
     from docvit.data.unlabelled import find_unlabelled
     from docvit.model.docvit import DocViT
     from docvit.training.loop import TrainSettings
     from docvit.training.run_folder import read_recipe
     from kd.config import DistillConfig
     from kd.documents.onnx_network import is_onnx
-    from kd.documents.run import distill_documents, read_config, recipe_for
+    from kd.documents.run import SELF, distill_documents, read_config, recipe_for
 
     given = {"positions": positions, "scopes": scopes, "page_size": page_size, "words": words}
     recipe = replace(
@@ -204,16 +169,17 @@ def distill(
         fine_tune=fine_tune,
     )
     if resume:
-        check_resumed(context, _options(recipe, config), _options(read_recipe(output), read_config(output)))
-    if teacher and not teacher_probabilities and all(map(is_onnx, teacher)):
-        of_soft_targets = [f"--{name}" for name in ("alpha", "temperature", "soft") if is_given(context, name)]
+        options.check_resumed(context, _options(recipe, config), _options(read_recipe(output), read_config(output)))
+    named = teacher or []
+    only_onnx = bool(named) and not teacher_probabilities and all(map(is_onnx, named))
+    if only_onnx:
+        of_soft_targets = [f"--{name}" for name in ("alpha", "temperature", "soft") if options.is_given(context, name)]
         if of_soft_targets:
             fail(f"ONNX networks give no soft targets for {', '.join(of_soft_targets)}: give a model as teacher, too")
-    by_name = [name == SELF or is_onnx(name) for name in teacher or []]
-    teachers = [n if known else DocViT.from_pretrained(n) for n, known in zip(teacher or [], by_name, strict=True)]
+    teachers = [name if name == SELF or is_onnx(name) else DocViT.from_pretrained(name) for name in named]
     documents: LabelledDocuments | list[str]
     reading: dict[str, Any] = {"workers": workers, "password": password}
-    if labels or not teachers or teacher_probabilities or not all(map(is_onnx, teachers)):
+    if labels or not only_onnx:
         classes = next((model.config.classes for model in teachers if not isinstance(model, str)), ())
         documents, held_out = read_parts(data, valid, fold, group_by=group_by, classes=classes, **reading)
     elif valid is not None or fold is not None or group_by is not None or packets:
@@ -248,12 +214,7 @@ def _weighted(feature: str) -> tuple[str, float]:
 
 
 def _options(recipe: Recipe, config: DistillConfig) -> dict[str, Any]:
-    return {**config.as_dict(), **options_of(recipe), "student": recipe.init or recipe.model}
-
-
-@bench.callback()
-def _benchmarks() -> None:
-    """Benchmarks."""
+    return {**config.as_dict(), **options.of_recipe(recipe), "student": recipe.init or recipe.model}
 
 
 @bench.command()
@@ -296,26 +257,13 @@ def cifar10(
 
     if download:
         download_cifar10(data)
-    chosen = _adjust(PRESETS[preset.value], images, width, epochs)
-    bench_cifar10(
-        load(data),
-        output,
-        chosen,
-        seeds=seeds,
-        teachers=teachers,
-        device=device,
-        only=only or (),
-        compile=compile,
-    )
+    chosen = PRESETS[preset.value]
+    chosen = chosen if images is None else chosen.limited(images)
+    chosen = chosen if epochs is None else chosen.shortened(epochs)
+    chosen = chosen if width is None else replace(chosen, teacher_width=width)
+    running: dict[str, Any] = {"seeds": seeds, "teachers": teachers, "device": device, "compile": compile}
+    bench_cifar10(load(data), output, chosen, only=only or (), **running)
     print(output / "report.md")
-
-
-def _adjust(preset: Preset, images: int | None, width: float | None, epochs: int | None) -> Preset:
-    from dataclasses import replace
-
-    preset = preset if images is None else preset.limited(images)
-    preset = preset if epochs is None else preset.shortened(epochs)
-    return preset if width is None else replace(preset, teacher_width=width)
 
 
 def main() -> None:

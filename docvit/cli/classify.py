@@ -6,29 +6,15 @@ import logging
 import os
 import sys
 from contextlib import nullcontext
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from docvit.cli import defaults
+from docvit.cli import defaults, options
 from docvit.cli.app import app
 from docvit.cli.entry import fail
-from docvit.cli.options import (
-    OCR,
-    Device,
-    MaxPages,
-    MinScore,
-    Model,
-    NoWords,
-    OCRPages,
-    Password,
-    RendererName,
-    Timeout,
-    Workers,
-    is_given,
-    words_options,
-)
 from docvit.cli.output import RowFormat, make_folder, print_passed_over, print_unreadable, row_writer
 from docvit.cli.rows import SUFFIXES, RowFile, check_rows
 
@@ -37,13 +23,15 @@ if TYPE_CHECKING:
     from docvit.inference.prediction import Prediction
 
 
+class RendererName(str, Enum):
+    pdfium, poppler = "pdfium", "poppler"
+
+
 @app.command()
 def classify(
     context: typer.Context,
-    paths: Annotated[
-        list[str], typer.Argument(metavar="PATH...", help="Files, or folders of files.", show_default=False)
-    ],
-    model: Model = None,
+    paths: options.Paths,
+    model: options.Model = None,
     format: Annotated[RowFormat, typer.Option(help="How rows are written.")] = RowFormat.table,
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help=f"File to write rows to instead: {', '.join(SUFFIXES)}.")
@@ -54,18 +42,18 @@ def classify(
     explain_to: Annotated[
         Path | None, typer.Option("--explain", metavar="DIR", help="Draw what the model looked at: a PNG per document.")
     ] = None,
-    max_pages: MaxPages = 64,
-    no_words: NoWords = False,
-    ocr: OCR = False,
-    ocr_pages: OCRPages = defaults.OCR_PAGES,
-    min_score: MinScore = None,
-    password: Password = None,
+    max_pages: options.MaxPages = 64,
+    no_words: options.NoWords = False,
+    ocr: options.OCR = False,
+    ocr_pages: options.OCRPages = defaults.OCR_PAGES,
+    min_score: options.MinScore = None,
+    password: options.Password = None,
     renderer: Annotated[
         RendererName | None, typer.Option(help="Render pages with this (default: the model's renderer).")
     ] = None,
-    timeout: Timeout = 60.0,
-    workers: Workers = 2,
-    device: Device = None,
+    timeout: options.Timeout = 60.0,
+    workers: options.Workers = 2,
+    device: options.Device = None,
 ) -> None:
     """Classify documents.
 
@@ -82,11 +70,11 @@ def classify(
     Exit status: 0 all files were read, 1 some were not, 2 wrong usage.
     """
     reading: dict[str, Any] = {"max_pages": max_pages, "password": password}
-    reading |= words_options(context, no_words=no_words, ocr=ocr, ocr_pages=ocr_pages)
+    reading |= options.words_options(context, no_words=no_words, ocr=ocr, ocr_pages=ocr_pages)
     if resume and output is None:
         fail("--resume goes on with the rows of --output: give it, too")
     if output is not None:  # an error here must come before the first row
-        if is_given(context, "format"):
+        if options.is_given(context, "format"):
             fail("--output is written as its suffix says: leave out --format")
         check_rows(output, resume=resume)
     if explain_to is not None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from docvit.cli import options
 from docvit.cli.app import app
-from docvit.cli.options import Device, MaxPages, Model, NoWords, Password, Timeout, Workers
 from docvit.cli.output import check_new_file, check_suffix, print_passed_over
 
 if TYPE_CHECKING:
@@ -21,17 +21,15 @@ SUFFIXES = (".parquet", ".npy", ".csv")
 
 @app.command()
 def embed(
-    paths: Annotated[
-        list[str], typer.Argument(metavar="PATH...", help="Files, or folders of files.", show_default=False)
-    ],
+    paths: options.Paths,
     output: Annotated[Path, typer.Option(metavar="FILE", help=f"File to write: {', '.join(SUFFIXES)}.")],
-    model: Model = None,
-    max_pages: MaxPages = 64,
-    no_words: NoWords = False,
-    password: Password = None,
-    timeout: Timeout = 60.0,
-    workers: Workers = 2,
-    device: Device = None,
+    model: options.Model = None,
+    max_pages: options.MaxPages = 64,
+    no_words: options.NoWords = False,
+    password: options.Password = None,
+    timeout: options.Timeout = 60.0,
+    workers: options.Workers = 2,
+    device: options.Device = None,
 ) -> None:
     """Write one vector per document.
 
@@ -41,7 +39,8 @@ def embed(
 
     Exit status: 0 all files were read, 1 some were not, 2 wrong usage.
     """
-    check_output(output)
+    check_suffix(output, SUFFIXES)
+    check_new_file(output, "embeddings.csv")
     from tqdm import tqdm
 
     from docvit.documents.finding import find_documents, find_passed_over
@@ -60,12 +59,6 @@ def embed(
     typer.echo(f"{output}: {len(rows)} documents, {len(failed)} without a vector")
     if failed:
         raise typer.Exit(1)
-
-
-def check_output(file: Path) -> None:
-    """Ends the command unless `file` is new and can be written as its suffix says."""
-    check_suffix(file, SUFFIXES)
-    check_new_file(file, "embeddings.csv")
 
 
 def write_embeddings(file: Path, rows: Sequence[Embedding], width: int) -> None:

@@ -19,7 +19,7 @@ def fail(message: str) -> NoReturn:
     raise UserError(message)
 
 
-def in_words(error: OSError) -> str:
+def message_of(error: OSError) -> str:
     """What the system says about a file, without its number, and what to look at."""
     if error.filename is None or error.strerror is None:
         return str(error)
@@ -51,7 +51,7 @@ def run(app: typer.Typer) -> NoReturn:
     except UserError as error:
         _end(f"error: {error}", 2, error)
     except OSError as error:
-        _end(f"error: {in_words(error)}", 2, error)
+        _end(f"error: {message_of(error)}", 2, error)
     except Exception as error:
         if _interrupted(error):
             _end("interrupted", 130)

@@ -4,29 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from docvit.cli import defaults
+from docvit.cli import defaults, options
 from docvit.cli.app import app
 from docvit.cli.entry import fail
-from docvit.cli.options import (
-    OCR,
-    Device,
-    LabelledData,
-    MaxPages,
-    MinScore,
-    Model,
-    NoWords,
-    OCRPages,
-    Password,
-    ReportFormat,
-    Timeout,
-    Workers,
-    words_options,
-)
 from docvit.cli.output import print_inspection, print_report, print_sureness
 
 if TYPE_CHECKING:
@@ -34,11 +20,18 @@ if TYPE_CHECKING:
     from docvit.inference.prediction import Prediction
 
 
+class ReportFormat(str, Enum):
+    table, json = "table", "json"
+
+
+Format = Annotated[ReportFormat, typer.Option(help="How the report is written.")]
+
+
 @app.command()
 def evaluate(
     context: typer.Context,
-    data: LabelledData,
-    model: Model = None,
+    data: options.LabelledData,
+    model: options.Model = None,
     against: Annotated[
         str | None, typer.Option(metavar="M", help="Compare with this second model, cost included.")
     ] = None,
@@ -46,19 +39,19 @@ def evaluate(
         Path | None,
         typer.Option(metavar="DIR", help="Documents of kinds that the model does not know: does it say so?"),
     ] = None,
-    min_score: MinScore = None,
+    min_score: options.MinScore = None,
     strategy: Annotated[
         str,
         typer.Option(metavar="NAME", help=f"How page results become a document's: {', '.join(defaults.STRATEGIES)}."),
     ] = "document",
-    format: Annotated[ReportFormat, typer.Option(help="How the report is written.")] = ReportFormat.table,
-    max_pages: MaxPages = 64,
-    no_words: NoWords = False,
-    ocr: OCR = False,
-    ocr_pages: OCRPages = defaults.OCR_PAGES,
-    password: Password = None,
-    workers: Workers = 2,
-    device: Device = None,
+    format: Format = ReportFormat.table,
+    max_pages: options.MaxPages = 64,
+    no_words: options.NoWords = False,
+    ocr: options.OCR = False,
+    ocr_pages: options.OCRPages = defaults.OCR_PAGES,
+    password: options.Password = None,
+    workers: options.Workers = 2,
+    device: options.Device = None,
 ) -> None:
     """Measure a model on labelled documents.
 
@@ -71,7 +64,7 @@ def evaluate(
     Exit status: 0 all files were read, 1 some were not, 2 wrong usage.
     """
     reading: dict[str, Any] = {"max_pages": max_pages, "password": password, "workers": workers}
-    reading |= words_options(context, no_words=no_words, ocr=ocr, ocr_pages=ocr_pages)
+    reading |= options.words_options(context, no_words=no_words, ocr=ocr, ocr_pages=ocr_pages)
     import numpy as np
     from tqdm import tqdm
 
@@ -126,11 +119,11 @@ def _sureness(known: list[Prediction], right: list[bool], unknown: list[Predicti
     return values | {"known_auroc": float(auroc), "unknown_unsure": sum(p.unsure for p in unknown) / len(unknown)}
 
 
-def _compare(labelled: LabelledDocuments, names: dict[str, str | None], format: ReportFormat, **options: Any) -> int:
+def _compare(labelled: LabelledDocuments, names: dict[str, str | None], format: ReportFormat, **reading: Any) -> int:
     """Prints a comparison of models; returns the command's exit status."""
     from docvit.evaluation.compare import compare
 
-    found = compare(names, labelled, **options)
+    found = compare(names, labelled, **reading)
     for error in found.errors:
         print(f"{error.kind}: {error}", file=sys.stderr)
     print(json.dumps(found.as_dict(), indent=2) if format is ReportFormat.json else found.markdown().rstrip())
@@ -140,11 +133,11 @@ def _compare(labelled: LabelledDocuments, names: dict[str, str | None], format: 
 @app.command()
 def inspect(
     file: Annotated[str, typer.Argument(help="A document.", show_default=False)],
-    model: Model = None,
-    format: Annotated[ReportFormat, typer.Option(help="How the report is written.")] = ReportFormat.table,
-    max_pages: MaxPages = 64,
-    timeout: Timeout = 60.0,
-    device: Device = None,
+    model: options.Model = None,
+    format: Format = ReportFormat.table,
+    max_pages: options.MaxPages = 64,
+    timeout: options.Timeout = 60.0,
+    device: options.Device = None,
 ) -> None:
     """Show a document's tokens and their cost.
 
@@ -162,8 +155,8 @@ def inspect(
     inspected = DocViT.from_pretrained(model)
     where = choose_device(device)
     config = inspected.config
-    options: dict[str, Any] = {"max_pages": max_pages, "words": config.words > 0, "timeout": timeout}
-    (stack,) = read_documents([file], config.rendering, workers=1, **options)
+    reading: dict[str, Any] = {"max_pages": max_pages, "words": config.words > 0, "timeout": timeout}
+    (stack,) = read_documents([file], config.rendering, workers=1, **reading)
     if isinstance(stack, DocumentError):
         print(f"{stack.kind}: {stack}", file=sys.stderr)
         raise typer.Exit(1)

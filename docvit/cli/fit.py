@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from docvit.cli import options
 from docvit.cli.app import app
-from docvit.cli.options import Device, LabelledData, Model, Output, Password, SkipUnreadable, Workers
 from docvit.cli.output import MAX_LISTED
 from docvit.errors import in_one_line
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 @app.command()
 def fit(
-    data: LabelledData,
-    output: Output,
-    model: Model = None,
+    data: options.LabelledData,
+    output: options.Output,
+    model: options.Model = None,
     add: Annotated[
         bool,
         typer.Option("--add", help="Add the examples to those in --output; what is there already gets its new label."),
     ] = False,
-    skip_unreadable: SkipUnreadable = False,
-    password: Password = None,
-    workers: Workers = 2,
-    device: Device = None,
+    skip_unreadable: options.SkipUnreadable = False,
+    password: options.Password = None,
+    workers: options.Workers = 2,
+    device: options.Device = None,
 ) -> None:
     """Fit own classes from a few examples each, in seconds.
 

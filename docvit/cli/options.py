@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,14 +18,6 @@ from docvit.model.variants import list_variants
 if TYPE_CHECKING:
     from docvit.training.masked import PretrainRecipe
     from docvit.training.recipe import Recipe
-
-
-class ReportFormat(str, Enum):
-    table, json = "table", "json"
-
-
-class RendererName(str, Enum):
-    pdfium, poppler = "pdfium", "poppler"
 
 
 def _print_version(wanted: bool) -> None:
@@ -45,6 +36,8 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... (defaul
 
 Workers = Annotated[int, typer.Option(min=0, help="Number of processes that render pages.")]
 
+Paths = Annotated[list[str], typer.Argument(metavar="PATH...", help="Files, or folders of files.", show_default=False)]
+
 LabelledData = Annotated[Path, typer.Argument(help="Folder with one subfolder per class, or CSV with path,label.")]
 
 Output = Annotated[Path, typer.Option(metavar="DIR", help="Folder to write the model to.")]
@@ -55,7 +48,7 @@ Variant = Annotated[
 
 Init = Annotated[str | None, typer.Option(metavar="timm:NAME|DIR", help="Start from these weights instead.")]
 
-PositionsOption = Annotated[str | None, typer.Option("--positions", help=f"Positional scheme: {', '.join(POSITIONS)}.")]
+Positions = Annotated[str | None, typer.Option("--positions", help=f"Positional scheme: {', '.join(POSITIONS)}.")]
 
 Scopes = Annotated[str | None, typer.Option(help="What blocks see: page, document, page-then-document:K, alternate:K.")]
 
@@ -142,7 +135,6 @@ WordBuckets = Annotated[
     ),
 ]
 
-
 Packets = Annotated[
     float,
     typer.Option(
@@ -205,7 +197,7 @@ def check_resumed(
         fail(f"the run to resume has other settings: {', '.join(f'{option[n]} was {its.get(n)}' for n in differing)}")
 
 
-def options_of(recipe: Recipe | PretrainRecipe) -> dict[str, Any]:
+def of_recipe(recipe: Recipe | PretrainRecipe) -> dict[str, Any]:
     """The settings of a recipe by the names of the options."""
     from docvit.model.variants import baseline_of
 

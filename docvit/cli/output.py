@@ -94,7 +94,8 @@ def print_passed_over(paths: Sequence[str]) -> None:
     """Says what a search for documents passed over, and why: the number of each kind, and the first paths."""
     if not paths:
         return
-    kinds = Counter("written by a training" if os.path.isdir(path) else _suffix(path) for path in paths)
+    suffixes = [os.path.splitext(path)[1].lower() or "without one" for path in paths]
+    kinds = Counter("written by a training" if os.path.isdir(p) else s for p, s in zip(paths, suffixes, strict=True))
     count = f"{len(paths)} file{'' if len(paths) == 1 else 's'}"
     counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
     shown = [f"  {in_one_line(path)}" for path in paths[:MAX_LISTED]]
@@ -173,29 +174,20 @@ def print_folders(folders: Iterable[str]) -> None:
     _print_aligned([("folder", "documents"), *rows, ("all", str(counts.total()))], left=(0,))
 
 
-def _suffix(path: str) -> str:
-    return os.path.splitext(path)[1].lower() or "without one"
-
-
 def print_report(r: Report, unreadable: int) -> None:
     skipped = f", {unreadable} unreadable" if unreadable else ""
     print(f"{r.documents} documents{skipped}")
     print(f"accuracy {r.accuracy:.3f}   macro-F1 {r.macro_f1:.3f}   ECE {r.ece:.3f}   AURC {r.aurc:.3f}")
-    print(
-        "accuracy of the surest "
-        + "   ".join(f"{share} {value:.3f}" for share, value in r.accuracy_of_surest.items())
-        + "\n"
-    )
+    surest = "   ".join(f"{share} {value:.3f}" for share, value in r.accuracy_of_surest.items())
+    print(f"accuracy of the surest {surest}\n")
     met = [i for i, row in enumerate(r.confusion) if any(row) or any(other[i] for other in r.confusion)]
     width = max(len(r.classes[i]) for i in met)
     print(f"{'class':<{width}}  precision  recall    F1  documents   predicted as (columns in the order of the rows)")
     for i in met:
         c = r.per_class[r.classes[i]]
-        measured = (
-            f"{c['precision']:9.2f}  {c['recall']:6.2f}  {c['f1']:4.2f}"
-            if c["support"]
-            else f"{'-':>9}  {'-':>6}     -"
-        )
+        measured = f"{c['precision']:9.2f}  {c['recall']:6.2f}  {c['f1']:4.2f}"
+        if not c["support"]:
+            measured = f"{'-':>9}  {'-':>6}     -"
         cells = " ".join(f"{r.confusion[i][j]:4d}" for j in met)
         print(f"{r.classes[i]:<{width}}  {measured}  {c['support']:9.0f}   {cells}")
     absent = [name for i, name in enumerate(r.classes) if i not in met]
@@ -215,7 +207,7 @@ def print_sureness(sureness: Mapping[str, float | None]) -> None:
 def print_inspection(found: Inspection) -> None:
     read = f"{len(found.pages)} of " if len(found.pages) != found.num_pages else ""
     print(f"{found.path}: {read}{found.num_pages} pages\n")
-    pages = [(str(p.page), f"{p.grid[0]} x {p.grid[1]}", *map(str, (p.kept, p.blank))) for p in found.pages]
+    pages = [(str(p.page), _by(p.grid), str(p.kept), str(p.blank)) for p in found.pages]
     kept, blank = sum(p.kept for p in found.pages), sum(p.blank for p in found.pages)
     rows: list[tuple[str, ...]] = [("page", "grid", "kept", "blank"), *pages, ("all", "", str(kept), str(blank))]
     words = [p.words for p in found.pages if p.words is not None]
@@ -247,8 +239,8 @@ def print_inspection(found: Inspection) -> None:
 
 def _cost(patches: str, cost: Cost, measured: MeasuredCost | None = None) -> tuple[str, ...]:
     sides = "; ".join(_squares(scope, sides) for scope, sides in sorted(cost.scores.items(), reverse=True))
-    flops, memory = (_engineering(measured.flops), _bytes(measured.memory)) if measured else ("", "")
-    in_all, predicted = _bytes(cost.score_memory), _bytes(cost.memory)
+    flops, memory = (_engineering(measured.flops), _engineering(measured.memory, "B")) if measured else ("", "")
+    in_all, predicted = _engineering(cost.score_memory, "B"), _engineering(cost.memory, "B")
     return patches, str(cost.tokens), sides, in_all, _engineering(cost.flops), flops, predicted, memory
 
 
@@ -259,10 +251,6 @@ def _engineering(number: float, unit: str = "") -> str:
         number /= 1000
         prefixes.pop(0)
     return f"{number:.2f} {prefixes[0]}{unit}".rstrip()
-
-
-def _bytes(number: float) -> str:
-    return _engineering(number, "B")
 
 
 def _squares(scope: str, sides: Sequence[int]) -> str:

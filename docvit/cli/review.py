@@ -8,39 +8,25 @@ from typing import Annotated, Any
 
 import typer
 
-from docvit.cli import defaults
+from docvit.cli import defaults, options
 from docvit.cli.app import app
-from docvit.cli.options import (
-    OCR,
-    Device,
-    MaxPages,
-    Model,
-    NoWords,
-    OCRPages,
-    Password,
-    Timeout,
-    Workers,
-    words_options,
-)
 from docvit.cli.output import check_new_file, print_passed_over
 
 
 @app.command()
 def review(
     context: typer.Context,
-    paths: Annotated[
-        list[str], typer.Argument(metavar="PATH...", help="Files, or folders of files.", show_default=False)
-    ],
+    paths: options.Paths,
     output: Annotated[Path, typer.Option(metavar="FILE.html", help="The page to write.")],
-    model: Model = None,
-    max_pages: MaxPages = 64,
-    no_words: NoWords = False,
-    ocr: OCR = False,
-    ocr_pages: OCRPages = defaults.OCR_PAGES,
-    password: Password = None,
-    timeout: Timeout = 60.0,
-    workers: Workers = 2,
-    device: Device = None,
+    model: options.Model = None,
+    max_pages: options.MaxPages = 64,
+    no_words: options.NoWords = False,
+    ocr: options.OCR = False,
+    ocr_pages: options.OCRPages = defaults.OCR_PAGES,
+    password: options.Password = None,
+    timeout: options.Timeout = 60.0,
+    workers: options.Workers = 2,
+    device: options.Device = None,
 ) -> None:
     """Write a page to look through documents and correct their labels.
 
@@ -50,7 +36,7 @@ def review(
     Exit status: 0 all files were read, 1 some were not, 2 wrong usage.
     """
     reading: dict[str, Any] = {"max_pages": max_pages, "password": password, "timeout": timeout, "workers": workers}
-    reading |= words_options(context, no_words=no_words, ocr=ocr, ocr_pages=ocr_pages)
+    reading |= options.words_options(context, no_words=no_words, ocr=ocr, ocr_pages=ocr_pages)
     check_new_file(output, "review.html")
 
     from docvit.documents.finding import find_documents, find_passed_over

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from docvit.cli import options
 from docvit.cli.app import app
-from docvit.cli.entry import fail, in_words
-from docvit.cli.options import MinScore, Model, NoWords, Password
+from docvit.cli.entry import fail, message_of
 from docvit.cli.output import print_folders, print_line, print_passed_over
 from docvit.errors import in_one_line
 
@@ -29,10 +29,10 @@ def sort(
     paths: Annotated[
         list[str] | None, typer.Argument(metavar="PATH...", help="Files, or folders of files.", show_default=False)
     ] = None,
-    model: Model = None,
-    min_score: MinScore = None,
-    no_words: NoWords = False,
-    password: Password = None,
+    model: options.Model = None,
+    min_score: options.MinScore = None,
+    no_words: options.NoWords = False,
+    password: options.Password = None,
     move: Annotated[
         bool, typer.Option("--move/--copy", help="Remove the originals, or leave them where they are.")
     ] = False,
@@ -66,11 +66,11 @@ def sort(
 Load = Callable[[], tuple["Predict", Sequence[str]]]
 
 
-def _load(model: str | None, **options: Any) -> tuple[Predict, Sequence[str]]:
+def _load(model: str | None, **reading: Any) -> tuple[Predict, Sequence[str]]:
     from docvit.inference.classify import DocumentClassifier
 
     classifier = DocumentClassifier.from_pretrained(model)
-    return partial(classifier.predict, **options), classifier.classes
+    return partial(classifier.predict, **reading), classifier.classes
 
 
 def _preview(folder: str, paths: Sequence[str], load: Load) -> bool:
@@ -169,7 +169,7 @@ def _interruptible() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        print(f"error: {in_words(error)}", file=sys.stderr)
+        print(f"error: {message_of(error)}", file=sys.stderr)
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
         logging.getLogger(__name__).warning("stopped: the same command goes on from here")

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from docvit.cli import options
 from docvit.cli.app import app
 from docvit.cli.entry import fail
-from docvit.cli.options import Model, NoWords, Password
 from docvit.cli.output import json_row, make_folder, print_line, print_passed_over, short_path, table_width
 
 if TYPE_CHECKING:
@@ -27,9 +27,7 @@ class PartsFormat(str, Enum):
 
 @app.command()
 def split(
-    paths: Annotated[
-        list[str], typer.Argument(metavar="PATH...", help="Files, or folders of files.", show_default=False)
-    ],
+    paths: options.Paths,
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write each document into this folder, as a PDF or TIFF.")
     ] = None,
@@ -38,9 +36,9 @@ def split(
     drop_blank: Annotated[
         bool, typer.Option("--drop-blank", help="Leave out blank pages before and after a document.")
     ] = False,
-    model: Model = None,
-    no_words: NoWords = False,
-    password: Password = None,
+    model: options.Model = None,
+    no_words: options.NoWords = False,
+    password: options.Password = None,
 ) -> None:
     """Split files that hold several documents.
 
@@ -60,8 +58,8 @@ def split(
 
     classifier = DocumentClassifier.from_pretrained(model)
     found = find_documents(paths)
-    options: dict[str, Any] = {"min_score": min_score, "drop_blank": drop_blank}
-    results = split_files(classifier, found, words=not no_words, password=password, **options)
+    cutting: dict[str, Any] = {"min_score": min_score, "drop_blank": drop_blank}
+    results = split_files(classifier, found, words=not no_words, password=password, **cutting)
     write, failed = _row_writer(format, found), 0
     bar = tqdm(results, total=len(found), unit="doc", disable=True if sys.stdout.isatty() else None)
     for number, result in enumerate(bar):

@@ -9,40 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from docvit.cli import defaults
+from docvit.cli import defaults, options
 from docvit.cli.app import app
 from docvit.cli.entry import fail
-from docvit.cli.options import (
-    EMA,
-    Budget,
-    Device,
-    Epochs,
-    Fold,
-    GroupBy,
-    Init,
-    LabelledData,
-    LearningRate,
-    LoseWords,
-    MixPages,
-    Output,
-    Packets,
-    PageSize,
-    PagesSeen,
-    Password,
-    PositionsOption,
-    Resume,
-    Scopes,
-    Seed,
-    SkipUnreadable,
-    Valid,
-    Variant,
-    WordBuckets,
-    WordDropout,
-    Workers,
-    check_resumed,
-    more_epochs,
-    options_of,
-)
 from docvit.cli.output import print_last, print_passed_over, repeated_at_the_end
 from docvit.model.variants import BASELINES
 
@@ -56,45 +25,45 @@ _LEAVING_OUT = ("docvit.data.labels", "docvit.training.rendering")
 @app.command()
 def train(
     context: typer.Context,
-    data: LabelledData,
-    output: Output,
-    model: Variant = defaults.MODEL,
-    init: Init = None,
-    positions: PositionsOption = None,
-    scopes: Scopes = None,
+    data: options.LabelledData,
+    output: options.Output,
+    model: options.Variant = defaults.MODEL,
+    init: options.Init = None,
+    positions: options.Positions = None,
+    scopes: options.Scopes = None,
     baseline: Annotated[
         str | None, typer.Option(metavar="NAME", help=f"A page-independent baseline: {', '.join(BASELINES)}.")
     ] = None,
-    page_size: PageSize = None,
-    words: WordBuckets = None,
-    epochs: Epochs = defaults.EPOCHS,
-    lr: LearningRate = defaults.LEARNING_RATE,
-    budget: Budget = defaults.BUDGET,
-    max_pages: PagesSeen = defaults.MAX_PAGES,
-    mix_pages: MixPages = defaults.MIX_PAGES,
-    lose_words: LoseWords = defaults.LOSE_WORDS,
-    word_dropout: WordDropout = defaults.WORD_DROPOUT,
+    page_size: options.PageSize = None,
+    words: options.WordBuckets = None,
+    epochs: options.Epochs = defaults.EPOCHS,
+    lr: options.LearningRate = defaults.LEARNING_RATE,
+    budget: options.Budget = defaults.BUDGET,
+    max_pages: options.PagesSeen = defaults.MAX_PAGES,
+    mix_pages: options.MixPages = defaults.MIX_PAGES,
+    lose_words: options.LoseWords = defaults.LOSE_WORDS,
+    word_dropout: options.WordDropout = defaults.WORD_DROPOUT,
     scans: Annotated[
         float, typer.Option(metavar="SHARE", min=0, max=1, help="Share of the documents drawn as scanned copies.")
     ] = defaults.SCANS,
-    packets: Packets = defaults.PACKETS,
+    packets: options.Packets = defaults.PACKETS,
     label_smoothing: Annotated[
         float, typer.Option(min=0, max=0.99, help="Share of the target spread over all classes.")
     ] = defaults.LABEL_SMOOTHING,
-    ema: EMA = defaults.EMA_DECAY,
-    seed: Seed = 0,
-    valid: Valid = None,
-    group_by: GroupBy = None,
-    fold: Fold = None,
+    ema: options.EMA = defaults.EMA_DECAY,
+    seed: options.Seed = 0,
+    valid: options.Valid = None,
+    group_by: options.GroupBy = None,
+    fold: options.Fold = None,
     calibrated_like: Annotated[
         list[str] | None,
         typer.Option(metavar="DIR", help="Models of other folds: what is unsure is taken from them. May be repeated."),
     ] = None,
-    skip_unreadable: SkipUnreadable = False,
-    password: Password = None,
-    resume: Resume = False,
-    workers: Workers = 2,
-    device: Device = None,
+    skip_unreadable: options.SkipUnreadable = False,
+    password: options.Password = None,
+    resume: options.Resume = False,
+    workers: options.Workers = 2,
+    device: options.Device = None,
 ) -> None:
     """Train on labelled documents.
 
@@ -126,13 +95,14 @@ def train(
         train=TrainSettings(epochs=epochs, lr=lr, seed=seed),
     )
     if resume:
-        check_resumed(context, options_of(recipe), options_of(read_recipe(output)), may_grow=("epochs",))
-    options: dict[str, Any] = {"resume": resume, "epochs": more_epochs(context), "device": device}
+        its = options.of_recipe(read_recipe(output))
+        options.check_resumed(context, options.of_recipe(recipe), its, may_grow=("epochs",))
+    running: dict[str, Any] = {"resume": resume, "epochs": options.more_epochs(context), "device": device}
     reading: dict[str, Any] = {"workers": workers, "password": password}
     with repeated_at_the_end(*_LEAVING_OUT):
         labelled, held_out = read_parts(data, valid, fold, group_by=group_by, **reading)
-        options |= {"valid": held_out, "skip_unreadable": skip_unreadable}
-        _, history = train_documents(labelled, output, recipe, **reading, **options)
+        running |= {"valid": held_out, "skip_unreadable": skip_unreadable}
+        _, history = train_documents(labelled, output, recipe, **reading, **running)
         print_last(output, history)
 
 
@@ -140,17 +110,17 @@ def train(
 def pretrain(
     context: typer.Context,
     data: Annotated[Path, typer.Argument(help="Folder of documents, or CSV with a column path; labels are not read.")],
-    output: Output,
-    model: Variant = defaults.MODEL,
-    init: Init = None,
-    positions: PositionsOption = None,
-    scopes: Scopes = None,
-    page_size: PageSize = None,
-    words: WordBuckets = None,
-    epochs: Epochs = defaults.PRETRAIN_EPOCHS,
-    lr: LearningRate = defaults.LEARNING_RATE,
-    budget: Budget = defaults.PRETRAIN_BUDGET,
-    max_pages: PagesSeen = defaults.MAX_PAGES,
+    output: options.Output,
+    model: options.Variant = defaults.MODEL,
+    init: options.Init = None,
+    positions: options.Positions = None,
+    scopes: options.Scopes = None,
+    page_size: options.PageSize = None,
+    words: options.WordBuckets = None,
+    epochs: options.Epochs = defaults.PRETRAIN_EPOCHS,
+    lr: options.LearningRate = defaults.LEARNING_RATE,
+    budget: options.Budget = defaults.PRETRAIN_BUDGET,
+    max_pages: options.PagesSeen = defaults.MAX_PAGES,
     mask: Annotated[float, typer.Option(help="Share of the patches that are masked.")] = defaults.MASK,
     target: Annotated[
         str | None,
@@ -158,11 +128,11 @@ def pretrain(
             help=f"What is predicted: {', '.join(defaults.TARGETS)} (default: ink with an ink stem, else pixels)."
         ),
     ] = None,
-    seed: Seed = 0,
-    password: Password = None,
-    resume: Resume = False,
-    workers: Workers = 2,
-    device: Device = None,
+    seed: options.Seed = 0,
+    password: options.Password = None,
+    resume: options.Resume = False,
+    workers: options.Workers = 2,
+    device: options.Device = None,
 ) -> None:
     """Pre-train on documents without labels.
 
@@ -187,20 +157,12 @@ def pretrain(
         train=replace(PretrainRecipe.train, epochs=epochs, lr=lr, seed=seed),
     )
     if resume:
-        check_resumed(
-            context, options_of(recipe), options_of(read_recipe(output, PretrainRecipe)), may_grow=("epochs",)
-        )
+        its = options.of_recipe(read_recipe(output, PretrainRecipe))
+        options.check_resumed(context, options.of_recipe(recipe), its, may_grow=("epochs",))
+    running: dict[str, Any] = {"resume": resume, "epochs": options.more_epochs(context), "device": device}
+    reading: dict[str, Any] = {"workers": workers, "password": password}
     with repeated_at_the_end(*_LEAVING_OUT):
-        _, history = pretrain_documents(
-            find_unlabelled(data),
-            output,
-            recipe,
-            resume=resume,
-            epochs=more_epochs(context),
-            device=device,
-            workers=workers,
-            password=password,
-        )
+        _, history = pretrain_documents(find_unlabelled(data), output, recipe, **reading, **running)
         print_last(output, history)
     print_passed_over(find_passed_over([data]))
 

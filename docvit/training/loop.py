@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -146,18 +146,17 @@ def fit(
         KeyboardInterrupt: after Ctrl-C (or SIGTERM), once the current step is done and a checkpoint is written.
     """
     settings = replace(settings, bf16=uses_bf16(settings, device))
-    where: dict[str, Any] = {"output": output, "device": torch.device(device)}
-    run = _Run(model, batches, loss, settings, ema=ema, evaluated=evaluate is not None, **where)
+    folder = Path(output) if output is not None else None
+    run = _Run(model, batches, loss, settings, folder, torch.device(device), ema, evaluated=evaluate is not None)
     if resume:
         run.restore()
     with _interruptible() as stop:
         while run.epoch < settings.epochs:
             run.train_epoch(stop, description)
             if evaluate is not None:
-                shown = ema.module if ema is not None else model
-                was = shown.training
-                run.history[-1].update({name: float(value) for name, value in evaluate(shown.eval()).items()})
-                shown.train(was)
+                was = run.result.training
+                run.history[-1].update({name: float(value) for name, value in evaluate(run.result.eval()).items()})
+                run.result.train(was)
             stopping = _agreed(stop.is_set())  # Ctrl-C during the evaluation
             run.finish_epoch(save, every_epoch=every_epoch or stopping)
             if stopping:
@@ -165,34 +164,38 @@ def fit(
     return run.history
 
 
+@dataclass(eq=False)
 class _Run:
     """The state of one run: what a checkpoint holds."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        batches: Batches,
-        loss: Loss,
-        settings: TrainSettings,
-        *,
-        ema: EMATeacher | None,
-        evaluated: bool,
-        output: str | os.PathLike[str] | None,
-        device: torch.device,
-    ) -> None:
-        self.model, self.batches, self.settings = model.to(device), batches, settings
-        self.ema, self.evaluated, self.device = ema, evaluated, device
-        self.is_main = not dist.is_initialized() or dist.get_rank() == 0
+    model: nn.Module
+    batches: Batches
+    loss: Loss
+    settings: TrainSettings
+    output: Path | None
+    device: torch.device
+    ema: EMATeacher | None
+    evaluated: bool
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)
+    history: list[Record] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
         from timm.optim import create_optimizer_v2  # here, since a mistake in a command need not wait for timm
         from timm.scheduler.cosine_lr import CosineLRScheduler
 
-        self.output = Path(output) if output is not None else None
+        settings = self.settings
+        self.is_main = not dist.is_initialized() or dist.get_rank() == 0
         if self.output and self.is_main:
             self.output.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(settings.seed)
-        self.objective: nn.Module = _Objective(self.model, loss)
+        self.objective: nn.Module = _Objective(self.model.to(self.device), self.loss)
         if dist.is_initialized():
             self.objective = DistributedDataParallel(self.objective)
+        self.result = self.model if self.ema is None else self.ema.module
         self.optimizer = create_optimizer_v2(
             self.model,
             settings.optimizer,
@@ -200,20 +203,9 @@ class _Run:
             weight_decay=settings.weight_decay,
             momentum=settings.momentum,
         )
-        self.total = max(1, settings.epochs * len(batches))
+        self.total = max(1, settings.epochs * len(self.batches))
         self.warmup = int(settings.warmup * self.total)
-        self.schedule = CosineLRScheduler(
-            self.optimizer,
-            t_initial=self.total,
-            warmup_t=self.warmup,
-            warmup_lr_init=0.0,
-            warmup_prefix=False,
-            t_in_epochs=False,
-        )
-        self.epoch = self.batch = self.step = 0
-        self.sums: dict[str, float] = {}
-        self.seconds = 0.0
-        self.history: list[Record] = []
+        self.schedule = CosineLRScheduler(self.optimizer, t_initial=self.total, warmup_t=self.warmup, t_in_epochs=False)
         self.written = self.drawn = time.monotonic()
 
     def train_epoch(self, stop: threading.Event, description: str) -> None:
@@ -287,7 +279,7 @@ class _Run:
             return
         if self.output and self.is_main:
             if save is not None:
-                save(self.ema.module if self.ema is not None else self.model)
+                save(self.result)
             write_metrics(self.history, self.output)
             if self.epoch == self.settings.epochs or time.monotonic() - self.drawn > SECONDS_BETWEEN_PICTURES:
                 draw_curves(self.history, self.output)

@@ -300,7 +300,7 @@ def test_every_command_and_every_option_is_in_the_table():
 def test_an_option_arrives(docvit, seen, corpus, table, tmp_path, monkeypatch, name, option):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("docvit.training.run_folder.read_recipe", lambda folder, kind=None: None)
-    monkeypatch.setattr("docvit.cli.train.options_of", lambda recipe: {})
+    monkeypatch.setattr("docvit.cli.options.of_recipe", lambda recipe: {})
     words, look, expected = OPTIONS[name][option]
     data = {"inspect": corpus / "bars" / "bars0.pdf", "train": table, "fit": table}.get(name, corpus)
     outputs = {"train": "run", "pretrain": "run", "review": "run", "fit": "run", "embed": "out.npy"}

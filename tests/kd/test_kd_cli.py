@@ -47,7 +47,6 @@ def test_defaults_are_those_of_recipe_and_config(distilled):
     assert found["config"] == DistillConfig()
     assert found["teachers"] == ["self"]
     assert tuple(SOFT_LOSSES) == cli.SOFT_LOSSES
-    assert cli.SELF == documents.SELF
 
 
 @pytest.mark.parametrize(
