@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import repeat
@@ -28,7 +29,6 @@ from kd.config import DistillationError
 from kd.documents.maps import MapDataset, prepare_maps
 from kd.documents.onnx_network import OnnxNetwork
 from kd.documents.probabilities import TeacherProbabilities
-from kd.documents.teacher_cache import batch_key
 from kd.teacher import TeacherCache
 
 
@@ -159,6 +159,16 @@ class PairedDataset(DocumentDataset):
                 view = same_regions(view, own.sequence)
             views.append(view)
         return tuple(views)
+
+
+def batch_key(epoch: int, documents: Sequence[tuple[int, int]]) -> str:
+    """Name of a batch in a `TeacherCache`: its epoch and, in order, the index of its documents and their labels.
+
+    With content, seed and view, which are the same for a whole cache, these decide what is seen of them. Documents may
+    be in a run with labels and without: their pages are mixed with other ones then.
+    """
+    digest = hashlib.sha256(json.dumps(documents).encode()).hexdigest()
+    return f"{epoch:04d}-{digest[:24]}"
 
 
 def same_regions(theirs: PatchSequence, ours: PatchSequence) -> PatchSequence:

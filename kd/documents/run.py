@@ -32,7 +32,6 @@ from kd.documents.onnx_network import OnnxNetwork, is_onnx
 from kd.documents.outputs import DocumentTeacher, document_outputs
 from kd.documents.paired import paired_batches
 from kd.documents.probabilities import TeacherProbabilities, read_probabilities
-from kd.documents.teacher_cache import CachedBatches
 from kd.student import plain, reuse_classifier, with_projections
 from kd.teacher import TeacherCache, fingerprint
 
@@ -168,13 +167,12 @@ def distill_documents(
             "teachers": [fingerprint(one, one.config.as_dict()) for one in teachers] or ([SELF] if own else []),
             "data": batches.describe(),
         }
-        known = None
+        opened = None
         if teacher_cache is not None:
             drawn = {"budget": recipe.budget, "balanced": recipe.balanced}
             precision = {"bf16": uses_bf16(recipe.train, process.device)}
             opened = TeacherCache(teacher_cache, {**facts, "states": names, **drawn, **precision})
             batches.use_cache(opened)
-            known = CachedBatches(opened)
         if process.rank == 0:
             write_recipe(folder, recipe)
         held_out = None if valid is None else held_out_batches(valid, files, model.config, recipe)
@@ -196,7 +194,7 @@ def distill_documents(
 
         done = distill(
             learner,
-            DocumentTeacher(members, known=known),
+            DocumentTeacher(members, cache=opened),
             batches,
             config,
             outputs=document_outputs,
