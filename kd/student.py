@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -88,9 +88,6 @@ class StudentWithProjections(nn.Module):
         super().__init__()
         self.student, self.pairs = student, tuple(pairs)
         self.projections = nn.ModuleList(nn.Linear(ours, theirs) for ours, theirs in widths)
-
-    def forward(self, inputs: Any) -> Any:
-        return self.student(inputs)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:

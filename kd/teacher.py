@@ -71,8 +71,7 @@ class Teacher(nn.Module):
         """Outputs by the network's number and their name, "0.logits"; nothing is asked without `names`."""
         if not names:
             return {}
-        found = self.known(batch) if self.known is not None else None
-        if found is not None:
+        if self.known is not None and (found := self.known(batch)) is not None:
             return found
         # a network may be part of something else too, which its owner puts in training mode
         if any(module.training for module in self.networks.modules()):

@@ -146,17 +146,18 @@ def _failure(table: Table, samples: Sequence[Sample]) -> str:
 
 def verdict(table: Table, samples: Sequence[Sample], *, conclusive: bool = True) -> str:
     """One sentence: holds, does not hold, or cannot tell, and the differences behind it."""
-    judged = [(claim, difference(samples[claim.better], samples[claim.worse])) for claim in table.claims]
-    differences = "; ".join(_describe(table, claim, *found) for claim, found in judged if found is not None)
+    compared = [(claim, difference(samples[claim.better], samples[claim.worse])) for claim in table.claims]
+    judged = [(claim, *found) for claim, found in compared if found is not None]
+    differences = "; ".join(_describe(table, *one) for one in judged)
     if not conclusive:
         return f"**Cannot tell**: too little was trained. {differences}".rstrip() + "."
-    if any(found is None or found[1] is None for _, found in judged):
+    if len(judged) < len(compared) or any(half is None for _, _, half in judged):
         return "**Cannot tell**: it takes two seeds or more of every row." + (
             f" So far: {differences}." if differences else ""
         )
-    signs = [_sign(table, claim, *found) for claim, found in judged if found is not None]
+    signs = [_sign(table, *one) for one in judged]
     word = "Does not hold" if -1 in signs else "Holds" if 0 not in signs else "Cannot tell"
-    if word == "Holds" and any(_sizes_differ(table, claim, *found) for claim, found in judged if found is not None):
+    if word == "Holds" and any(_sizes_differ(table, *one) for one in judged):
         word = "Holds in direction, not in size"
     if len(set(signs)) > 1:
         word += " as a whole"

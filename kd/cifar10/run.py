@@ -169,7 +169,7 @@ class _Bench:
         return ImageLoader(
             images,
             labels,
-            batch_size=min(self.preset.batch_size, len(labels)) if training else min(2000, len(labels)),
+            batch_size=min(self.preset.batch_size if training else 2000, len(labels)),
             device=self.device,
             augment=self.preset.augment if training else None,
             seed=seed,
@@ -184,17 +184,13 @@ class _Bench:
             "test": self.batches(self.data.test_images, self.data.test_labels),
             "train": self.batches(seen.train_images, seen.train_labels),
         }
-
-        def evaluate() -> Record:
-            return {
-                f"{name}/{kind}/{split}_{metric}": value
-                for kind, networks in zip(WEIGHTS, (sweep, average.module), strict=True)
-                for split, batches in splits.items()
-                for key, value in measure(networks, batches, device=self.device).items()
-                for name, metric in [key.rsplit("/", 1)]
-            }
-
-        return evaluate
+        return lambda: {
+            f"{name}/{kind}/{split}_{metric}": value
+            for kind, networks in zip(WEIGHTS, (sweep, average.module), strict=True)
+            for split, batches in splits.items()
+            for key, value in measure(networks, batches, device=self.device).items()
+            for name, metric in [key.rsplit("/", 1)]
+        }
 
     def record(self, stage: Stage, seed: int, sweep: Sweep, history: list[Record]) -> dict[str, Any]:
         """A run as it stands in results.json."""

@@ -191,6 +191,7 @@ class PairedBatches:
     def __init__(self, labelled: DocumentLoader, unlabelled: DocumentLoader | None = None) -> None:
         self.labelled, self.unlabelled = labelled, unlabelled
         self.loaders = {"labelled": labelled} | ({"unlabelled": unlabelled} if unlabelled is not None else {})
+        self.datasets = {name: cast(PairedDataset, loader.dataset) for name, loader in self.loaders.items()}
         self.step = 0  # of the whole run
 
     def __len__(self) -> int:
@@ -219,19 +220,16 @@ class PairedBatches:
 
     def use_cache(self, cache: TeacherCache) -> None:
         """Read from `cache` what it holds, instead of loading documents for the teachers."""
-        for dataset in self._datasets().values():
+        for dataset in self.datasets.values():
             dataset.cache = cache
 
     def describe(self) -> dict[str, Any]:
         """All that decides what is seen of which documents, but for the epoch: settings for a `TeacherCache`."""
-        return {name: dataset.describe() for name, dataset in self._datasets().items()}
+        return {name: dataset.describe() for name, dataset in self.datasets.items()}
 
     def files(self) -> list[Path]:
         """The rendered documents, as the student sees them."""
-        return [document.file for dataset in self._datasets().values() for document in dataset.documents]
-
-    def _datasets(self) -> dict[str, PairedDataset]:
-        return {name: cast(PairedDataset, loader.dataset) for name, loader in self.loaders.items()}
+        return [document.file for dataset in self.datasets.values() for document in dataset.documents]
 
 
 def paired_batches(
@@ -328,7 +326,5 @@ def paired_batches(
     weights = balance(data) if recipe.balanced else None
     labels = data.labels if data.classes else None
     labelled = shuffled(dataset(data.paths, labels, data.groups), process, budget=budget, weights=weights)
-    if not each_once:
-        return PairedBatches(labelled), tuple(left_out)
-    extra = shuffled(dataset(list(each_once.values()), None), process, budget=budget)
+    extra = shuffled(dataset(list(each_once.values()), None), process, budget=budget) if each_once else None
     return PairedBatches(labelled, extra), tuple(left_out)
