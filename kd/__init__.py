@@ -29,27 +29,17 @@ if TYPE_CHECKING:  # `X as X` exports X (PEP 484)
     from kd.teacher import Teacher as Teacher
 
 # imported when they are asked for: `kd --help` needs no torch
-_MODULES = {
-    "DistillConfig": "kd.config",
-    "Distillation": "kd.distill",
-    "DistillationError": "kd.config",
-    "DocumentDistillation": "kd.documents.run",
-    "EMATeacher": "docvit.training.ema",
-    "StudentCNN": "kd.cifar10.networks",
-    "Sweep": "kd.sweep",
-    "Teacher": "kd.teacher",
-    "TeacherCNN": "kd.cifar10.networks",
-    "consistency": "kd.losses",
-    "dist": "kd.losses",
-    "distill": "kd.distill",
-    "distill_documents": "kd.documents.run",
-    "distillation_loss": "kd.losses",
-    "dkd": "kd.losses",
-    "feature_loss": "kd.losses",
-    "measure": "kd.sweep",
-    "soft_targets": "kd.losses",
-    "standardised": "kd.losses",
+_NAMES = {
+    "docvit.training.ema": ["EMATeacher"],
+    "kd.cifar10.networks": ["StudentCNN", "TeacherCNN"],
+    "kd.config": ["DistillConfig", "DistillationError"],
+    "kd.distill": ["Distillation", "distill"],
+    "kd.documents.run": ["DocumentDistillation", "distill_documents"],
+    "kd.losses": ["consistency", "dist", "distillation_loss", "dkd", "feature_loss", "soft_targets", "standardised"],
+    "kd.sweep": ["Sweep", "measure"],
+    "kd.teacher": ["Teacher"],
 }
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = list(_MODULES)
 

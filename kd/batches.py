@@ -57,14 +57,11 @@ class LoaderBatches:
         batches: Iterator[Any] | None = None
         for step in range(len(self)):
             # the loader draws from a generator state of its own, and leaves that of the training loop as it is
-            outer = torch.get_rng_state()
-            torch.set_rng_state(state)
-            try:
+            with torch.random.fork_rng(devices=[]):
+                torch.set_rng_state(state)
                 batches = iter(self.loader) if batches is None else batches
                 batch = next(batches, None)
-            finally:
                 state = torch.get_rng_state()
-                torch.set_rng_state(outer)
             if batch is None:
                 return
             if step >= self.skip:

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,30 +130,12 @@ def distill(
         check_classes(student, frozen, _first(batches).to(device), outputs, bf16=uses_bf16(settings, device))
     if folder is not None:
         agree_on_run(folder / SETTINGS, {"config": config.as_dict(), **(facts or {})}, resume=resume)
-
-    def stage(network: nn.Module, begun: int, given: DistillConfig, loop: TrainSettings) -> list[Record]:
-        below = folder / FINE_TUNING if folder is not None and begun else folder
-        return train_networks(
-            network,
-            None if begun else frozen,
-            labelled if begun and labelled is not None else batches,
-            given,
-            loop,
-            outputs=outputs,
-            ema=average,
-            evaluate=evaluate,
-            output=below,
-            save=save,
-            resume=resume and (not begun or (below is not None and (below / CHECKPOINT).is_file())),
-            device=device,
-            compile=compile,
-            probe=probe,
-            first_epoch=begun,
-            description="fine-tuning" if begun else "distilling",
-        )
-
     # 3. Hard targets are the labels, soft targets the teacher's probabilities; 4. one loss weighs all of them.
-    history = stage(student, 0, config, settings)
+    train = partial(
+        train_networks, outputs=outputs, evaluate=evaluate, save=save, device=device, compile=compile, probe=probe
+    )
+    loop: dict[str, Any] = {"ema": average, "output": folder, "resume": resume, "description": "distilling"}
+    history = train(student, frozen, batches, config, settings, **loop)
     # 5. On request the student, with its averaged weights, is fine-tuned on labels alone.
     fine_tuning: list[Record] = []
     if config.fine_tune:
@@ -163,7 +146,12 @@ def distill(
             average = EMATeacher(tuned, decay=average.decay)
         alone = replace(HARD_TARGETS, label_smoothing=config.label_smoothing, page_loss=config.page_loss)
         slow = replace(settings, epochs=config.fine_tune, lr=settings.lr / 10, schedule="constant", warmup=0.0)
-        fine_tuning, student = stage(tuned, settings.epochs, alone, slow), tuned
+        below = folder / FINE_TUNING if folder is not None else None
+        resume = resume and below is not None and (below / CHECKPOINT).is_file()
+        loop = {"ema": average, "output": below, "resume": resume, "description": "fine-tuning"}
+        batches = labelled if labelled is not None else batches
+        fine_tuning = train(tuned, None, batches, alone, slow, first_epoch=settings.epochs, **loop)
+        student = tuned
     # 6. The student beside its teacher.
     kept = finish(average.module if average is not None else student).eval()
     if compare is not None:
@@ -182,23 +170,18 @@ def train_networks(
     settings: TrainSettings,
     *,
     outputs: Outputs = image_outputs,
-    ema: EMATeacher | None = None,
     evaluate: Evaluate | None = None,
-    output: str | os.PathLike[str] | None = None,
-    save: Callable[[nn.Module], None] | None = None,
-    resume: bool = False,
     device: torch.device | str = "cpu",
     compile: bool = False,
     probe: bool = True,
     first_epoch: int = 0,
-    description: str = "training",
-    every_epoch: bool = True,
+    **loop: Any,
 ) -> list[Record]:
     """`docvit.training.loop.fit` with a teacher or without one: the stage that every training here consists of.
 
     `model` is one network, or a `Sweep`; then `config` is by the same names, and so are the numbers in the records
     ("alpha 0.5/hard_loss"). With `probe`, training that has learnt nothing in its first epoch is warned of, and its
-    first record holds "at_chance", the loss. `first_epoch` is where `data` begins to count.
+    first record holds "at_chance", the loss. `first_epoch` is where `data` begins to count, and `loop` goes to `fit`.
 
     Raises:
         DistillationError: networks, teacher and labels differ in their classes, or the gradients of a sweep would be
@@ -222,20 +205,8 @@ def train_networks(
         judged = first is not None and batches.epoch == 0
         return record | _at_chance(model, first, outputs, bf16=bf16) if judged else record
 
-    return fit(
-        model,
-        batches,
-        DistillationLoss(config, teacher, outputs, compile=compile),
-        settings,
-        output=output,
-        ema=ema,
-        evaluate=records,
-        save=save,
-        resume=resume,
-        device=device,
-        description=description,
-        every_epoch=every_epoch,
-    )
+    loss = DistillationLoss(config, teacher, outputs, compile=compile)
+    return fit(model, batches, loss, settings, evaluate=records, device=device, **loop)
 
 
 def check_classes(model: nn.Module, teacher: Teacher | None, batch: Any, outputs: Outputs, *, bf16: bool) -> None:
@@ -262,11 +233,8 @@ def check_classes(model: nn.Module, teacher: Teacher | None, batch: Any, outputs
 def chance_warnings(history: list[Record]) -> tuple[str, ...]:
     """What `train_networks` warned of, read from its records."""
     found = [(key, loss) for key, loss in history[0].items() if key.split("/")[-1] == AT_CHANCE] if history else []
-    return tuple(_chance_warning(key.rpartition("/")[0], loss) for key, loss in found)
-
-
-def _chance_warning(name: str, loss: float) -> str:
-    return f"{name}{': ' if name else ''}still at chance after the first epoch, with a loss of {loss:.3f}"
+    named = [(f"{key.rpartition('/')[0]}: " if "/" in key else "", loss) for key, loss in found]
+    return tuple(f"{name}still at chance after the first epoch, with a loss of {loss:.3f}" for name, loss in named)
 
 
 def _at_chance(model: nn.Module, batch: Any, outputs: Outputs, *, bf16: bool) -> Record:

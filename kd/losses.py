@@ -14,7 +14,7 @@ from types import MappingProxyType
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from docvit.errors import SettingError
 
@@ -151,23 +151,11 @@ def ramp_up(step: float, length: float) -> float:
     return math.exp(-5 * remaining**2)
 
 
-class Projection(nn.Module):
-    """A linear map (..., student_width) -> (..., teacher_width), so that features of two networks can be compared.
-
-    It belongs to the training alone: optimise it with the student and leave it out of what is saved. Convolutional
-    maps (B, C, H, W) go in as (B, H, W, C). Source: Romero et al., "FitNets", arXiv 1412.6550.
-    """
-
-    def __init__(self, student_width: int, teacher_width: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(student_width, teacher_width)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.linear(features)
-
-
 def feature_loss(student_features: Tensor, teacher_features: Tensor, *, kind: str = "cosine") -> Tensor:
     """Distance of features of one shape (..., D), averaged over everything but what the kind sums over.
+
+    Features of another width go through a linear projection first, which is trained with the student and not kept.
+    Convolutional maps (B, C, H, W) go in as (B, H, W, C).
 
     - `"cosine"`: 1 - cosine over D; knows directions only.
     - `"mse"`: mean squared difference after layer normalisation over D without learned scale, so that no channel
@@ -184,7 +172,7 @@ def feature_loss(student_features: Tensor, teacher_features: Tensor, *, kind: st
         raise ValueError(f"no feature distance is called {kind!r}; there are {', '.join(FEATURE_DISTANCES)}")
     if student_features.shape != teacher_features.shape:
         shapes = f"{tuple(student_features.shape)} and {tuple(teacher_features.shape)}"
-        raise ValueError(f"features must have one shape, not {shapes}; a Projection maps one width to another")
+        raise ValueError(f"features must have one shape, not {shapes}; a linear projection maps one width to another")
     student, teacher = raise_precision(student_features), raise_precision(teacher_features.detach())
     if not student.numel():
         return student.sum()

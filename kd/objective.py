@@ -119,7 +119,8 @@ def _losses_of_network(
                 Term(f"page_{t.name}", config.page_loss * t.weight, t.value, config.page_loss * t.alone)
                 for t in of_pages
             ]
-        terms += [_feature_term(config, model, number, pair, states, given) for number, pair in enumerate(pairs)]
+        if isinstance(model, StudentWithProjections):
+            terms += _feature_terms(config, model, states, given)
     loss = _weighted_sum([(term.weight, term.value) for term in terms], states["logits"])
     if share is not None:
         hard = _weighted_sum([(term.alone, term.value) for term in terms if term.alone], loss)
@@ -153,29 +154,25 @@ def _logit_terms(
     return terms
 
 
-def _feature_term(
-    config: DistillConfig,
-    model: nn.Module,
-    number: int,
-    pair: Pair,
-    states: Mapping[str, Tensor],
-    given: Mapping[str, Tensor],
-) -> Term:
-    assert isinstance(model, StudentWithProjections)
-    projected = model.projections[number](states[pair.student])
-    weights = list(config.features.values())  # of the first pairs
-    weight, kind = (config.map_loss, "smooth-l1") if pair.of_map else (weights[number], config.distance)
-    return Term(f"{pair}_loss", weight, feature_loss(projected, given[f"0.{pair.teacher}"], kind=kind))
+def _feature_terms(
+    config: DistillConfig, model: StudentWithProjections, states: Mapping[str, Tensor], given: Mapping[str, Tensor]
+) -> list[Term]:
+    terms, weights = [], iter(config.features.values())
+    for pair, projection in zip(model.pairs, model.projections, strict=True):
+        weight, kind = (config.map_loss, "smooth-l1") if pair.of_map else (next(weights), config.distance)
+        distance = feature_loss(projection(states[pair.student]), given[f"0.{pair.teacher}"], kind=kind)
+        terms.append(Term(f"{pair}_loss", weight, distance))
+    return terms
 
 
 def _simkd_terms(
     config: DistillConfig, head: Any, states: Mapping[str, Tensor], given: Mapping[str, Tensor]
 ) -> list[Term]:
     assert isinstance(head, SimKDHead)
-    weights = {"document": 1.0} | ({"page_features": config.page_loss} if config.page_loss else {})
+    weights = {"document": 1.0, "page_features": config.page_loss}
     return [
-        Term(f"{name}_loss", w, feature_loss(head.projection(states[name]), given[f"0.{name}"], kind="euclidean"))
-        for name, w in weights.items()
+        Term(f"{n}_loss", weights[n], feature_loss(head.projection(states[n]), given[f"0.{n}"], kind="euclidean"))
+        for n in config.teacher_outputs()
     ]
 
 

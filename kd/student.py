@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from docvit.model.config import DocViTConfig
 from docvit.model.docvit import DocViT
 from kd.config import DistillationError
-from kd.losses import Projection
 
 BLOCK = re.compile(r"blocks\.(-?\d+)")
 
@@ -76,7 +75,9 @@ def _check_tokens(pair: Pair, student: DocViTConfig, teacher: DocViTConfig) -> N
 
 
 class StudentWithProjections(nn.Module):
-    """A student and the projections of its features: they are trained with it and are no part of what is kept.
+    """A student and linear projections of its features: they are trained with it and are no part of what is kept.
+
+    Source: Romero et al., "FitNets", arXiv 1412.6550.
 
     Args:
         pairs: the states to match; `projections` are in their order.
@@ -86,10 +87,7 @@ class StudentWithProjections(nn.Module):
     def __init__(self, student: nn.Module, pairs: Sequence[Pair], widths: Sequence[tuple[int, int]]) -> None:
         super().__init__()
         self.student, self.pairs = student, tuple(pairs)
-        self.projections = nn.ModuleList(Projection(ours, theirs) for ours, theirs in widths)
-
-    def forward(self, inputs: Any) -> Any:
-        return self.student(inputs)
+        self.projections = nn.ModuleList(nn.Linear(ours, theirs) for ours, theirs in widths)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -143,7 +141,7 @@ class SimKDHead(nn.Module):
 
     def __init__(self, classifier: nn.Linear, width: int) -> None:
         super().__init__()
-        self.projection = Projection(width, classifier.in_features)
+        self.projection = nn.Linear(width, classifier.in_features)
         self.classifier = deepcopy(classifier).requires_grad_(False)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -153,7 +151,7 @@ class SimKDHead(nn.Module):
     @torch.no_grad()
     def folded(self) -> nn.Linear:
         """Projection and classifier as one: W_t (W_p x + b_p) + b_t, multiplied out in float64."""
-        inner, outer = self.projection.linear, self.classifier
+        inner, outer = self.projection, self.classifier
         head = nn.Linear(inner.in_features, outer.out_features).to(inner.weight)
         head.weight.copy_(outer.weight.double() @ inner.weight.double())
         head.bias.copy_(outer.weight.double() @ inner.bias.double() + outer.bias.double())

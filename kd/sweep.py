@@ -1,4 +1,4 @@
-"""`Sweep`: networks that train side by side; and `measure`, what networks are worth."""
+"""`Sweep`: one network per setting of the loss (alpha 0.5, alpha 0.8), trained side by side; and `measure` of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kd.teacher import Outputs, image_outputs
 
 
 class Sweep(nn.Module):
-    """Networks by name, each fed the same inputs: the outputs by name.
+    """One network per setting of the loss, by the setting's name; each is fed the same inputs: the outputs by name.
 
     Trained on the sum of their losses, every network gets the gradient it would get alone, so with an optimiser that
     treats weights one by one (SGD, Adam) and no clipping each learns what it would learn alone, to the bit on the CPU.

@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -35,13 +35,6 @@ def image_outputs(model: nn.Module, batch: Any, names: Sequence[str]) -> Mapping
     return {"logits": model(batch.images)}
 
 
-class Known(Protocol):
-    """Teacher outputs that need not be computed: see `Teacher`."""
-
-    def find(self, batch: Any) -> Mapping[str, Tensor] | None: ...
-    def keep(self, batch: Any, outputs: Mapping[str, Tensor]) -> None: ...
-
-
 class Teacher(nn.Module):
     """Networks that only predict: in eval and without gradients, whatever is asked of what contains them.
 
@@ -50,7 +43,7 @@ class Teacher(nn.Module):
             network inside.
         outputs: see `Outputs`.
         view: (batch, number of the network) -> what this network sees of the batch; by default the batch itself.
-        known: outputs that were computed before; asked first, and given what is computed now.
+        known: batch -> outputs that were computed before; None where there are none.
     """
 
     def __init__(
@@ -59,7 +52,7 @@ class Teacher(nn.Module):
         outputs: Outputs = image_outputs,
         *,
         view: Callable[[Any, int], Any] = lambda batch, number: batch,
-        known: Known | None = None,
+        known: Callable[[Any], Mapping[str, Tensor] | None] | None = None,
         compile: bool = False,
     ) -> None:
         super().__init__()
@@ -78,8 +71,7 @@ class Teacher(nn.Module):
         """Outputs by the network's number and their name, "0.logits"; nothing is asked without `names`."""
         if not names:
             return {}
-        found = self.known.find(batch) if self.known is not None else None
-        if found is not None:
+        if self.known is not None and (found := self.known(batch)) is not None:
             return found
         # a network may be part of something else too, which its owner puts in training mode
         if any(module.training for module in self.networks.modules()):
@@ -88,8 +80,6 @@ class Teacher(nn.Module):
         for number, network in enumerate(self.networks):
             given = self._outputs(network, self.view(batch, number), names)
             computed |= {f"{number}.{name}": given[name] for name in names}
-        if self.known is not None:
-            self.known.keep(batch, computed)
         return computed
 
 

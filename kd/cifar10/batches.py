@@ -37,11 +37,8 @@ class ImageBatch:
     labels: Tensor
     index: Tensor
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> ImageBatch:
-        images, labels, index = (
-            tensor.to(device, non_blocking=non_blocking) for tensor in (self.images, self.labels, self.index)
-        )
-        return ImageBatch(images, labels, index)
+    def to(self, device: torch.device | str) -> ImageBatch:
+        return ImageBatch(self.images.to(device), self.labels.to(device), self.index.to(device))
 
 
 class ImageLoader:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from statistics import fmean, stdev
 from typing import Any
 
 from scipy.stats import t as student_t
 
 from docvit.files import replaced
+from docvit.training.loop import TrainSettings
 from kd.cifar10.plots import draw_figures
 from kd.cifar10.presets import Preset, Stage
 from kd.cifar10.results import Results
@@ -33,7 +33,7 @@ def write_report(results: Results, preset: Preset, tables: Sequence[Table]) -> N
 
 def _header(results: Results, preset: Preset) -> str:
     data, runs = results.settings["data"], list(results.runs.values())
-    stages = [f"| {s.name} | {_settings(asdict(s.train))}{_rise(s)} |" for s in preset.stages]
+    stages = [f"| {s.name} | {_settings(s.train)}{_rise(s)} |" for s in preset.stages]
     lines = [
         f"# CIFAR-10 distillation: the {preset.name} preset",
         "",
@@ -87,11 +87,10 @@ def _rise(stage: Stage) -> str:
     return "".join(f"; soft targets rise to their weight over {share:.0%} of the steps" for share in sorted(shares))
 
 
-def _settings(train: dict[str, Any]) -> str:
-    names = {"momentum": "sgd"}
-    optimizer = names.get(train["optimizer"], train["optimizer"])
-    decay = f", weight decay {train['weight_decay']:g}" if train["weight_decay"] else ""
-    return f"{train['epochs']} epochs, {optimizer}, learning rate {train['lr']:g} ({train['schedule']}){decay}"
+def _settings(train: TrainSettings) -> str:
+    optimizer = "sgd" if train.optimizer == "momentum" else train.optimizer
+    decay = f", weight decay {train.weight_decay:g}" if train.weight_decay else ""
+    return f"{train.epochs} epochs, {optimizer}, learning rate {train.lr:g} ({train.schedule}){decay}"
 
 
 def _networks(runs: Sequence[dict[str, Any]]) -> str:
@@ -147,17 +146,18 @@ def _failure(table: Table, samples: Sequence[Sample]) -> str:
 
 def verdict(table: Table, samples: Sequence[Sample], *, conclusive: bool = True) -> str:
     """One sentence: holds, does not hold, or cannot tell, and the differences behind it."""
-    judged = [(claim, difference(samples[claim.better], samples[claim.worse])) for claim in table.claims]
-    differences = "; ".join(_describe(table, claim, *found) for claim, found in judged if found is not None)
+    compared = [(claim, difference(samples[claim.better], samples[claim.worse])) for claim in table.claims]
+    judged = [(claim, *found) for claim, found in compared if found is not None]
+    differences = "; ".join(_describe(table, *one) for one in judged)
     if not conclusive:
         return f"**Cannot tell**: too little was trained. {differences}".rstrip() + "."
-    if any(found is None or found[1] is None for _, found in judged):
+    if len(judged) < len(compared) or any(half is None for _, _, half in judged):
         return "**Cannot tell**: it takes two seeds or more of every row." + (
             f" So far: {differences}." if differences else ""
         )
-    signs = [_sign(table, claim, *found) for claim, found in judged if found is not None]
+    signs = [_sign(table, *one) for one in judged]
     word = "Does not hold" if -1 in signs else "Holds" if 0 not in signs else "Cannot tell"
-    if word == "Holds" and any(_sizes_differ(table, claim, *found) for claim, found in judged if found is not None):
+    if word == "Holds" and any(_sizes_differ(table, *one) for one in judged):
         word = "Holds in direction, not in size"
     if len(set(signs)) > 1:
         word += " as a whole"

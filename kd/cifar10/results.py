@@ -41,17 +41,11 @@ class Results:
         self.folder = Path(folder)
         self.file = self.folder / RESULTS
         self._held = {"runs": {}, **open_folder(self.file, {"settings": settings})}
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return dict(self._held["settings"])
-
-    @property
-    def runs(self) -> dict[str, dict[str, Any]]:
-        return dict(self._held["runs"])
+        self.settings: dict[str, Any] = self._held["settings"]
+        self.runs: dict[str, dict[str, Any]] = self._held["runs"]
 
     def add(self, name: str, run: Mapping[str, Any]) -> None:
-        self._held["runs"][name] = json.loads(json.dumps(run))
+        self.runs[name] = json.loads(json.dumps(run))
         write_manifest(self.file, self._held)
 
     def of_stage(self, stage: str) -> dict[int, dict[str, Any]]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
@@ -128,7 +127,8 @@ class _Bench:
 
     def build(self, stage: Stage, seed: int) -> Sweep:
         """The stage's networks with one and the same start, drawn on the CPU: alike on every device."""
-        with _seeded(seed):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
             network = self.network(stage.net)
         sweep = Sweep({name: copy.deepcopy(network) for name in stage.networks})
         return sweep.to(self.device).to(memory_format=torch.channels_last)
@@ -169,7 +169,7 @@ class _Bench:
         return ImageLoader(
             images,
             labels,
-            batch_size=min(self.preset.batch_size, len(labels)) if training else min(2000, len(labels)),
+            batch_size=min(self.preset.batch_size if training else 2000, len(labels)),
             device=self.device,
             augment=self.preset.augment if training else None,
             seed=seed,
@@ -184,17 +184,13 @@ class _Bench:
             "test": self.batches(self.data.test_images, self.data.test_labels),
             "train": self.batches(seen.train_images, seen.train_labels),
         }
-
-        def evaluate() -> Record:
-            return {
-                f"{name}/{kind}/{split}_{metric}": value
-                for kind, networks in zip(WEIGHTS, (sweep, average.module), strict=True)
-                for split, batches in splits.items()
-                for key, value in measure(networks, batches, device=self.device).items()
-                for name, metric in [key.rsplit("/", 1)]
-            }
-
-        return evaluate
+        return lambda: {
+            f"{name}/{kind}/{split}_{metric}": value
+            for kind, networks in zip(WEIGHTS, (sweep, average.module), strict=True)
+            for split, batches in splits.items()
+            for key, value in measure(networks, batches, device=self.device).items()
+            for name, metric in [key.rsplit("/", 1)]
+        }
 
     def record(self, stage: Stage, seed: int, sweep: Sweep, history: list[Record]) -> dict[str, Any]:
         """A run as it stands in results.json."""
@@ -268,10 +264,3 @@ def _to_device(data: CIFAR10, device: torch.device) -> CIFAR10:
         images.to(device, memory_format=torch.channels_last) for images in (data.train_images, data.test_images)
     )
     return CIFAR10(images, data.train_labels.to(device), tests, data.test_labels.to(device), data.class_names)
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield

@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from kd.cifar10.batches import ImageLoader
+from kd.cifar10.batches import ImageBatch, ImageLoader
 from kd.teacher import Teacher, TeacherCache
 
 LOGITS = "0.logits"
 
 
-@dataclass(frozen=True)
-class SampleLogits:
-    """`kd.teacher.Known` of image batches: logits (N, C) of every training image, by its index."""
-
-    logits: Tensor
-
-    def find(self, batch: Any) -> Mapping[str, Tensor]:
-        return {LOGITS: self.logits[batch.index]}
-
-    def keep(self, batch: Any, outputs: Mapping[str, Tensor]) -> None:
-        """Nothing is computed any more."""
-
-
-def teacher_logits(teacher: Teacher, images: ImageLoader, cache: TeacherCache, *, bf16: bool) -> SampleLogits:
-    """The logits on `images`, which are not augmented, read from `cache` as far as it has them.
+def teacher_logits(
+    teacher: Teacher, images: ImageLoader, cache: TeacherCache, *, bf16: bool
+) -> Callable[[ImageBatch], dict[str, Tensor]]:
+    """`Teacher.known` of `images`, which are not augmented; read from `cache` as far as it has them.
 
     In batches of the size that the student trains with, the last one filled up with the first images: kernels are
     chosen by the size of a batch, and with the same ones an image's logits are the same bits in whichever batch it is.
@@ -48,4 +35,4 @@ def teacher_logits(teacher: Teacher, images: ImageLoader, cache: TeacherCache, *
         if not len(found):
             found = logits.new_empty((count, logits.shape[1]))
         found[first : first + size] = logits[: count - first]
-    return SampleLogits(found)
+    return lambda batch: {LOGITS: found[batch.index]}

@@ -12,7 +12,7 @@ from docvit.data.dataset import DocumentBatch
 from docvit.model.docvit import DocViT
 from docvit.model.tokens import token_indices
 from kd.documents.paired import PairedBatch
-from kd.teacher import Known, Teacher
+from kd.teacher import Teacher, TeacherCache
 
 OF_PAGES = ("page_features", "page_logits")
 
@@ -50,14 +50,20 @@ class DocumentTeacher(Teacher):
 
     Probabilities (`kd.documents.probabilities`) are of a document. As its label does, they count for each of its pages,
     among them those that were mixed in from another document of the class.
+
+    Args:
+        cache: is given the outputs that batches do not bring from it already.
     """
 
-    def __init__(self, networks: Sequence[nn.Module], *, known: Known | None = None) -> None:
-        super().__init__(networks, document_outputs, view=teacher_view, known=known)
+    def __init__(self, networks: Sequence[nn.Module], *, cache: TeacherCache | None = None) -> None:
+        super().__init__(networks, document_outputs, view=teacher_view, known=lambda batch: batch.teacher_outputs)
+        self.cache = cache
 
     def forward(self, batch: PairedBatch, names: Sequence[str]) -> Mapping[str, Tensor]:
         maps = {f"0.{name}": value for name, value in batch.given_maps.items() if name in names}
         found = dict(super().forward(batch, [name for name in names if name not in batch.given_maps]))
+        if self.cache is not None and found and batch.teacher_outputs is None:
+            self.cache.write(batch.key, found)
         for number, logits in enumerate(batch.given_logits, len(self.networks)):
             given = {"logits": logits, "page_logits": batch.of_pages(logits)}
             found |= {f"{number}.{name}": given[name] for name in names if name in given}

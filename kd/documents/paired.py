@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import repeat
@@ -28,7 +29,6 @@ from kd.config import DistillationError
 from kd.documents.maps import MapDataset, prepare_maps
 from kd.documents.onnx_network import OnnxNetwork
 from kd.documents.probabilities import TeacherProbabilities
-from kd.documents.teacher_cache import batch_key
 from kd.teacher import TeacherCache
 
 
@@ -119,14 +119,12 @@ class PairedDataset(DocumentDataset):
     ) -> None:
         super().__init__(files, labels, view, groups=groups, seed=seed)
         self.others, self.cache, self.tables, self.maps = tuple(others), cache, tuple(tables), tuple(maps)
-        for other in self.others:
-            self._check_pages(other)
-
-    def _check_pages(self, other: DocumentDataset | None) -> None:
-        for ours, theirs in zip(self.documents, other.documents if other else (), strict=bool(other)):
-            if ours.indices != theirs.indices:
-                counts = f"{len(theirs.indices)} pages in the teacher's rendering, {len(ours.indices)} in the student's"
-                raise DistillationError(f"{theirs.file.name} has {counts}: give both the same renderer")
+        for other in [other for other in others if other is not None]:
+            for ours, theirs in zip(self.documents, other.documents, strict=True):
+                here, there = len(ours.indices), len(theirs.indices)
+                if ours.indices != theirs.indices:
+                    counts = f"{there} pages in the teacher's rendering, {here} in the student's"
+                    raise DistillationError(f"{theirs.file.name} has {counts}: give both the same renderer")
 
     def describe(self) -> dict[str, Any]:
         """What decides what is seen, but for the epoch."""
@@ -146,19 +144,29 @@ class PairedDataset(DocumentDataset):
         key = batch_key(keys[0][0], [(index, self.labels[index]) for _, index in keys])
         batch = PairedBatch(own.sequence, own.labels, own.index, key=key)
         known = self.cache.read(batch.key) if self.cache is not None else None
-        views = () if known is not None else self._views(own, keys)
+        others = self.others if known is None else ()
+        views = tuple(self._seen_by(other, own.sequence, keys) for other in others)
         logits = tuple(table[own.index] for table in self.tables)
         maps = {name: target for of in self.maps for name, target in of.targets(keys, own.sequence).items()}
         return replace(batch, teacher_outputs=known, of_teachers=views, given_logits=logits, given_maps=maps)
 
-    def _views(self, own: DocumentBatch, keys: list[tuple[int, int]]) -> tuple[PatchSequence | None, ...]:
-        views: list[PatchSequence | None] = []
-        for other in self.others:
-            view = other.collate([other[key] for key in keys]).sequence if other is not None else None
-            if other is not None and view is not None and other.draw == self.draw and self.view.patch_dropout:
-                view = same_regions(view, own.sequence)
-            views.append(view)
-        return tuple(views)
+    def _seen_by(
+        self, other: DocumentDataset | None, own: PatchSequence, keys: list[tuple[int, int]]
+    ) -> PatchSequence | None:
+        if other is None:
+            return None
+        seen = other.collate([other[key] for key in keys]).sequence
+        return same_regions(seen, own) if other.draw == self.draw and self.view.patch_dropout else seen
+
+
+def batch_key(epoch: int, documents: Sequence[tuple[int, int]]) -> str:
+    """Name of a batch in a `TeacherCache`: its epoch and, in order, the index of its documents and their labels.
+
+    With content, seed and view, which are the same for a whole cache, these decide what is seen of them. Documents may
+    be in a run with labels and without: their pages are mixed with other ones then.
+    """
+    digest = hashlib.sha256(json.dumps(documents).encode()).hexdigest()
+    return f"{epoch:04d}-{digest[:24]}"
 
 
 def same_regions(theirs: PatchSequence, ours: PatchSequence) -> PatchSequence:
@@ -182,6 +190,8 @@ class PairedBatches:
 
     def __init__(self, labelled: DocumentLoader, unlabelled: DocumentLoader | None = None) -> None:
         self.labelled, self.unlabelled = labelled, unlabelled
+        self.loaders = {"labelled": labelled} | ({"unlabelled": unlabelled} if unlabelled is not None else {})
+        self.datasets = {name: cast(PairedDataset, loader.dataset) for name, loader in self.loaders.items()}
         self.step = 0  # of the whole run
 
     def __len__(self) -> int:
@@ -206,25 +216,20 @@ class PairedBatches:
 
     def fingerprint(self) -> str:
         """Of all documents, see `DocumentLoader.fingerprint`."""
-        parts = [self.labelled] + ([self.unlabelled] if self.unlabelled else [])
-        return "+".join(part.fingerprint() for part in parts)
+        return "+".join(loader.fingerprint() for loader in self.loaders.values())
 
     def use_cache(self, cache: TeacherCache) -> None:
         """Read from `cache` what it holds, instead of loading documents for the teachers."""
-        for dataset in self._datasets().values():
+        for dataset in self.datasets.values():
             dataset.cache = cache
 
     def describe(self) -> dict[str, Any]:
         """All that decides what is seen of which documents, but for the epoch: settings for a `TeacherCache`."""
-        return {name: dataset.describe() for name, dataset in self._datasets().items()}
+        return {name: dataset.describe() for name, dataset in self.datasets.items()}
 
     def files(self) -> list[Path]:
         """The rendered documents, as the student sees them."""
-        return [document.file for dataset in self._datasets().values() for document in dataset.documents]
-
-    def _datasets(self) -> dict[str, PairedDataset]:
-        batches = {"labelled": self.labelled} | ({"unlabelled": self.unlabelled} if self.unlabelled else {})
-        return {name: cast(PairedDataset, of_kind.dataset) for name, of_kind in batches.items()}
+        return [document.file for dataset in self.datasets.values() for document in dataset.documents]
 
 
 def paired_batches(
@@ -282,16 +287,8 @@ def paired_batches(
         rendered[rendering] = of_teacher | more
         left_out += problems
     readable = [path for path in further if all(path in found for found in rendered.values())]
-    maps = [
-        prepare_maps(
-            one,
-            {path: files[path] for path in data.paths} | {path: further[path] for path in readable},
-            student.rendering,
-            process,
-            **where,
-        )
-        for one in networks
-    ]
+    shown = {path: rendered[student.rendering][path] for path in (*data.paths, *readable)}
+    maps = [prepare_maps(one, shown, student.rendering, process, **where) for one in networks]
     for prepared in maps:
         if data.classes and not all(path in prepared.files for path in data.paths):
             raise DataError("the documents", prepared.problems)
@@ -329,7 +326,5 @@ def paired_batches(
     weights = balance(data) if recipe.balanced else None
     labels = data.labels if data.classes else None
     labelled = shuffled(dataset(data.paths, labels, data.groups), process, budget=budget, weights=weights)
-    if not each_once:
-        return PairedBatches(labelled), tuple(left_out)
-    extra = shuffled(dataset(list(each_once.values()), None), process, budget=budget)
+    extra = shuffled(dataset(list(each_once.values()), None), process, budget=budget) if each_once else None
     return PairedBatches(labelled, extra), tuple(left_out)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -32,15 +32,14 @@ from kd.documents.onnx_network import OnnxNetwork, is_onnx
 from kd.documents.outputs import DocumentTeacher, document_outputs
 from kd.documents.paired import paired_batches
 from kd.documents.probabilities import TeacherProbabilities, read_probabilities
-from kd.documents.teacher_cache import CachedBatches
 from kd.student import plain, reuse_classifier, with_projections
 from kd.teacher import TeacherCache, fingerprint
 
 SELF = "self"
 
-COMPARISON = "comparison"
+File = str | os.PathLike[str]
 
-TeacherLike = DocViT | str | os.PathLike[str]
+TeacherLike = DocViT | File
 
 
 @dataclass(frozen=True)
@@ -48,9 +47,7 @@ class DocumentDistillation:
     """What `distill_documents` has done.
 
     Attributes:
-        student: the model to keep, in eval mode.
-        history: one record per epoch, see `docvit.training.loop.fit`.
-        fine_tuning: likewise, of the epochs on labels alone.
+        student, history, fine_tuning: see `kd.distill.Distillation`.
         comparison: student and teachers on the held-out documents; None without any, and in further processes.
         left_out: the documents without labels that could not be read, a line each.
     """
@@ -62,6 +59,14 @@ class DocumentDistillation:
     left_out: tuple[str, ...]
 
 
+class _Teachers(NamedTuple):
+    """All that a student learns from; where there is none of them, it is its own moving average."""
+
+    models: list[DocViT]
+    tables: list[TeacherProbabilities]
+    networks: list[OnnxNetwork]
+
+
 def distill_documents(
     student: Recipe | str,
     teacher: TeacherLike | Sequence[TeacherLike],
@@ -71,7 +76,7 @@ def distill_documents(
     *,
     valid: LabelledDocuments | None = None,
     unlabelled: Sequence[str] = (),
-    teacher_probabilities: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+    teacher_probabilities: File | Sequence[File] = (),
     resume: bool = False,
     device: torch.device | str | None = None,
     cache: Path | None = None,
@@ -126,19 +131,14 @@ def distill_documents(
     else:
         data = LabelledDocuments(tuple(data), (UNLABELLED,) * len(data), ())
     with process_group(device) as process:
-        tables = [read_probabilities(file, data.classes, data.paths) for file in _files(teacher_probabilities)]
-        given, networks = _open_networks(teacher)
-        further = bool(tables or networks)
-        teachers = [model.to(process.device) for model in _load_teachers(given, data.classes, further=further)]
-        own = not teachers and not further
-        if not own and not teachers and not tables:
+        given = _open_teachers(teacher, teacher_probabilities, data, process.device)
+        teachers, tables, networks = given
+        own = not any(given)
+        if networks and not teachers and not tables:
             config = replace(config, alpha=0.0, page_alpha=None)
-        _check(
-            config, recipe, teachers, tables, networks, unlabelled=bool(unlabelled), cached=teacher_cache is not None
-        )
+        _check(config, recipe, given, data, valid, unlabelled=bool(unlabelled), cached=teacher_cache is not None)
         if not data.classes:
             config = replace(config, labels=False, page_loss=0.0)
-            _check_without_labels(config, teachers, tables, own=own, valid=valid, unlabelled=unlabelled)
         model = build_model(recipe, data.classes)
         if config.simkd:
             reuse_classifier(model, teachers[0])
@@ -147,7 +147,8 @@ def distill_documents(
         learner.to(process.device)
         features = [pair.teacher for pair in getattr(learner, "pairs", ()) if not pair.of_map]
         names = config.teacher_outputs(features)
-        where: dict[str, Any] = {"cache": cache, "workers": workers, "password": password}
+        reading: dict[str, Any] = {"workers": workers, "password": password}
+        where = {"cache": cache, **reading}
         data, files, unread = _render(data, valid, model.config.rendering, process, **where)
         batches, left_out = paired_batches(
             data,
@@ -168,13 +169,12 @@ def distill_documents(
             "teachers": [fingerprint(one, one.config.as_dict()) for one in teachers] or ([SELF] if own else []),
             "data": batches.describe(),
         }
-        known = None
+        opened = None
         if teacher_cache is not None:
             drawn = {"budget": recipe.budget, "balanced": recipe.balanced}
             precision = {"bf16": uses_bf16(recipe.train, process.device)}
             opened = TeacherCache(teacher_cache, {**facts, "states": names, **drawn, **precision})
             batches.use_cache(opened)
-            known = CachedBatches(opened)
         if process.rank == 0:
             write_recipe(folder, recipe)
         held_out = None if valid is None else held_out_batches(valid, files, model.config, recipe)
@@ -189,14 +189,15 @@ def distill_documents(
             if valid is None or process.rank > 0:
                 return None
             named = {"last weights": plain(learner)} if own else _named(teachers)
-            reading: dict[str, Any] = {"workers": workers, "password": password}
             comparison = compare({**named, "student": plain(kept)}, valid, device=process.device, **reading)
-            _write(comparison, folder)
+            (folder / "comparison.md").write_text(comparison.markdown())
+            (folder / "comparison.json").write_text(json.dumps(comparison.as_dict(), indent=2) + "\n")
+            comparison.plot(folder / "comparison.png")
             return comparison
 
         done = distill(
             learner,
-            DocumentTeacher(members, known=known),
+            DocumentTeacher(members, cache=opened),
             batches,
             config,
             outputs=document_outputs,
@@ -244,36 +245,40 @@ def _render(
     return data.only(each_once.values()), files, problems
 
 
-def _open_networks(teacher: TeacherLike | Sequence[TeacherLike]) -> tuple[list[TeacherLike], list[OnnxNetwork]]:
-    """The teachers that are no ONNX networks, and those that are."""
-    given = [teacher] if isinstance(teacher, DocViT | str | os.PathLike) else list(teacher)
+def _open_teachers(
+    teacher: TeacherLike | Sequence[TeacherLike],
+    probabilities: File | Sequence[File],
+    data: LabelledDocuments,
+    device: torch.device,
+) -> _Teachers:
+    tables = [read_probabilities(file, data.classes, data.paths) for file in _listed(probabilities)]
+    given = _listed(teacher)
     networks = [OnnxNetwork(one) for one in given if isinstance(one, str) and is_onnx(one)]
     names = [network.name for network in networks]
     if twice := [name for name in names if names.count(name) > 1]:
         raise DistillationError(f"two teachers are called {twice[0]}: give another output, or the file another name")
-    return [one for one in given if not is_onnx(one)], networks
-
-
-def _load_teachers(given: list[TeacherLike], classes: tuple[str, ...], *, further: bool) -> list[DocViT]:
-    """The teachers that are models; none where the student is its own. `further`: there are others."""
-    if SELF in [name for name in given if isinstance(name, str)]:
-        if len(given) > 1 or further:
-            raise DistillationError(f"{SELF!r} stands for the student's moving average: give no other teacher with it")
-        return []
-    if not given and not further:
+    others = [one for one in given if not is_onnx(one)]
+    if not others and not tables and not networks:
         raise DistillationError("there is no teacher: give a model, or the probabilities of a classifier")
-    for number, one in enumerate(given, 1):
-        model = one if isinstance(one, DocViT) else DocViT.from_pretrained(one)
-        name = f"teacher {number}" if isinstance(one, DocViT) else f"the teacher {os.fspath(one)}"
-        _check_classes(name, model.config.classes, classes)
-        given[number - 1] = model
-    return cast(list[DocViT], given)
+    if SELF not in [one for one in others if isinstance(one, str)]:
+        models = [_load_teacher(one, number, data.classes) for number, one in enumerate(others, 1)]
+        return _Teachers([model.to(device) for model in models], tables, networks)
+    if len(others) > 1 or tables or networks:
+        raise DistillationError(f"{SELF!r} stands for the student's moving average: give no other teacher with it")
+    return _Teachers([], [], [])
 
 
-def _check_classes(name: str, found: tuple[str, ...], expected: tuple[str, ...]) -> None:
-    """Raises DistillationError where a teacher's classes are not those of the data, name by name and in their order."""
+def _listed(given: Any) -> list[Any]:
+    return [given] if isinstance(given, DocViT | str | os.PathLike) else list(given)
+
+
+def _load_teacher(given: TeacherLike, number: int, expected: tuple[str, ...]) -> DocViT:
+    """Raises DistillationError where its classes are not the expected ones, name by name and in their order."""
+    model = given if isinstance(given, DocViT) else DocViT.from_pretrained(given)
+    name = f"teacher {number}" if isinstance(given, DocViT) else f"the teacher {os.fspath(given)}"
+    found = model.config.classes
     if found == expected:
-        return
+        return model
     if not found:
         raise DistillationError(f"the classes of {name} have no names: set `classes` in its configuration")
     lacking, besides = ([c for c in a if c not in b] for a, b in ((expected, found), (found, expected)))
@@ -284,22 +289,19 @@ def _check_classes(name: str, found: tuple[str, ...], expected: tuple[str, ...])
     raise DistillationError(f"{name} and the data differ in their classes: {'; '.join(differing) or order}")
 
 
-def _files(given: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str | os.PathLike[str]]:
-    return [given] if isinstance(given, str | os.PathLike) else list(given)
-
-
 def _check(
     config: DistillConfig,
     recipe: Recipe,
-    teachers: Sequence[DocViT],
-    tables: Sequence[TeacherProbabilities],
-    networks: Sequence[OnnxNetwork],
+    given: _Teachers,
+    data: LabelledDocuments,
+    valid: LabelledDocuments | None,
     *,
     unlabelled: bool,
     cached: bool,
 ) -> None:
     """Raises DistillationError for what cannot be had together."""
-    own = not teachers and not tables and not networks
+    teachers, tables, networks = given
+    own = not any(given)
     if own and not recipe.ema:
         raise DistillationError("a student that is its own teacher needs a moving average: give ema a decay above 0")
     if own and cached:
@@ -316,18 +318,8 @@ def _check(
         raise DistillationError("simkd learns the features of one teacher alone: others have no part in it")
     if unlabelled and not config.teacher_outputs(tuple(config.features)) and not networks:
         raise DistillationError("documents without labels have no loss here: give alpha, features or consistency")
-
-
-def _check_without_labels(
-    config: DistillConfig,
-    teachers: Sequence[DocViT],
-    tables: Sequence[TeacherProbabilities],
-    *,
-    own: bool,
-    valid: LabelledDocuments | None,
-    unlabelled: Sequence[str],
-) -> None:
-    """Raises DistillationError for what needs labels."""
+    if data.classes:
+        return
     if own or teachers or tables:
         raise DistillationError("documents without labels have ONNX networks alone as teachers: FILE.onnx:OUTPUT")
     if valid is not None or unlabelled or config.fine_tune:
@@ -354,9 +346,3 @@ def _named(teachers: Sequence[DocViT]) -> dict[str, DocViT]:
     if len(teachers) == 1:
         return {"teacher": teachers[0]}
     return {f"teacher {number}": model for number, model in enumerate(teachers, 1)}
-
-
-def _write(comparison: Comparison, folder: Path) -> None:
-    (folder / f"{COMPARISON}.md").write_text(comparison.markdown())
-    (folder / f"{COMPARISON}.json").write_text(json.dumps(comparison.as_dict(), indent=2) + "\n")
-    comparison.plot(folder / f"{COMPARISON}.png")

@@ -16,13 +16,12 @@ from docvit.model.docvit import DocViT
 from docvit.training.recipe import Recipe
 from docvit.training.supervised import classification_loss
 from kd.config import DistillConfig
-from kd.documents.outputs import document_outputs, teacher_view
+from kd.documents.outputs import DocumentTeacher, document_outputs
 from kd.documents.paired import PairedBatch
-from kd.documents.teacher_cache import CachedBatches
 from kd.losses import ramp_up, soft_loss
 from kd.objective import DistillationLoss
 from kd.student import Pair, StudentWithProjections, reuse_classifier
-from kd.teacher import Teacher, TeacherCache, ensemble_logits
+from kd.teacher import TeacherCache, ensemble_logits
 
 RECIPE = Recipe(page_loss=0.5, label_smoothing=0.1)
 CONFIG = DocViTConfig(**TINY, num_classes=3)
@@ -44,14 +43,9 @@ def batch(counts=(2, 1, 3), **fields):
     return PairedBatch(sequence, index % 3, index, **({"of_teachers": (None,)} | fields))
 
 
-def frozen(*teachers, cache=None):
-    known = CachedBatches(cache) if cache is not None else None
-    return Teacher(teachers, document_outputs, view=teacher_view, known=known)
-
-
-def loss_of(config, *teachers, cache=None):
+def loss_of(config, *teachers):
     given = replace(config, page_loss=RECIPE.page_loss, label_smoothing=RECIPE.label_smoothing)
-    return DistillationLoss(given, frozen(*teachers, cache=cache), document_outputs)
+    return DistillationLoss(given, DocumentTeacher(teachers), document_outputs)
 
 
 def kl(student, teacher, t):
@@ -125,14 +119,14 @@ def test_with_the_teachers_classifier_features_alone_are_learnt(student, teacher
 def test_an_ensemble_is_the_mean_of_softened_probabilities(student, teacher):
     b = batch(of_teachers=(None, None))
     other = model(CONFIG, 7)
-    found = (ensemble_logits(frozen(teacher, other)(b, ["logits"]), "logits", 3.0) / 3).softmax(1)
+    found = (ensemble_logits(DocumentTeacher([teacher, other])(b, ["logits"]), "logits", 3.0) / 3).softmax(1)
     expected = np.mean([(logits_of(m, b.sequence)[0] / 3).softmax(1).numpy() for m in (teacher, other)], axis=0)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5)
 
 
 def test_a_teacher_with_its_own_view_is_asked_about_that(student, teacher):
     own = batch((1, 2, 2)).sequence
-    found = frozen(teacher)(batch(of_teachers=(own,)), ["logits"])
+    found = DocumentTeacher([teacher])(batch(of_teachers=(own,)), ["logits"])
     assert torch.equal(found["0.logits"], logits_of(teacher, own)[0])
 
 
@@ -170,9 +164,9 @@ def test_consistency_alone_needs_no_soft_targets(student, teacher, progress):
 
 def test_cached_outputs_are_those_of_the_teacher(student, teacher, tmp_path):
     cache, b, names = TeacherCache(tmp_path, {}), batch(key="0000-x"), ["logits", "page_logits"]
-    first = frozen(teacher, cache=cache)(b, names)
+    first = DocumentTeacher([teacher], cache=cache)(b, names)
     held = replace(b, teacher_outputs=cache.read(b.key), of_teachers=())
-    again = frozen(model(WIDE, 2), cache=cache)(held, names)
+    again = DocumentTeacher([model(WIDE, 2)], cache=cache)(held, names)
     assert set(first) == {"0.logits", "0.page_logits"}
     assert all(torch.equal(first[name], again[name]) for name in first)
 

@@ -62,7 +62,7 @@ def test_states_that_cannot_be_alike():
 def test_a_student_learns_its_projections_and_decays_what_a_docvit_decays():
     learner = with_projections(DocViT(STUDENT), ["pages", "blocks.0"], DocViT(TEACHER))
     assert isinstance(learner, StudentWithProjections)
-    assert [tuple(p.linear.weight.shape) for p in learner.projections] == [(48, 32)] * 2
+    assert [tuple(p.weight.shape) for p in learner.projections] == [(48, 32)] * 2
     spared, _ = param_groups_weight_decay(learner, 0.1, learner.no_weight_decay())
     student_spared, _ = param_groups_weight_decay(learner.student, 0.1, learner.student.no_weight_decay())
     assert len(spared["params"]) == len(student_spared["params"]) + 2  # the projections' biases

@@ -11,7 +11,7 @@ from conftest import TINY
 from docvit.model.config import DocViTConfig
 from docvit.model.docvit import DocViT
 from docvit.training.loop import TrainingError
-from kd.documents.teacher_cache import batch_key
+from kd.documents.paired import batch_key
 from kd.teacher import MANIFEST, TeacherCache, fingerprint
 
 SETTINGS = {"teachers": ["ab"], "data": {"seed": 0, "view": {"max_pages": 4, "mean": (0.5,)}}}
