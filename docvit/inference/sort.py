@@ -17,8 +17,8 @@ from docvit.documents.formats import numbered, suffix_of
 from docvit.documents.sources import PAGE_SUFFIXES
 from docvit.errors import UserError
 from docvit.inference.prediction import Prediction
+from docvit.inference.sort_copy import PARTIAL, contains, copy_checked, fingerprint, remove, sync_folder
 from docvit.inference.sort_log import Entry, SortLog
-from docvit.inference.transfer import PARTIAL, contains, copy_checked, fingerprint, remove, sync_folder
 
 _NOT_IN_NAMES = '<>:"/\\|?*'  # on some system
 _DEVICES = {"con", "prn", "aux", "nul", *(f"{name}{i}" for name in ("com", "lpt") for i in range(1, 10))}

@@ -10,7 +10,7 @@ from typing import Any
 from docvit.documents.finding import SORT_LOG
 from docvit.errors import UserError
 from docvit.files import append, lock
-from docvit.inference.transfer import sync_folder
+from docvit.inference.sort_copy import sync_folder
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Entry:
         move: whether the original is removed.
         label: the most probable class; None for a document that was not read.
         score: its probability.
-        fingerprint: of the original (`docvit.inference.transfer.fingerprint`).
+        fingerprint: of the original (`docvit.inference.sort_copy.fingerprint`).
         state: `begun`, `copied` (the original may still be there), `sorted`; then, when it is undone, `returning`,
             `returned` (the target may still be there), `undone`. Written before and after each step.
         back: where it was brought back to.

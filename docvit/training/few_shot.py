@@ -49,15 +49,7 @@ BUDGET = 2048  # tokens of a batch; with many more a processor's caches overflow
 
 STRENGTHS = (3.0, 10.0, 30.0)  # inverse weights of the penalty; the first where every class has one example
 
-SHARPNESS = (
-    0.5,
-    0.7,
-    1.0,
-    1.4,
-    2.0,
-    2.8,
-    4.0,
-)  # factors of the logits; if all are right, more is always better
+SHARPNESS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)  # factors of the logits; if all are right, more is always better
 
 MAX_LEFT_OUT = 100  # of more examples, several are left out at a time
 
