@@ -23,7 +23,6 @@ from docvit.data.labels import LabelledDocuments
 from docvit.data.metrics import Report, report
 from docvit.documents.errors import DocumentError
 from docvit.documents.pages import PageStack
-from docvit.documents.patches import PatchSequence
 from docvit.documents.workers import in_batches, read_documents
 from docvit.errors import SettingError
 from docvit.evaluation.cost import predict_cost
@@ -216,17 +215,13 @@ class _Trial:
 
     def _scores(self, stacks: list[PageStack]) -> tuple[Sequence[np.ndarray], Sequence[Tensor]]:
         batch = self.classifier.model.pack(stacks).to(self.classifier.device)
-        self._timed(batch)  # kernels are compiled for new shapes: otherwise the first model would pay for all
-        scores, turned, seconds = self._timed(batch)
-        self.seconds += seconds
-        self.flops += predict_cost(self.classifier.model.config, batch).flops
-        return list(scores), turned.split([len(stack.pages) for stack in stacks])
-
-    def _timed(self, batch: PatchSequence) -> tuple[np.ndarray, Tensor, float]:
+        self.ready.run(batch).documents.cpu()  # compiles kernels for new shapes: else the first model would pay for all
         start = time.perf_counter()
         answers = self.ready.run(batch)
         scores, turned = answers.documents.cpu().numpy(), answers.turned.cpu()  # copying waits for the device
-        return scores, turned, time.perf_counter() - start
+        self.seconds += time.perf_counter() - start
+        self.flops += predict_cost(self.classifier.model.config, batch).flops
+        return list(scores), turned.split([len(stack.pages) for stack in stacks])
 
 
 def _classifier(model: Model, device: torch.device | str | None) -> DocumentClassifier:

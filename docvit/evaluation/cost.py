@@ -70,7 +70,8 @@ def attention_shapes(tokens: int, dim: int, heads: int, head_dim: int | None = N
     return AttentionShapes(1, heads, layer, layer, layer, (tokens, tokens), (tokens, joined), (joined, dim))
 
 
-class MeasuredCost(NamedTuple):
+@dataclass(frozen=True)
+class MeasuredCost:
     """One forward pass, counted: FLOPs of its matrix products and convolutions, and bytes kept for a backward pass."""
 
     flops: int
@@ -295,10 +296,7 @@ class Inspection:
     words_from: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        values = asdict(self)
-        for cost, values_of in zip(self.costs, values["costs"], strict=True):
-            values_of["measured"] = cost.measured._asdict()
-        return values
+        return asdict(self)
 
 
 def inspect_document(model: DocViT, stack: PageStack, *, device: torch.device | str = "cpu") -> Inspection:

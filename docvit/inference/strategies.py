@@ -42,10 +42,6 @@ class Strategy:
         return stack.take(self.choose(len(stack.pages)))
 
 
-def _whole(stack: PageStack, _: Rendering) -> list[PageStack]:
-    return [stack]
-
-
 def _alone(stack: PageStack, _: Rendering) -> list[PageStack]:
     return [stack.take([i])._replace(indices=[0], num_pages=1) for i in range(len(stack.pages))]
 
@@ -82,10 +78,6 @@ def _most_confident(scores: Tensor) -> Tensor:
     return scores[scores.amax(1).argmax()]
 
 
-def _mean(scores: Tensor) -> Tensor:
-    return scores.mean(0)
-
-
 def _votes(scores: Tensor) -> Tensor:
     """Share of pages that vote for each class; the mean probability decides between equal shares."""
     votes = torch.bincount(scores.argmax(1), minlength=scores.shape[1]).double()
@@ -94,13 +86,13 @@ def _votes(scores: Tensor) -> Tensor:
 
 
 STRATEGIES: dict[str, Strategy] = {
-    "document": Strategy(range, _whole, _only),
+    "document": Strategy(range, lambda stack, _: [stack], _only),
     "first": Strategy(lambda count: [0], _alone, _only, max_pages=1),
     "second": Strategy(lambda count: [min(1, count - 1)], _alone, _only),
     "last": Strategy(lambda count: [count - 1], _alone, _only, max_pages=2),
     "grid": Strategy(range, _grid, _only),
     "max-confidence": Strategy(range, _alone, _most_confident),
-    "soft-vote": Strategy(range, _alone, _mean),
+    "soft-vote": Strategy(range, _alone, lambda scores: scores.mean(0)),
     "hard-vote": Strategy(range, _alone, _votes),
 }
 """`document` is the model itself, which sees all pages at once. `second` takes the first page of a one-page document,

@@ -69,17 +69,14 @@ def train_boundaries(
     dataset = DocumentDataset([files[path] for path in data.paths], data.labels, view, seed=seed)
     groups = np.unique(data.groups or data.paths, return_inverse=True)[1]
     count = max(1, round(share * len(data)))
-    packets = [see_packet(model.eval(), dataset, groups, n, device=device) for n in _progress(count)]
+    numbers = tqdm(range(count), desc="packets", unit="packet", leave=False, disable=None)
+    packets = [see_packet(model.eval(), dataset, groups, n, device=device) for n in numbers]
     with torch.random.fork_rng(devices=[]):
         batches = Shuffled(len(packets), BATCH, partial(join, packets), seed)
         settings = replace(SETTINGS, seed=seed)
         head.requires_grad_(True)
         fit(head, batches, boundary_loss, settings, device=device, description="where documents begin")
     head.requires_grad_(False).eval()
-
-
-def _progress(count: int) -> tqdm[int]:
-    return tqdm(range(count), desc="packets", unit="packet", leave=False, disable=None)
 
 
 @torch.inference_mode()

@@ -8,7 +8,6 @@ own (`DocViTConfig.document_words`). All is fitted as one logistic regression.
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,8 +39,6 @@ from docvit.training.calibrate import calibrate
 from docvit.training.distributed import Process
 from docvit.training.rendering import render_all
 from docvit.training.text import per_class, tf_idf
-
-logger = logging.getLogger(__name__)
 
 EXAMPLES = "examples.safetensors"
 
@@ -206,12 +203,14 @@ def fit_documents(
         ValueError: `add` without `output`, or with another model.
     """
     folder = None if output is None else Path(output)
-    if add and folder is None:
-        raise SettingError("examples are added to a folder: name it as output")
-    if add and model is not None:
-        raise SettingError("examples are added to the model in the output folder: name no other")
-    earlier = Examples.load(folder) if add and folder is not None else None
-    if folder is not None and not add and folder.exists():
+    earlier = None
+    if add:
+        if folder is None:
+            raise SettingError("examples are added to a folder: name it as output")
+        if model is not None:
+            raise SettingError("examples are added to the model in the output folder: name no other")
+        earlier = Examples.load(folder)
+    elif folder is not None and folder.exists():
         from docvit.training.run_folder import check_unused  # with the training loop and timm, which takes seconds
 
         check_unused(folder, "add to it (--add)")
