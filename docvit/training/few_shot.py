@@ -38,6 +38,7 @@ from docvit.model.words import document_ngrams
 from docvit.training.calibrate import calibrate
 from docvit.training.distributed import Process
 from docvit.training.rendering import render_all
+from docvit.training.run_folder import check_unused
 from docvit.training.text import per_class, tf_idf
 
 EXAMPLES = "examples.safetensors"
@@ -210,9 +211,7 @@ def fit_documents(
         if model is not None:
             raise SettingError("examples are added to the model in the output folder: name no other")
         earlier = Examples.load(folder)
-    elif folder is not None and folder.exists():
-        from docvit.training.run_folder import check_unused  # with the training loop and timm, which takes seconds
-
+    elif folder is not None:
         check_unused(folder, "add to it (--add)")
     labelled = data if isinstance(data, LabelledDocuments) else read_labelled(data)
     process = Process(choose_device(device))

@@ -193,10 +193,9 @@ def finish(
     held_out: DocumentLoader | None,
 ) -> DocViT:
     """What a trained model learns last: how pages lie, where documents begin, its text classifier, what it knows."""
-    same: dict[str, Any] = {"seed": recipe.train.seed, "device": process.device}
     try:
-        train_turns(model, data, files, recipe.augmentation, **same)
-        train_boundaries(model, data, files, recipe.augmentation, share=recipe.packets, **same)
+        train_turns(model, data, files, recipe, process.device)
+        train_boundaries(model, data, files, recipe, process.device)
         model = add_text_classifier(model, data, files, weight=recipe.text_weight)
         if held_out is not None:
             calibrate(model.eval(), *logits_of(model, held_out, process.device))
