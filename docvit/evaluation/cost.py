@@ -141,16 +141,14 @@ def predict_cost(config: DocViTConfig, batch: PatchSequence, layout: str = "pack
     floats += sum(_kept_by_the_last(config, tokens, batch.num_pages, scores[scope]) for scope in last)
     # in and out of the norm of class tokens
     floats += 2 * dim * batch.num_pages + pooling.floats_kept(config.pooling, dim, batch.num_pages, batch.num_documents)
+    floats += patches * stem.floats * config.reads_patches + batch.num_pages * stem.page_floats
     return Cost(
         tokens=tokens,
         blocks=dict(sorted(blocks.items())),
         scores=scores,
         score_memory=FLOAT * config.num_heads * entries,
         flops=round(flops),
-        memory=round(
-            FLOAT * (floats + patches * stem.floats * config.reads_patches + batch.num_pages * stem.page_floats)
-            + words.memory
-        ),
+        memory=round(FLOAT * floats + words.memory),
         word_flops=words.flops,
     )
 

@@ -102,11 +102,8 @@ class DocumentClassifier:
         self.classes = model.config.classes or tuple(str(i) for i in range(model.num_classes))
         self.rendering: Rendering = model.config.rendering
         if renderer and renderer != self.rendering.renderer:
-            logger.warning(
-                "this model was trained on pages drawn by %s and will see pages drawn by %s: expect some loss",
-                self.rendering.renderer,
-                renderer,
-            )
+            message = "this model was trained on pages drawn by %s and will see pages drawn by %s: expect some loss"
+            logger.warning(message, self.rendering.renderer, renderer)
             self.rendering = replace(self.rendering, renderer=renderer)
         # models in another precision run in their own
         self.bf16 = has_fast_bf16(self.device) and model.cls_token.dtype == torch.float32
@@ -138,14 +135,10 @@ class DocumentClassifier:
             ModuleNotFoundError: OCR is asked for and `docvit[ocr]` is not installed.
             ValueError: `data` is no document, or `top_k` is below 1.
         """
-        if is_one_document(data):
-            return self._alone(cast(Data, data), **options)
-        return list(self.predict(cast(Iterable[Data], data), **options))
-
-    def _alone(
-        self, data: Data, *, min_score: float | None = None, top_k: int | None = None, **reading: Unpack[Reading]
-    ) -> Prediction:
-        (row,) = self.classify_pages([read_alone(data, self.rendering, **self.reading(**reading))])
+        if not is_one_document(data):
+            return list(self.predict(cast(Iterable[Data], data), **options))
+        min_score, top_k = options.pop("min_score", None), options.pop("top_k", None)
+        (row,) = self.classify_pages([read_alone(cast(Data, data), self.rendering, **self.reading(**options))])
         if row.error is not None:
             raise row.error
         return finished(row, min_score, top_k)

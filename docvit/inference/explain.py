@@ -174,9 +174,8 @@ def _words(model: DocViT, batch: PatchSequence, stack: PageStack, label: int) ->
         return []
     evidence = evidence_of_ngrams(model, batch, label).split(page_ngrams(batch).diff().tolist())
     found: list[WordEvidence] = []
-    for of_page, index, (rows, cols), of_ngrams in zip(
-        stack.words, stack.indices, batch.grids.tolist(), evidence, strict=True
-    ):
+    grids = batch.grids.tolist()
+    for of_page, index, (rows, cols), of_ngrams in zip(stack.words, stack.indices, grids, evidence, strict=True):
         owners = hash_words(of_page, (rows, cols))[2]  # in the order of the batch: no patch with words is left out
         sums = torch.bincount(owners, of_ngrams, minlength=len(of_page)).tolist()
         found += [

@@ -18,8 +18,6 @@ def finished(row: Prediction, min_score: float | None, top_k: int | None) -> Pre
 
 def with_turns(row: Prediction, stack: PageStack, quarters: list[int]) -> Prediction:
     """The row, whose pages say by how many degrees they were turned."""
-    if not any(quarters):
-        return row
     degrees = {index + 1: 90 * k for index, k in zip(stack.indices, quarters, strict=True)}
     return replace(row, pages=[replace(page, turned=degrees.get(page.number, 0)) for page in row.pages])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from docvit.documents.finding import SORT_LOG
 from docvit.errors import UserError
@@ -106,13 +105,10 @@ def _parsed(content: bytes, file: str) -> tuple[dict[int, Entry], int]:
     entries: dict[int, Entry] = {}
     for number, line in enumerate(content[:size].splitlines(), 1):
         try:
-            entry = _entry(json.loads(line))
+            values = json.loads(line)
+            files, size_of_files, changed = values["fingerprint"]
+            entry = Entry(**values | {"fingerprint": (files, size_of_files, changed)})
         except (ValueError, TypeError, KeyError):
             raise UserError(f"{file}, line {number} is damaged: repair or remove it") from None
         entries[entry.number] = entry
     return entries, size
-
-
-def _entry(values: dict[str, Any]) -> Entry:
-    files, size, changed = values["fingerprint"]
-    return Entry(**values | {"fingerprint": (files, size, changed)})

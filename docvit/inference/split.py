@@ -127,7 +127,8 @@ def _split(classifier: DocumentClassifier, stack: PageStack, *, min_score: float
     parts = []
     spans = list(pairwise([*begins, len(blank)]))
     for (begin, end), part in zip(spans, label_parts(classifier, stack, seen, spans), strict=True):
-        first, last = _bounds(stack, begin, end)
+        first = stack.indices[begin] + 1 if begin else 1  # a page that failed goes with those before
+        last = stack.indices[end] if end < len(stack.indices) else stack.num_pages
         if drop_blank:  # a page that failed is none
             written = [number for number in range(first, last + 1) if number - 1 not in empty]
             if not written:
@@ -135,12 +136,6 @@ def _split(classifier: DocumentClassifier, stack: PageStack, *, min_score: float
             first, last = written[0], written[-1]
         parts.append(replace(part, first=first, last=last, cut=float(sure[begin])))
     return replace(result, parts=parts)
-
-
-def _bounds(stack: PageStack, begin: int, end: int) -> tuple[int, int]:
-    """First and last page, 1-based, of the pages read from `begin` to `end`; one that failed goes with those before."""
-    first = stack.indices[begin] + 1 if begin else 1
-    return first, stack.indices[end] if end < len(stack.indices) else stack.num_pages
 
 
 class Seen(NamedTuple):

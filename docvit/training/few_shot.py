@@ -198,10 +198,7 @@ def fit_documents(
         The model, in eval mode, and what is to be said about the examples.
 
     Raises:
-        DataError: examples that cannot be read, or of one class only.
-        ModelError: there is no such model, or `output` holds no examples to add to.
-        TrainingError: `output` holds another model.
-        ValueError: `add` without `output`, or with another model.
+        DataError, ModelError, TrainingError, ValueError: as `docvit.fit` says.
     """
     folder = None if output is None else Path(output)
     earlier = None
