@@ -189,8 +189,8 @@ def compare(
         alike = [t for t in trials.values() if t.classifier.rendering == rendering]
         # those without words among them leave out what is read
         reader = max((t.classifier for t in alike), key=lambda classifier: classifier.model.config.words)
-        options = reader.reading(max_pages=max_pages, timeout=timeout, words=words, ocr_pages=ocr_pages)
-        documents = read_documents(data.paths, rendering, workers=workers, password=password, **options)
+        how = reader.reading(max_pages=max_pages, timeout=timeout, password=password, words=words, ocr_pages=ocr_pages)
+        documents = read_documents(data.paths, rendering, workers=workers, **how)
         with tqdm(total=len(data), desc="comparing", unit="doc", disable=None) as bar:
             for results in in_batches(documents, rendering, budget):
                 for trial in alike:

@@ -135,10 +135,14 @@ class DocumentClassifier:
             ModuleNotFoundError: OCR is asked for and `docvit[ocr]` is not installed.
             ValueError: `data` is no document, or `top_k` is below 1.
         """
-        if not is_one_document(data):
-            return list(self.predict(cast(Iterable[Data], data), **options))
-        min_score, top_k = options.pop("min_score", None), options.pop("top_k", None)
-        (row,) = self.classify_pages([read_alone(cast(Data, data), self.rendering, **self.reading(**options))])
+        if is_one_document(data):
+            return self._alone(cast(Data, data), **options)
+        return list(self.predict(cast(Iterable[Data], data), **options))
+
+    def _alone(
+        self, data: Data, *, min_score: float | None = None, top_k: int | None = None, **reading: Unpack[Reading]
+    ) -> Prediction:
+        (row,) = self.classify_pages([read_alone(data, self.rendering, **self.reading(**reading))])
         if row.error is not None:
             raise row.error
         return finished(row, min_score, top_k)
@@ -187,9 +191,9 @@ class DocumentClassifier:
             ValueError: there is no such strategy, an item is no document, or `top_k` is below 1.
         """
         max_pages = get_strategy(strategy).max_pages or max_pages
-        options = self.reading(max_pages=max_pages, timeout=timeout, words=words, ocr_pages=ocr_pages)
+        how = self.reading(max_pages=max_pages, timeout=timeout, password=password, words=words, ocr_pages=ocr_pages)
         judge = partial(self.for_stream().classify_pages, strategy=strategy)
-        rows = self.stream(data, Prediction, judge, budget=budget, workers=workers, password=password, **options)
+        rows = self.stream(data, Prediction, judge, budget=budget, workers=workers, **how)
         yield from (finished(row, min_score, top_k) for row in rows)
 
     def embed(self, data: Data | Iterable[Data], *, workers: int = 2, **reading: Unpack[Reading]) -> np.ndarray:
@@ -248,9 +252,9 @@ class DocumentClassifier:
         *,
         max_pages: int | None = 64,
         timeout: float = 60.0,
+        password: str | None = None,
         words: bool = True,
         ocr_pages: int = 0,
-        **others: Any,
     ) -> dict[str, Any]:
         """How documents are read for this model (options of `read_documents`): words only if it reads any."""
         words = words and self.model.config.words > 0
@@ -258,7 +262,7 @@ class DocumentClassifier:
             logger.warning("the model is given no words: nothing is read by OCR")
         pages = min(ocr_pages, max_pages or ocr_pages) if words else 0
         timeout += OCR_SECONDS * pages
-        return {"max_pages": max_pages, "timeout": timeout, "words": words, "ocr_pages": pages, **others}
+        return {"max_pages": max_pages, "timeout": timeout, "password": password, "words": words, "ocr_pages": pages}
 
     def for_stream(self) -> DocumentClassifier:
         """The same for many batches: what each of them would do again is done once."""

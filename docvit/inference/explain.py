@@ -140,9 +140,9 @@ def explain(
     if isinstance(document, PageStack):
         stack = document
     else:
-        options = classifier.reading(max_pages=max_pages, timeout=0, words=words, ocr_pages=ocr_pages)
-        del options["timeout"]  # it is read in this process
-        stack = read_document(document, classifier.rendering, password=password, **options)
+        how = classifier.reading(max_pages=max_pages, password=password, words=words, ocr_pages=ocr_pages)
+        del how["timeout"]  # it is read in this process
+        stack = read_document(document, classifier.rendering, **how)
     prediction = classifier.classify_pages([stack])[0]
     stack = stack.turn([-page.turned // 90 for page in prediction.pages if not page.failed])  # as it was judged
     if prediction.error is not None:

@@ -56,8 +56,8 @@ def review(
         OSError: the file cannot be written.
     """
     unique = list({os.path.abspath(path): os.fspath(path) for path in paths}.values())
-    options = classifier.reading(max_pages=max_pages, timeout=timeout, words=words, ocr_pages=ocr_pages)
-    read = read_documents(unique, classifier.rendering, workers=workers, password=password, **options)
+    how = classifier.reading(max_pages=max_pages, timeout=timeout, password=password, words=words, ocr_pages=ocr_pages)
+    read = read_documents(unique, classifier.rendering, workers=workers, **how)
     predictions: list[Prediction] = []
     documents: list[dict[str, Any]] = []
     left = MAX_BYTES
