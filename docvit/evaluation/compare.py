@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from safetensors.torch import save
@@ -96,7 +95,6 @@ class Comparison:
     def plot(self, file: str | os.PathLike[str]) -> None:
         """Draws quality and cost as one PNG."""
         figure = Figure(figsize=(10, 3.8), layout="constrained")
-        FigureCanvasAgg(figure)
         left, right = figure.subplots(1, 2)
         left.set_title(f"quality on {self.documents} documents (ECE and AURC: lower is better)", fontsize=9)
         _bars(left, self.models, QUALITY, relative=False)

@@ -15,7 +15,6 @@ from typing import NamedTuple, cast
 import numpy as np
 import torch
 from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
@@ -90,7 +89,6 @@ class Explanation:
         width = max(2.3 * columns, 4.6)
         height = (2.2 * min(tallest, 3.0) + 0.25) * rows
         figure = Figure(figsize=(width, height + 0.7), layout="constrained")
-        FigureCanvasAgg(figure)
         title = f"{_printable(Path(p.path).name, int(10 * width))}: {p.label} ({p.score:.0%})"
         figure.suptitle(title, fontsize=10, parse_math=False)
         numbers = {read[i].number for i in shown}
