@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from safetensors.torch import save
@@ -23,7 +22,6 @@ from docvit.data.labels import LabelledDocuments
 from docvit.data.metrics import Report, report
 from docvit.documents.errors import DocumentError
 from docvit.documents.pages import PageStack
-from docvit.documents.patches import PatchSequence
 from docvit.documents.workers import in_batches, read_documents
 from docvit.errors import SettingError
 from docvit.evaluation.cost import predict_cost
@@ -97,7 +95,6 @@ class Comparison:
     def plot(self, file: str | os.PathLike[str]) -> None:
         """Draws quality and cost as one PNG."""
         figure = Figure(figsize=(10, 3.8), layout="constrained")
-        FigureCanvasAgg(figure)
         left, right = figure.subplots(1, 2)
         left.set_title(f"quality on {self.documents} documents (ECE and AURC: lower is better)", fontsize=9)
         _bars(left, self.models, QUALITY, relative=False)
@@ -190,8 +187,8 @@ def compare(
         alike = [t for t in trials.values() if t.classifier.rendering == rendering]
         # those without words among them leave out what is read
         reader = max((t.classifier for t in alike), key=lambda classifier: classifier.model.config.words)
-        options = reader.reading(max_pages=max_pages, timeout=timeout, words=words, ocr_pages=ocr_pages)
-        documents = read_documents(data.paths, rendering, workers=workers, password=password, **options)
+        how = reader.reading(max_pages=max_pages, timeout=timeout, password=password, words=words, ocr_pages=ocr_pages)
+        documents = read_documents(data.paths, rendering, workers=workers, **how)
         with tqdm(total=len(data), desc="comparing", unit="doc", disable=None) as bar:
             for results in in_batches(documents, rendering, budget):
                 for trial in alike:
@@ -216,17 +213,13 @@ class _Trial:
 
     def _scores(self, stacks: list[PageStack]) -> tuple[Sequence[np.ndarray], Sequence[Tensor]]:
         batch = self.classifier.model.pack(stacks).to(self.classifier.device)
-        self._timed(batch)  # kernels are compiled for new shapes: otherwise the first model would pay for all
-        scores, turned, seconds = self._timed(batch)
-        self.seconds += seconds
-        self.flops += predict_cost(self.classifier.model.config, batch).flops
-        return list(scores), turned.split([len(stack.pages) for stack in stacks])
-
-    def _timed(self, batch: PatchSequence) -> tuple[np.ndarray, Tensor, float]:
+        self.ready.run(batch).documents.cpu()  # compiles kernels for new shapes: else the first model would pay for all
         start = time.perf_counter()
         answers = self.ready.run(batch)
         scores, turned = answers.documents.cpu().numpy(), answers.turned.cpu()  # copying waits for the device
-        return scores, turned, time.perf_counter() - start
+        self.seconds += time.perf_counter() - start
+        self.flops += predict_cost(self.classifier.model.config, batch).flops
+        return list(scores), turned.split([len(stack.pages) for stack in stacks])
 
 
 def _classifier(model: Model, device: torch.device | str | None) -> DocumentClassifier:

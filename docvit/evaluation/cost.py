@@ -70,7 +70,8 @@ def attention_shapes(tokens: int, dim: int, heads: int, head_dim: int | None = N
     return AttentionShapes(1, heads, layer, layer, layer, (tokens, tokens), (tokens, joined), (joined, dim))
 
 
-class MeasuredCost(NamedTuple):
+@dataclass(frozen=True)
+class MeasuredCost:
     """One forward pass, counted: FLOPs of its matrix products and convolutions, and bytes kept for a backward pass."""
 
     flops: int
@@ -140,16 +141,14 @@ def predict_cost(config: DocViTConfig, batch: PatchSequence, layout: str = "pack
     floats += sum(_kept_by_the_last(config, tokens, batch.num_pages, scores[scope]) for scope in last)
     # in and out of the norm of class tokens
     floats += 2 * dim * batch.num_pages + pooling.floats_kept(config.pooling, dim, batch.num_pages, batch.num_documents)
+    floats += patches * stem.floats * config.reads_patches + batch.num_pages * stem.page_floats
     return Cost(
         tokens=tokens,
         blocks=dict(sorted(blocks.items())),
         scores=scores,
         score_memory=FLOAT * config.num_heads * entries,
         flops=round(flops),
-        memory=round(
-            FLOAT * (floats + patches * stem.floats * config.reads_patches + batch.num_pages * stem.page_floats)
-            + words.memory
-        ),
+        memory=round(FLOAT * floats + words.memory),
         word_flops=words.flops,
     )
 
@@ -295,10 +294,7 @@ class Inspection:
     words_from: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        values = asdict(self)
-        for cost, values_of in zip(self.costs, values["costs"], strict=True):
-            values_of["measured"] = cost.measured._asdict()
-        return values
+        return asdict(self)
 
 
 def inspect_document(model: DocViT, stack: PageStack, *, device: torch.device | str = "cpu") -> Inspection:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from docvit.documents.errors import DocumentError, Empty, Unsupported
+from docvit.documents.errors import DocumentError
 from docvit.documents.pages import PageStack, spread
 from docvit.documents.patches import PatchSequence
 from docvit.documents.rendering import Rendering
@@ -24,11 +24,10 @@ from docvit.documents.workers import in_batches, read_alone, read_documents
 from docvit.errors import SettingError
 from docvit.hardware import cast_linear, choose_device, cpu_streams, has_fast_bf16, in_streams
 from docvit.inference.prediction import Embedding, Page, Part, Prediction
-from docvit.inference.rows import finished, note_of, with_failed, with_turns, with_words
+from docvit.inference.rows import error_of, finished, note_of, with_failed, with_turns, with_words
 from docvit.inference.segments import segment
 from docvit.inference.strategies import get_strategy
 from docvit.model.docvit import DocViT
-from docvit.model.errors import NO_NUMBERS
 from docvit.model.upright import judge_upright
 
 if TYPE_CHECKING:
@@ -37,25 +36,28 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PathLike = str | os.PathLike[str]
-Read = PageStack | DocumentError
 
 Row = TypeVar("Row")
 
 BUDGET = 1280
 SURE = 0.997  # probability of a cut from which on a classified file is said to hold several documents
 PART_PAGES = 64  # read of a part, if it has more
-ALL_BLANK = "every page is blank: nothing is written or drawn on it"
 OCR_SECONDS = 15.0  # added to the limit of a document's time for each page that may be read by OCR
 
 
-class Options(TypedDict, total=False):
-    """Options of a call, those of `DocumentClassifier.predict`."""
+class Reading(TypedDict, total=False):
+    """How documents are read: options of `DocumentClassifier.predict`."""
 
     max_pages: int | None
     timeout: float
     password: str | None
     words: bool
     ocr_pages: int
+
+
+class Options(Reading, total=False):
+    """Options of a call, those of `DocumentClassifier.predict`."""
+
     min_score: float | None
     top_k: int | None
 
@@ -100,11 +102,8 @@ class DocumentClassifier:
         self.classes = model.config.classes or tuple(str(i) for i in range(model.num_classes))
         self.rendering: Rendering = model.config.rendering
         if renderer and renderer != self.rendering.renderer:
-            logger.warning(
-                "this model was trained on pages drawn by %s and will see pages drawn by %s: expect some loss",
-                self.rendering.renderer,
-                renderer,
-            )
+            message = "this model was trained on pages drawn by %s and will see pages drawn by %s: expect some loss"
+            logger.warning(message, self.rendering.renderer, renderer)
             self.rendering = replace(self.rendering, renderer=renderer)
         # models in another precision run in their own
         self.bf16 = has_fast_bf16(self.device) and model.cls_token.dtype == torch.float32
@@ -141,19 +140,9 @@ class DocumentClassifier:
         return list(self.predict(cast(Iterable[Data], data), **options))
 
     def _alone(
-        self,
-        data: Data,
-        *,
-        max_pages: int | None = 64,
-        timeout: float = 60.0,
-        password: str | None = None,
-        words: bool = True,
-        ocr_pages: int = 0,
-        min_score: float | None = None,
-        top_k: int | None = None,
+        self, data: Data, *, min_score: float | None = None, top_k: int | None = None, **reading: Unpack[Reading]
     ) -> Prediction:
-        reading = self.reading(max_pages=max_pages, timeout=timeout, words=words, ocr_pages=ocr_pages)
-        (row,) = self.classify_pages([read_alone(data, self.rendering, password=password, **reading)])
+        (row,) = self.classify_pages([read_alone(data, self.rendering, **self.reading(**reading))])
         if row.error is not None:
             raise row.error
         return finished(row, min_score, top_k)
@@ -201,25 +190,25 @@ class DocumentClassifier:
             ModuleNotFoundError: OCR is asked for and `docvit[ocr]` is not installed.
             ValueError: there is no such strategy, an item is no document, or `top_k` is below 1.
         """
-        limit = get_strategy(strategy).max_pages or max_pages
-        options = self.reading(max_pages=limit, timeout=timeout, words=words, ocr_pages=ocr_pages)
-        settle = partial(self.for_stream()._settle, strategy=strategy)
-        rows = self.stream(data, settle, budget=budget, workers=workers, password=password, **options)
+        max_pages = get_strategy(strategy).max_pages or max_pages
+        how = self.reading(max_pages=max_pages, timeout=timeout, password=password, words=words, ocr_pages=ocr_pages)
+        judge = partial(self.for_stream().classify_pages, strategy=strategy)
+        rows = self.stream(data, Prediction, judge, budget=budget, workers=workers, **how)
         yield from (finished(row, min_score, top_k) for row in rows)
 
-    def embed(self, data: Data | Iterable[Data], **reading: Any) -> np.ndarray:
+    def embed(self, data: Data | Iterable[Data], *, workers: int = 2, **reading: Unpack[Reading]) -> np.ndarray:
         """The model's feature of each document, one row per document, in order: (documents, F) in float32.
 
         F is `model.num_features`. Rows of documents that cannot be read are NaN, and the log says why.
 
         Args:
             data: documents as for `predict`; a single one gives one row.
-            reading: `max_pages`, `workers`, `timeout`, `password`, `words` and `ocr_pages` of `predict`.
+            workers, reading: `max_pages`, `timeout`, `password`, `words` and `ocr_pages` of `predict`.
 
         Raises:
             ValueError: an item is no document.
         """
-        rows = list(self.embeddings(data, **reading))
+        rows = list(self.embeddings(data, workers=workers, **reading))
         for row in rows:
             if row.error is not None:
                 logger.warning("no embedding: %s: %s", row.error.kind, row.error)
@@ -227,42 +216,53 @@ class DocumentClassifier:
         return np.stack([nothing if row.vector is None else row.vector for row in rows]) if rows else nothing[None][:0]
 
     def embeddings(
-        self,
-        data: Data | Iterable[Data],
-        *,
-        max_pages: int | None = 64,
-        workers: int = 2,
-        timeout: float = 60.0,
-        password: str | None = None,
-        words: bool = True,
-        ocr_pages: int = 0,
+        self, data: Data | Iterable[Data], *, workers: int = 2, **reading: Unpack[Reading]
     ) -> Iterator[Embedding]:
         """The same as a stream, in order; a document that cannot be read yields its error and the rest goes on."""
-        options = self.reading(max_pages=max_pages, timeout=timeout, words=words, ocr_pages=ocr_pages)
-        yield from self.stream(
-            data, self.for_stream()._embed, budget=BUDGET, workers=workers, password=password, **options
-        )
+        embed = self.for_stream()._embed
+        yield from self.stream(data, Embedding, embed, workers=workers, **self.reading(**reading))
 
     def stream(
-        self, data: Data | Iterable[Data], settle: Callable[[list[Read]], list[Row]], *, budget: int, **options: Any
+        self,
+        data: Data | Iterable[Data],
+        kind: Callable[..., Row],
+        judge: Callable[[list[PageStack]], Iterable[Row]],
+        *,
+        budget: int = BUDGET,
+        **options: Any,
     ) -> Iterator[Row]:
-        """What `settle` makes of batches of documents, one row each, in order; on the CPU several side by side.
+        """What `judge` makes of batches of documents, one row each, in order; on the CPU several side by side.
 
-        `data` and `budget` as for `predict`, which raises the same; `options` of `read_documents`.
+        A document that cannot be read is a row `kind(path, error=...)`. `data` and `budget` as for `predict`, which
+        raises the same; `options` of `read_documents`.
         """
         documents = data if isinstance(data, list | tuple) or not is_one_document(data) else [data]
         read = read_documents(cast(Iterable[Data], documents), self.rendering, **options)
         streams = cpu_streams() if self.device.type == "cpu" else 1
+
+        def settle(results: list[PageStack | DocumentError]) -> list[Row]:
+            rows = iter(judge([r for r in results if isinstance(r, PageStack)]))
+            return [next(rows) if isinstance(r, PageStack) else kind(r.path, error=r) for r in results]
+
         for rows in in_streams(settle, in_batches(read, self.rendering, budget), streams):
             yield from rows
 
-    def reading(self, *, max_pages: int | None, timeout: float, words: bool, ocr_pages: int) -> dict[str, Any]:
+    def reading(
+        self,
+        *,
+        max_pages: int | None = 64,
+        timeout: float = 60.0,
+        password: str | None = None,
+        words: bool = True,
+        ocr_pages: int = 0,
+    ) -> dict[str, Any]:
         """How documents are read for this model (options of `read_documents`): words only if it reads any."""
         words = words and self.model.config.words > 0
         if ocr_pages and not words:
             logger.warning("the model is given no words: nothing is read by OCR")
         pages = min(ocr_pages, max_pages or ocr_pages) if words else 0
-        return {"max_pages": max_pages, "timeout": timeout + OCR_SECONDS * pages, "words": words, "ocr_pages": pages}
+        timeout += OCR_SECONDS * pages
+        return {"max_pages": max_pages, "timeout": timeout, "password": password, "words": words, "ocr_pages": pages}
 
     def for_stream(self) -> DocumentClassifier:
         """The same for many batches: what each of them would do again is done once."""
@@ -271,33 +271,23 @@ class DocumentClassifier:
             ready.model = cast_linear(self.model)
         return ready
 
-    def _settle(self, results: list[Read], *, strategy: str) -> list[Prediction]:
-        stacks = [r for r in results if isinstance(r, PageStack)]
-        predictions = iter(self.classify_pages(stacks, strategy=strategy))
-        return [next(predictions) if isinstance(r, PageStack) else Prediction(r.path, error=r) for r in results]
-
-    def _embed(self, results: list[Read]) -> list[Embedding]:
-        found = iter(judge_upright(self._features, [r for r in results if isinstance(r, PageStack)])[0])
-        rows = []
-        for r in results:
-            vector = None if isinstance(r, DocumentError) else next(found)
-            error = r if isinstance(r, DocumentError) else Empty(r.path, ALL_BLANK) if vector is None else None
-            if vector is not None and not np.isfinite(vector).all():
-                vector, error = None, Unsupported(r.path, NO_NUMBERS)
-            rows.append(Embedding(r.path, vector, error))
-        return rows
+    def _embed(self, stacks: list[PageStack]) -> list[Embedding]:
+        return judge_upright(self._features, stacks)[0]
 
     @torch.inference_mode()
-    def _features(self, stacks: list[PageStack]) -> tuple[list[np.ndarray | None], Sequence[Tensor]]:
-        """The feature (F,) of each document, None where all pages are blank, and how the pages of each lie."""
+    def _features(self, stacks: list[PageStack]) -> tuple[list[Embedding], Sequence[Tensor]]:
+        """The feature of each document, and how the pages of each lie."""
         batch = self.model.pack(stacks).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             features = self.model.forward_features(batch)
             vectors = self.model.forward_head(features, pre_logits=True).float().cpu().numpy()
             turned = self.model.forward_turns(features, batch)
         blank = (batch.page_bounds[batch.document_bounds].diff() == 0).tolist()
-        found = [None if empty else vector for vector, empty in zip(vectors, blank, strict=True)]
-        return found, turned.cpu().split([len(stack.pages) for stack in stacks])
+        rows = []
+        for stack, vector, empty in zip(stacks, vectors, blank, strict=True):
+            error = error_of(stack, blank=empty, finite=bool(np.isfinite(vector).all()))
+            rows.append(Embedding(stack.path, vector if error is None else None, error))
+        return rows, turned.cpu().split([len(stack.pages) for stack in stacks])
 
     def classify_pages(self, stacks: list[PageStack], *, strategy: str = "document") -> list[Prediction]:
         """Classifies documents whose pages are already read, all in one batch; `strategy` as for `predict`.
@@ -309,27 +299,26 @@ class DocumentClassifier:
         return [with_turns(*row) for row in zip(rows, used, quarters, strict=True)]
 
     def _classify(
-        self, used: list[PageStack], *, strategy: str, parts: bool = True
+        self, used: list[PageStack], *, strategy: str = "document", parts: bool = True
     ) -> tuple[list[Prediction], Sequence[Tensor]]:
         """A row for each document, and how its pages lie; `parts`: it may hold several."""
         way = get_strategy(strategy)
         views = [way.views(stack, self.rendering) for stack in used]
         batch = self.model.pack([view for group in views for view in group]).to(self.device)
         scores, by_page, turned, known, boundaries = (part.cpu() for part in self.run(batch, parts=parts))
-        of_document = [len(group) for group in views]
-        combined = torch.stack([way.combine(rows) for rows in scores.split(of_document)])
-        knowns = [float(group.mean()) for group in known.split(of_document)]
+        sizes = [len(group) for group in views]
         counts = [sum(len(view.pages) for view in group) for group in views]
-        blank = (batch.page_bounds.diff() == 0).split(counts)
-        rows = zip(used, combined, by_page.split(counts), blank, knowns, strict=True)
-        predictions = [self._prediction(*row) for row in rows]
-        if parts and strategy == "document" and self.model.boundaries is not None:
-            of_pages = zip(predictions, used, boundaries.split(counts), by_page.split(counts), strict=True)
-            predictions = [self._with_parts(*row) for row in of_pages]
-        if self.model.config.words:
-            predictions = [with_words(row, group) for row, group in zip(predictions, views, strict=True)]
-        least = [self.model.config.calibration(pixels=not row.words_read)[1] for row in predictions]
-        return [row.judged(value) for row, value in zip(predictions, least, strict=True)], turned.split(counts)
+        of_views = zip(used, views, scores.split(sizes), known.split(sizes), strict=True)
+        of_pages = zip(*(x.split(counts) for x in (by_page, batch.page_bounds.diff() == 0, boundaries)), strict=True)
+        rows = []
+        for (stack, group, votes, sure), (pages, blank, begins) in zip(of_views, of_pages, strict=True):
+            row = self._prediction(stack, way.combine(votes), pages, blank, float(sure.mean()))
+            if parts and strategy == "document" and self.model.boundaries is not None:
+                row = self._with_parts(row, stack, begins, pages)
+            if self.model.config.words:
+                row = with_words(row, group)
+            rows.append(row.judged(self.model.config.calibration(pixels=not row.words_read)[1]))
+        return rows, turned.split(counts)
 
     @torch.inference_mode()
     def run(self, batch: PatchSequence, *, parts: bool = True) -> Answers:
@@ -341,8 +330,7 @@ class DocumentClassifier:
             cuts = parts and self.model.boundaries is not None and batch.num_pages > batch.num_documents
             begins = self.model.forward_boundaries(features, batch) if cuts else by_page.new_zeros(len(by_page))
         logits = logits.float()
-        with_words, by_pixels = self.model.known(logits), self.model.known(logits, pixels=True)
-        known = with_words.where(batch.written.to(logits.device), by_pixels)
+        known = self.model.known(logits).where(batch.written.to(logits.device), self.model.known(logits, pixels=True))
         return Answers(logits.softmax(1), by_page.float().softmax(1), turned, known, begins.float())
 
     def _with_parts(self, row: Prediction, stack: PageStack, boundaries: Tensor, by_page: Tensor) -> Prediction:
@@ -354,10 +342,8 @@ class DocumentClassifier:
         begins = [0, *(1 + (sure[1:] >= SURE).nonzero()[0]).tolist()]
         if len(begins) == 1:
             return row
-        parts = [
-            replace(self.label_pages(stack, begin, end), first=begin + 1, last=end, cut=float(sure[begin]))
-            for begin, end in pairwise([*begins, count])
-        ]
+        spans = pairwise([*begins, count])
+        parts = [replace(self.label_pages(stack, *span), cut=float(sure[span[0]])) for span in spans]
         note = f"holds {len(parts)} documents: docvit split cuts it"
         return replace(row, parts=parts, note="; ".join(n for n in (row.note, note) if n))
 
@@ -368,7 +354,7 @@ class DocumentClassifier:
         """
         pages = stack.take(begin + i for i in spread(end - begin, PART_PAGES))
         own = pages._replace(indices=[i - stack.indices[begin] for i in pages.indices], failed={})
-        (row,), _ = judge_upright(partial(self._classify, strategy="document", parts=False), [own])
+        (row,), _ = judge_upright(partial(self._classify, parts=False), [own])
         return Part(begin + 1, end, label=row.label, score=row.score)
 
     def _prediction(self, stack: PageStack, scores: Tensor, by_page: Tensor, blank: Tensor, known: float) -> Prediction:
@@ -381,11 +367,10 @@ class DocumentClassifier:
             pages_read=len(stack.indices),
             pages=with_failed(read, stack),
             note=note_of(stack),
+            error=error_of(stack, blank=bool(blank.all()), finite=bool(scores.isfinite().all())),
         )
-        if blank.all():
-            return replace(row, error=Empty(stack.path, ALL_BLANK))
-        if not scores.isfinite().all():
-            return replace(row, error=Unsupported(stack.path, NO_NUMBERS))
+        if row.error is not None:
+            return row
         best = int(scores.argmax())
         evidence = by_page[:, best] / by_page[:, best].sum().clamp(min=torch.finfo(torch.float32).tiny)
         ranked = scores.sort(descending=True, stable=True)

@@ -15,7 +15,6 @@ from typing import NamedTuple, cast
 import numpy as np
 import torch
 from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
@@ -90,12 +89,8 @@ class Explanation:
         width = max(2.3 * columns, 4.6)
         height = (2.2 * min(tallest, 3.0) + 0.25) * rows
         figure = Figure(figsize=(width, height + 0.7), layout="constrained")
-        FigureCanvasAgg(figure)
-        figure.suptitle(
-            f"{_printable(Path(p.path).name, int(10 * width))}: {p.label} ({p.score:.0%})",
-            fontsize=10,
-            parse_math=False,
-        )
+        title = f"{_printable(Path(p.path).name, int(10 * width))}: {p.label} ({p.score:.0%})"
+        figure.suptitle(title, fontsize=10, parse_math=False)
         numbers = {read[i].number for i in shown}
         strongest = [word for word in self.words if word.page in numbers][:MAX_WORDS]
         patches = any(np.nanmax(self.relevance[i], initial=0) > 0 for i in shown)
@@ -143,9 +138,9 @@ def explain(
     if isinstance(document, PageStack):
         stack = document
     else:
-        options = classifier.reading(max_pages=max_pages, timeout=0, words=words, ocr_pages=ocr_pages)
-        del options["timeout"]  # it is read in this process
-        stack = read_document(document, classifier.rendering, password=password, **options)
+        how = classifier.reading(max_pages=max_pages, password=password, words=words, ocr_pages=ocr_pages)
+        del how["timeout"]  # it is read in this process
+        stack = read_document(document, classifier.rendering, **how)
     prediction = classifier.classify_pages([stack])[0]
     stack = stack.turn([-page.turned // 90 for page in prediction.pages if not page.failed])  # as it was judged
     if prediction.error is not None:
@@ -154,12 +149,10 @@ def explain(
     label = classifier.classes.index(prediction.label or "")
     evidence = _evidence(model, batch, label) if model.config.reads_patches else torch.zeros(batch.num_patches)
     evidence = evidence / evidence.max().clamp(min=1e-12) if len(evidence) else evidence
-    maps = []
-    for page, grid in enumerate(batch.grids.tolist()):
-        patches = slice(int(batch.page_bounds[page]), int(batch.page_bounds[page + 1]))
-        relevance = np.full(grid, np.nan, np.float32)
-        relevance[batch.row[patches].cpu().numpy(), batch.col[patches].cpu().numpy()] = evidence[patches].numpy()
-        maps.append(relevance)
+    maps = [np.full(grid, np.nan, np.float32) for grid in batch.grids.tolist()]
+    of_pages = (x.cpu().split(batch.page_bounds.diff().tolist()) for x in (batch.row, batch.col, evidence))
+    for relevance, row, col, of_patches in zip(maps, *of_pages, strict=True):
+        relevance[row.numpy(), col.numpy()] = of_patches.numpy()
     pages = [np.asarray(page) for page in stack.pages]
     return Explanation(prediction, pages, maps, _words(model, batch, stack, label))
 
@@ -177,13 +170,12 @@ def _words(model: DocViT, batch: PatchSequence, stack: PageStack, label: int) ->
     """The words with evidence for the class, the strongest first."""
     if model.words is None or not len(batch.words):
         return []
-    evidence = evidence_of_ngrams(model, batch, label)
+    evidence = evidence_of_ngrams(model, batch, label).split(page_ngrams(batch).diff().tolist())
     found: list[WordEvidence] = []
-    bounds = page_ngrams(batch).tolist()
-    for page, (of_page, index) in enumerate(zip(stack.words, stack.indices, strict=True)):
-        rows, cols = batch.grids[page].tolist()
+    grids = batch.grids.tolist()
+    for of_page, index, (rows, cols), of_ngrams in zip(stack.words, stack.indices, grids, evidence, strict=True):
         owners = hash_words(of_page, (rows, cols))[2]  # in the order of the batch: no patch with words is left out
-        sums = torch.bincount(owners, evidence[bounds[page] : bounds[page + 1]], minlength=len(of_page)).tolist()
+        sums = torch.bincount(owners, of_ngrams, minlength=len(of_page)).tolist()
         found += [
             WordEvidence(word.text, index + 1, word.box, relevance)
             for word, relevance in zip(of_page, sums, strict=True)

@@ -117,22 +117,11 @@ class Prediction:
 
     def as_dict(self) -> dict[str, Any]:
         """The fields of a JSON line; `error` is null or `{"type", "message"}`."""
-        names = (
-            "path",
-            "label",
-            "score",
-            "known",
-            "unsure",
-            "scores",
-            "num_pages",
-            "pages_read",
-            "page_relevance",
-            "note",
-        )
-        values = {name: getattr(self, name) for name in (*names, "words_read", "words_from")}
-        error = self.error.as_dict() if self.error else None
+        answer = ("path", "label", "score", "known", "unsure", "scores")
+        reading = ("num_pages", "pages_read", "page_relevance", "note", "words_read", "words_from")
+        values = {name: getattr(self, name) for name in answer + reading}
         values |= {name: [asdict(item) for item in getattr(self, name)] for name in ("pages", "parts")}
-        return values | {"error": error}
+        return values | {"error": self.error.as_dict() if self.error else None}
 
     def _repr_html_(self) -> str:
         """A table of the most probable classes, as notebooks show it."""

@@ -56,8 +56,8 @@ def review(
         OSError: the file cannot be written.
     """
     unique = list({os.path.abspath(path): os.fspath(path) for path in paths}.values())
-    options = classifier.reading(max_pages=max_pages, timeout=timeout, words=words, ocr_pages=ocr_pages)
-    read = read_documents(unique, classifier.rendering, workers=workers, password=password, **options)
+    how = classifier.reading(max_pages=max_pages, timeout=timeout, password=password, words=words, ocr_pages=ocr_pages)
+    read = read_documents(unique, classifier.rendering, workers=workers, **how)
     predictions: list[Prediction] = []
     documents: list[dict[str, Any]] = []
     left = MAX_BYTES
@@ -97,8 +97,7 @@ def _look_at(classifier: DocumentClassifier, read: PageStack | DocumentError) ->
 
 def _document(found: Explanation, room: int) -> dict[str, Any]:
     """What the page holds of a document, in about `room` bytes."""
-    row = found.prediction
-    pages = [_page(page) for page in row.pages]
+    row, pages = found.prediction, [_page(page) for page in found.prediction.pages]
     entry: dict[str, Any] = {
         "path": row.path,
         "file": os.path.abspath(row.path),
@@ -113,8 +112,10 @@ def _document(found: Explanation, room: int) -> dict[str, Any]:
             for w in found.words[:MAX_WORDS]
         ],
         "pages": pages,
+        "known": _short(row.known),
+        "unsure": row.unsure,
+        "parts": [[part.first, part.last, part.label, _short(part.score)] for part in row.parts],
     }
-    entry |= _more(row)
     read = [page for page, of in zip(pages, row.pages, strict=True) if not of.failed]
     for page, relevance in zip(read, found.relevance, strict=False):
         page |= _patches(relevance)
@@ -135,15 +136,6 @@ def _page(page: Page) -> dict[str, Any]:
         "turned": page.turned,
     }
     return {name: value for name, value in facts.items() if value}
-
-
-def _more(row: Prediction) -> dict[str, Any]:
-    """What else the model says of the document."""
-    return {
-        "known": _short(row.known),
-        "unsure": row.unsure,
-        "parts": [[part.first, part.last, part.label, _short(part.score)] for part in row.parts],
-    }
 
 
 def _short(number: float | None) -> float | None:

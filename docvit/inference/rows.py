@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from docvit.documents.errors import DocumentError, Empty, Unsupported
 from docvit.documents.pages import PageStack
 from docvit.inference.prediction import Page, Prediction
+from docvit.model.errors import NO_NUMBERS
 
 
 def finished(row: Prediction, min_score: float | None, top_k: int | None) -> Prediction:
@@ -16,25 +18,29 @@ def finished(row: Prediction, min_score: float | None, top_k: int | None) -> Pre
 
 def with_turns(row: Prediction, stack: PageStack, quarters: list[int]) -> Prediction:
     """The row, whose pages say by how many degrees they were turned."""
-    if not any(quarters):
-        return row
     degrees = {index + 1: 90 * k for index, k in zip(stack.indices, quarters, strict=True)}
     return replace(row, pages=[replace(page, turned=degrees.get(page.number, 0)) for page in row.pages])
 
 
 def with_words(row: Prediction, seen: list[PageStack]) -> Prediction:
     """The row with the number and the source of the words that the model has seen."""
-    with_words = [view for view in seen if view.words]  # a page without any has an entry, too
-    if not with_words:
+    words = [page for view in seen for page in view.words]  # a page without any has an entry, too
+    if not words:
         return row
-    sources = {view.words_from for view in with_words}
-    source = next((s for s in ("text", "ocr") if s in sources), None)
-    return replace(row, words_read=sum(view.words_read for view in with_words), words_from=source)
+    together = seen[0]._replace(words=words)
+    return replace(row, words_read=together.words_read, words_from=together.words_from)
 
 
 def with_failed(read: list[Page], stack: PageStack) -> list[Page]:
     """The pages read and those that could not be, in order."""
     return sorted([*read, *(Page(i + 1, failed=True) for i in stack.failed)], key=lambda page: page.number)
+
+
+def error_of(stack: PageStack, *, blank: bool, finite: bool) -> DocumentError | None:
+    """Why the model has no answer for a document that could be read, if it has none."""
+    if blank:
+        return Empty(stack.path, "every page is blank: nothing is written or drawn on it")
+    return None if finite else Unsupported(stack.path, NO_NUMBERS)
 
 
 def note_of(stack: PageStack) -> str:

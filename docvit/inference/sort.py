@@ -11,14 +11,15 @@ import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import PurePath
 
 from docvit.documents.finding import SORT_LOG, UNREADABLE, UNSURE, entries_of, find_documents
 from docvit.documents.formats import numbered, suffix_of
 from docvit.documents.sources import PAGE_SUFFIXES
 from docvit.errors import UserError
 from docvit.inference.prediction import Prediction
+from docvit.inference.sort_copy import PARTIAL, contains, copy_checked, fingerprint, remove, sync_folder
 from docvit.inference.sort_log import Entry, SortLog
-from docvit.inference.transfer import PARTIAL, contains, copy_checked, fingerprint, remove, sync_folder
 
 _NOT_IN_NAMES = '<>:"/\\|?*'  # on some system
 _DEVICES = {"con", "prn", "aux", "nul", *(f"{name}{i}" for name in ("com", "lpt") for i in range(1, 10))}
@@ -105,7 +106,8 @@ def find_to_sort(paths: Sequence[str], into: str, before: Iterable[Entry]) -> tu
     known = {entry.source: entry for entry in before if entry.state != "undone"}
     found, problems = [], []
     for path in documents:
-        if lies_in(path, home) or any(parent in documents for parent in _parents(path)) or _is_done(path, known):
+        in_another = any(str(parent) in documents for parent in PurePath(path).parents)
+        if in_another or lies_in(path, home) or _is_done(path, known):
             continue
         if lies_in(home, path):
             raise UserError(f"--into {into} lies in {path}, which is one document: choose a folder outside")
@@ -123,14 +125,8 @@ def canonical(path: str) -> str:
     return os.path.join(os.path.realpath(folder), name)
 
 
-def _parents(path: str) -> Iterator[str]:
-    while (parent := os.path.dirname(path)) != path:
-        path = parent
-        yield path
-
-
 def lies_in(path: str, folder: str) -> bool:
-    return path == folder or folder in _parents(path)
+    return PurePath(path).is_relative_to(folder)
 
 
 def _is_done(path: str, known: Mapping[str, Entry]) -> bool:
@@ -168,12 +164,7 @@ def preview(documents: list[str], into: str, predict: Predict, folders: Mapping[
 
 
 def sort_documents(
-    log: SortLog,
-    documents: list[str],
-    predict: Predict,
-    folders: Mapping[str, str],
-    *,
-    move: bool = False,
+    log: SortLog, documents: list[str], predict: Predict, folders: Mapping[str, str], *, move: bool = False
 ) -> Iterator[Row]:
     """Copies or moves documents into the folder of `log`; one that fails gives its row, and the rest goes on.
 

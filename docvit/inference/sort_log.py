@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from docvit.documents.finding import SORT_LOG
 from docvit.errors import UserError
 from docvit.files import append, lock
-from docvit.inference.transfer import sync_folder
+from docvit.inference.sort_copy import sync_folder
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Entry:
         move: whether the original is removed.
         label: the most probable class; None for a document that was not read.
         score: its probability.
-        fingerprint: of the original (`docvit.inference.transfer.fingerprint`).
+        fingerprint: of the original (`docvit.inference.sort_copy.fingerprint`).
         state: `begun`, `copied` (the original may still be there), `sorted`; then, when it is undone, `returning`,
             `returned` (the target may still be there), `undone`. Written before and after each step.
         back: where it was brought back to.
@@ -106,13 +105,10 @@ def _parsed(content: bytes, file: str) -> tuple[dict[int, Entry], int]:
     entries: dict[int, Entry] = {}
     for number, line in enumerate(content[:size].splitlines(), 1):
         try:
-            entry = _entry(json.loads(line))
+            values = json.loads(line)
+            files, size_of_files, changed = values["fingerprint"]
+            entry = Entry(**values | {"fingerprint": (files, size_of_files, changed)})
         except (ValueError, TypeError, KeyError):
             raise UserError(f"{file}, line {number} is damaged: repair or remove it") from None
         entries[entry.number] = entry
     return entries, size
-
-
-def _entry(values: dict[str, Any]) -> Entry:
-    files, size, changed = values["fingerprint"]
-    return Entry(**values | {"fingerprint": (files, size, changed)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,17 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from docvit.documents.errors import DocumentError, Empty, TooLarge, Unsupported
+from docvit.documents.errors import DocumentError, Empty, TooLarge
 from docvit.documents.pages import PageStack
 from docvit.documents.patches import PatchSequence
 from docvit.documents.sources import Data
 from docvit.errors import SettingError
-from docvit.inference.classify import BUDGET, PART_PAGES, DocumentClassifier
+from docvit.inference.classify import PART_PAGES, DocumentClassifier
 from docvit.inference.prediction import Part
-from docvit.inference.rows import note_of
+from docvit.inference.rows import error_of, note_of
 from docvit.inference.segments import segment
 from docvit.model.docvit import Features, Stemmed
-from docvit.model.errors import NO_NUMBERS, ModelError
+from docvit.model.errors import ModelError
 from docvit.model.upright import judge_upright
 
 MOST_PAGES = 2000  # of a file; its pages take 300 MB as they are read
@@ -104,39 +105,30 @@ def split_files(
         raise SettingError(f"min_score is a probability from 0 to 1, not {min_score}")
     if classifier.model.boundaries is None:
         raise ModelError("the model has not learnt where documents begin: train one with docvit train --packets 1")
-    options = classifier.reading(max_pages=MOST_PAGES, timeout=TIMEOUT, words=words, ocr_pages=0)
-    options |= {"password": password, "workers": workers, "ahead": 0, "cut_pages": False}
-    ready = classifier.for_stream()
-
-    def settle(stacks: list[PageStack | DocumentError]) -> list[Split]:
-        return [_split(ready, stack, min_score=min_score, drop_blank=drop_blank) for stack in stacks]
-
-    return classifier.stream(files, settle, budget=BUDGET, **options)
+    options = classifier.reading(max_pages=MOST_PAGES, timeout=TIMEOUT, words=words, password=password)
+    cut = partial(_split, classifier.for_stream(), min_score=min_score, drop_blank=drop_blank)
+    return classifier.stream(files, Split, partial(map, cut), workers=workers, ahead=0, cut_pages=False, **options)
 
 
-def _split(
-    classifier: DocumentClassifier, stack: PageStack | DocumentError, *, min_score: float, drop_blank: bool
-) -> Split:
-    if isinstance(stack, DocumentError):
-        return Split(stack.path, error=stack)
+def _split(classifier: DocumentClassifier, stack: PageStack, *, min_score: float, drop_blank: bool) -> Split:
     if stack.num_pages > MOST_PAGES:
         problem = f"it has {stack.num_pages:,} pages, and at most {MOST_PAGES:,} are split: cut it into several files"
         return Split(stack.path, stack.num_pages, error=TooLarge(stack.path, problem))
     (seen,), ((stack,), _) = judge_upright(lambda stacks: look(classifier, stacks[0]), [stack])
     blank = seen.blank
-    result = Split(stack.path, stack.num_pages, note=note_of(stack))
-    if blank.all():
-        problem = "every page is blank: nothing is written or drawn on it"
-        return replace(result, error=Empty(stack.path, problem))
-    if np.isnan(seen.boundaries).any() or np.isnan(seen.kinds).any():
-        return replace(result, error=Unsupported(stack.path, NO_NUMBERS))
+    finite = not np.isnan(seen.boundaries).any() and not np.isnan(seen.kinds).any()
+    error = error_of(stack, blank=bool(blank.all()), finite=finite)
+    result = Split(stack.path, stack.num_pages, error=error, note=note_of(stack))
+    if error is not None:
+        return result
     begins, sure = segment(seen.boundaries, seen.kinds)
     begins = [begin for begin in begins if begin == 0 or sure[begin] >= min_score]
     empty = {stack.indices[i] for i in np.flatnonzero(blank)}
     parts = []
     spans = list(pairwise([*begins, len(blank)]))
     for (begin, end), part in zip(spans, label_parts(classifier, stack, seen, spans), strict=True):
-        first, last = _bounds(stack, begin, end)
+        first = stack.indices[begin] + 1 if begin else 1  # a page that failed goes with those before
+        last = stack.indices[end] if end < len(stack.indices) else stack.num_pages
         if drop_blank:  # a page that failed is none
             written = [number for number in range(first, last + 1) if number - 1 not in empty]
             if not written:
@@ -144,12 +136,6 @@ def _split(
             first, last = written[0], written[-1]
         parts.append(replace(part, first=first, last=last, cut=float(sure[begin])))
     return replace(result, parts=parts)
-
-
-def _bounds(stack: PageStack, begin: int, end: int) -> tuple[int, int]:
-    """First and last page, 1-based, of the pages read from `begin` to `end`; one that failed goes with those before."""
-    first = stack.indices[begin] + 1 if begin else 1
-    return first, stack.indices[end] if end < len(stack.indices) else stack.num_pages
 
 
 class Seen(NamedTuple):

@@ -7,7 +7,7 @@ and combines their probabilities. A page that is seen alone is a document of its
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,35 +32,14 @@ class Strategy:
         max_pages: number of pages to read, spread evenly; None for no limit of its own.
     """
 
-    choose: Callable[[int], list[int]]
+    choose: Callable[[int], Sequence[int]]
     views: Callable[[PageStack, Rendering], list[PageStack]]
     combine: Callable[[Tensor], Tensor]
     max_pages: int | None = None
 
     def select(self, stack: PageStack) -> PageStack:
         """The document with the pages that are used."""
-        used = self.choose(len(stack.pages))
-        return stack.take(used)
-
-
-def _every(count: int) -> list[int]:
-    return list(range(count))
-
-
-def _first(_: int) -> list[int]:
-    return [0]
-
-
-def _second(count: int) -> list[int]:
-    return [min(1, count - 1)]
-
-
-def _last(count: int) -> list[int]:
-    return [count - 1]
-
-
-def _whole(stack: PageStack, _: Rendering) -> list[PageStack]:
-    return [stack]
+        return stack.take(self.choose(len(stack.pages)))
 
 
 def _alone(stack: PageStack, _: Rendering) -> list[PageStack]:
@@ -99,10 +78,6 @@ def _most_confident(scores: Tensor) -> Tensor:
     return scores[scores.amax(1).argmax()]
 
 
-def _mean(scores: Tensor) -> Tensor:
-    return scores.mean(0)
-
-
 def _votes(scores: Tensor) -> Tensor:
     """Share of pages that vote for each class; the mean probability decides between equal shares."""
     votes = torch.bincount(scores.argmax(1), minlength=scores.shape[1]).double()
@@ -111,14 +86,14 @@ def _votes(scores: Tensor) -> Tensor:
 
 
 STRATEGIES: dict[str, Strategy] = {
-    "document": Strategy(_every, _whole, _only),
-    "first": Strategy(_first, _alone, _only, max_pages=1),
-    "second": Strategy(_second, _alone, _only),
-    "last": Strategy(_last, _alone, _only, max_pages=2),
-    "grid": Strategy(_every, _grid, _only),
-    "max-confidence": Strategy(_every, _alone, _most_confident),
-    "soft-vote": Strategy(_every, _alone, _mean),
-    "hard-vote": Strategy(_every, _alone, _votes),
+    "document": Strategy(range, lambda stack, _: [stack], _only),
+    "first": Strategy(lambda count: [0], _alone, _only, max_pages=1),
+    "second": Strategy(lambda count: [min(1, count - 1)], _alone, _only),
+    "last": Strategy(lambda count: [count - 1], _alone, _only, max_pages=2),
+    "grid": Strategy(range, _grid, _only),
+    "max-confidence": Strategy(range, _alone, _most_confident),
+    "soft-vote": Strategy(range, _alone, lambda scores: scores.mean(0)),
+    "hard-vote": Strategy(range, _alone, _votes),
 }
 """`document` is the model itself, which sees all pages at once. `second` takes the first page of a one-page document,
 and the second page that was read of a longer one."""

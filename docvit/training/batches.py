@@ -33,13 +33,8 @@ def labelled_batches(
     data: LabelledDocuments, files: Mapping[str, Path], config: DocViTConfig, recipe: Recipe, process: Process
 ) -> DocumentLoader:
     """The training batches of a recipe: `data` as a model of `config` sees it, from rendered `files` by path."""
-    dataset = DocumentDataset(
-        [files[path] for path in data.paths],
-        data.labels,
-        training_view(config, recipe),
-        groups=data.groups,
-        seed=recipe.train.seed,
-    )
+    pages, view = [files[path] for path in data.paths], training_view(config, recipe)
+    dataset = DocumentDataset(pages, data.labels, view, groups=data.groups, seed=recipe.train.seed)
     return shuffled(dataset, process, budget=recipe.budget, weights=balance(data) if recipe.balanced else None)
 
 

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from docvit.data.augment import Augmentation
 from docvit.data.dataset import DocumentDataset, view_of
 from docvit.data.labels import LabelledDocuments
 from docvit.data.packets import make_packet
@@ -23,6 +22,7 @@ from docvit.model.boundaries import BoundaryHead
 from docvit.model.docvit import DocViT
 from docvit.training.batches import Shuffled
 from docvit.training.loop import TrainSettings, fit
+from docvit.training.recipe import Recipe
 
 BATCH = 16  # packets
 SETTINGS = TrainSettings(epochs=10, lr=2e-3, weight_decay=0.1, bf16=False)
@@ -47,39 +47,24 @@ class Pages(NamedTuple):
 
 
 def train_boundaries(
-    model: DocViT,
-    data: LabelledDocuments,
-    files: Mapping[str, Path],
-    augmentation: Augmentation,
-    *,
-    share: float,
-    seed: int,
-    device: torch.device,
+    model: DocViT, data: LabelledDocuments, files: Mapping[str, Path], recipe: Recipe, device: torch.device
 ) -> None:
-    """Trains the model's boundary head on packets glued from `data`; all other weights stay what they are.
-
-    Args:
-        files: rendered pages of the documents by path.
-        share: number of packets, as a share of the number of documents.
-    """
-    head = model.boundaries
-    if head is None or not share:
+    """Trains the model's boundary head on packets glued from `data`; all other weights stay what they are."""
+    head, seed = model.boundaries, recipe.train.seed
+    if head is None or not recipe.packets:
         return
-    view = view_of(model.config, augmentation=augmentation, training=True)
+    view = view_of(model.config, augmentation=recipe.augmentation, training=True)
     dataset = DocumentDataset([files[path] for path in data.paths], data.labels, view, seed=seed)
     groups = np.unique(data.groups or data.paths, return_inverse=True)[1]
-    count = max(1, round(share * len(data)))
-    packets = [see_packet(model.eval(), dataset, groups, n, device=device) for n in _progress(count)]
+    count = max(1, round(recipe.packets * len(data)))
+    numbers = tqdm(range(count), desc="packets", unit="packet", leave=False, disable=None)
+    packets = [see_packet(model.eval(), dataset, groups, n, device=device) for n in numbers]
     with torch.random.fork_rng(devices=[]):
         batches = Shuffled(len(packets), BATCH, partial(join, packets), seed)
         settings = replace(SETTINGS, seed=seed)
         head.requires_grad_(True)
         fit(head, batches, boundary_loss, settings, device=device, description="where documents begin")
     head.requires_grad_(False).eval()
-
-
-def _progress(count: int) -> tqdm[int]:
-    return tqdm(range(count), desc="packets", unit="packet", leave=False, disable=None)
 
 
 @torch.inference_mode()

@@ -43,8 +43,7 @@ def calibrate(model: DocViT, logits: Tensor, labels: Tensor, *, pixels: bool = F
     model.config = replace(model.config, **found)
     scores, predicted = logits.softmax(1).max(1)
     right = (scores * model.known(logits, pixels=pixels))[predicted == labels]
-    least = float(right.quantile(1 - KEPT)) if len(right) else 0.0
-    found[f"min_score{which}"] = least
+    found[f"min_score{which}"] = float(right.quantile(1 - KEPT)) if len(right) else 0.0
     model.config = replace(model.config, **found)
 
 

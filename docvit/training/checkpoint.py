@@ -39,11 +39,10 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
     """
     try:
         with safe_open(file, "pt") as archive:
-            skeleton = json.loads(archive.metadata()["state"])
-            state: dict[str, Any] = _restore(skeleton, archive)
+            state: dict[str, Any] = _restore(json.loads(archive.metadata()["state"]), archive)
+            return state
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file} is damaged ({error})") from error
-    return state
 
 
 def _extract(value: Any, tensors: dict[str, Tensor]) -> Any:

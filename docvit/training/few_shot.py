@@ -8,7 +8,6 @@ own (`DocViTConfig.document_words`). All is fitted as one logistic regression.
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,9 +38,8 @@ from docvit.model.words import document_ngrams
 from docvit.training.calibrate import calibrate
 from docvit.training.distributed import Process
 from docvit.training.rendering import render_all
+from docvit.training.run_folder import check_unused
 from docvit.training.text import per_class, tf_idf
-
-logger = logging.getLogger(__name__)
 
 EXAMPLES = "examples.safetensors"
 
@@ -49,15 +47,7 @@ BUDGET = 2048  # tokens of a batch; with many more a processor's caches overflow
 
 STRENGTHS = (3.0, 10.0, 30.0)  # inverse weights of the penalty; the first where every class has one example
 
-SHARPNESS = (
-    0.5,
-    0.7,
-    1.0,
-    1.4,
-    2.0,
-    2.8,
-    4.0,
-)  # factors of the logits; if all are right, more is always better
+SHARPNESS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)  # factors of the logits; if all are right, more is always better
 
 MAX_LEFT_OUT = 100  # of more examples, several are left out at a time
 
@@ -208,20 +198,17 @@ def fit_documents(
         The model, in eval mode, and what is to be said about the examples.
 
     Raises:
-        DataError: examples that cannot be read, or of one class only.
-        ModelError: there is no such model, or `output` holds no examples to add to.
-        TrainingError: `output` holds another model.
-        ValueError: `add` without `output`, or with another model.
+        DataError, ModelError, TrainingError, ValueError: as `docvit.fit` says.
     """
     folder = None if output is None else Path(output)
-    if add and folder is None:
-        raise SettingError("examples are added to a folder: name it as output")
-    if add and model is not None:
-        raise SettingError("examples are added to the model in the output folder: name no other")
-    earlier = Examples.load(folder) if add and folder is not None else None
-    if folder is not None and not add and folder.exists():
-        from docvit.training.run_folder import check_unused  # with the training loop and timm, which takes seconds
-
+    earlier = None
+    if add:
+        if folder is None:
+            raise SettingError("examples are added to a folder: name it as output")
+        if model is not None:
+            raise SettingError("examples are added to the model in the output folder: name no other")
+        earlier = Examples.load(folder)
+    elif folder is not None:
         check_unused(folder, "add to it (--add)")
     labelled = data if isinstance(data, LabelledDocuments) else read_labelled(data)
     process = Process(choose_device(device))

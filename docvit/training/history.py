@@ -22,15 +22,13 @@ def write_metrics(history: Sequence[dict[str, float]], folder: Path) -> None:
 
 def draw_curves(history: Sequence[dict[str, float]], folder: Path) -> None:
     """Draws what changes from epoch to epoch: losses, and everything else beside them."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: it takes a second, most commands draw nothing
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # here: it takes a second, and most commands draw nothing
     from matplotlib.ticker import MaxNLocator
 
     names = dict.fromkeys(name for record in history for name in record if name not in SCALARS)
     losses = [n for n in names if "loss" in n]
     panels = [p for p in (losses, [n for n in names if n not in losses]) if p]
     figure = Figure(figsize=(5.5 * len(panels), 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for name in panel:
             points = [(record["epoch"], record[name]) for record in history if name in record]

@@ -6,12 +6,12 @@ import logging
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
 from docvit.data.labels import DataError
 from docvit.documents.cache import PageCache, default_cache
-from docvit.documents.errors import DocumentError
 from docvit.documents.rendering import Rendering
 from docvit.training.distributed import Process
 
@@ -26,8 +26,8 @@ def render(
     cache: Path | None = None,
     workers: int = 2,
     password: str | None = None,
-) -> tuple[dict[str, Path], list[DocumentError]]:
-    """Renders documents: the cache file of each by its path, and the errors of those that cannot be read.
+) -> tuple[dict[str, Path], list[str]]:
+    """Renders documents: the cache file of each by its path, and one line for each that cannot be read.
 
     The first process of a group renders, the others wait and read its files. Words are kept with the pages, for models
     that read them. `cache` is a folder; None for `docvit.documents.cache.default_cache`. `password` opens PDFs that
@@ -46,18 +46,11 @@ def render(
         dist.barrier()
     if process.rank > 0:
         files, errors = prepare()
-    return files, errors
+    return files, [f"{type(e).__name__}: {e}" for e in errors]
 
 
 def render_all(
-    paths: Iterable[str],
-    rendering: Rendering,
-    process: Process,
-    *,
-    cache: Path | None = None,
-    workers: int = 2,
-    password: str | None = None,
-    skip_unreadable: bool = False,
+    paths: Iterable[str], rendering: Rendering, process: Process, *, skip_unreadable: bool = False, **options: Any
 ) -> dict[str, Path]:
     """As `render`, for documents that must all be readable; those that are not are left out with `skip_unreadable`.
 
@@ -65,29 +58,22 @@ def render_all(
         DataError: documents that cannot be read; it names all of them.
     """
     if skip_unreadable:
-        return render_readable(paths, rendering, process, cache=cache, workers=workers, password=password)[0]
-    files, errors = render(paths, rendering, process, cache=cache, workers=workers, password=password)
-    if errors:
-        raise DataError("the documents", [f"{type(e).__name__}: {e}" for e in errors])
+        return render_readable(paths, rendering, process, **options)[0]
+    files, problems = render(paths, rendering, process, **options)
+    if problems:
+        raise DataError("the documents", problems)
     return files
 
 
 def render_readable(
-    paths: Iterable[str],
-    rendering: Rendering,
-    process: Process,
-    *,
-    cache: Path | None = None,
-    workers: int = 2,
-    password: str | None = None,
+    paths: Iterable[str], rendering: Rendering, process: Process, **options: Any
 ) -> tuple[dict[str, Path], list[str]]:
-    """As `render`, with one line for each document that cannot be read; the log counts and lists them too.
+    """As `render`, of which something must be readable; the log counts and lists what is not.
 
     Raises:
         DataError: none of the documents can be read.
     """
-    files, errors = render(paths, rendering, process, cache=cache, workers=workers, password=password)
-    problems = [f"{type(e).__name__}: {e}" for e in errors]
+    files, problems = render(paths, rendering, process, **options)
     if not files:
         raise DataError("the documents", problems or ["there are none"])
     if problems and process.rank == 0:

@@ -125,10 +125,10 @@ def open_folder(file: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
     folder = file.parent
     if folder.exists() and not folder.is_dir():
         raise TrainingError(f"{folder} is not a folder: choose another one")
-    # a manifest half written is another process's, or what an interruption left
-    if not file.is_file() and folder.is_dir() and any(f.suffix != ".tmp" for f in folder.iterdir()):
-        raise TrainingError(f"{folder} is not empty and holds no {file.name}: choose another folder")
     if not file.is_file():
+        # a manifest half written is another process's, or what an interruption left
+        if folder.is_dir() and any(f.suffix != ".tmp" for f in folder.iterdir()):
+            raise TrainingError(f"{folder} is not empty and holds no {file.name}: choose another folder")
         write_manifest(file, asked)
     found = read_manifest(file)
     if absent := [key for key in asked if key not in found]:

@@ -39,18 +39,16 @@ logger = logging.getLogger(__name__)
 
 def classification_loss(recipe: Recipe) -> Callable[[DocViT, DocumentBatch, float], Mapping[str, Tensor]]:
     """Cross-entropy of the documents, plus `page_loss` times that of the page tokens against the document's label."""
+    cross_entropy = partial(F.cross_entropy, label_smoothing=recipe.label_smoothing)
 
     def loss(model: DocViT, batch: DocumentBatch, progress: float) -> Mapping[str, Tensor]:
         features = model.forward_features(batch.sequence)
         logits = model.forward_head(features).float()
-        document = F.cross_entropy(logits, batch.labels, label_smoothing=recipe.label_smoothing)
+        document = cross_entropy(logits, batch.labels)
         accuracy = (logits.argmax(1) == batch.labels).float().mean()
         if not recipe.page_loss:
             return {"loss": document, "accuracy": accuracy}
-        page_labels = batch.labels[features.document_of_page]
-        page = F.cross_entropy(
-            model.forward_pages(features).float(), page_labels, label_smoothing=recipe.label_smoothing
-        )
+        page = cross_entropy(model.forward_pages(features).float(), batch.labels[features.document_of_page])
         total = document + recipe.page_loss * page
         return {"loss": total, "document_loss": document, "page_loss": page, "accuracy": accuracy}
 
@@ -195,10 +193,9 @@ def finish(
     held_out: DocumentLoader | None,
 ) -> DocViT:
     """What a trained model learns last: how pages lie, where documents begin, its text classifier, what it knows."""
-    same: dict[str, Any] = {"seed": recipe.train.seed, "device": process.device}
     try:
-        train_turns(model, data, files, recipe.augmentation, **same)
-        train_boundaries(model, data, files, recipe.augmentation, share=recipe.packets, **same)
+        train_turns(model, data, files, recipe, process.device)
+        train_boundaries(model, data, files, recipe, process.device)
         model = add_text_classifier(model, data, files, weight=recipe.text_weight)
         if held_out is not None:
             calibrate(model.eval(), *logits_of(model, held_out, process.device))

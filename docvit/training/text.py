@@ -70,11 +70,8 @@ def add_text_classifier(model: DocViT, data: LabelledDocuments, files: Mapping[s
     words = model.words
     if words is None or words.of_documents is not None or not weight:
         return model
-    device = words.idf.device
-    rows = [
-        tf_idf(words, ngrams.to(device), torch.tensor([0, len(ngrams)]))
-        for ngrams in _ngrams([files[path] for path in data.paths])
-    ]
+    documents = _ngrams([files[path] for path in data.paths])
+    rows = [tf_idf(words, ngrams.to(words.idf.device), torch.tensor([0, len(ngrams)])) for ngrams in documents]
     weights = sparse.vstack(rows, "csr")
     written = np.flatnonzero(weights.getnnz(1))
     labels = np.array(data.labels)[written]

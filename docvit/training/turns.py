@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from docvit.data.augment import Augmentation
-from docvit.data.dataset import DocumentDataset, View, view_of
+from docvit.data.dataset import DocumentDataset, view_of
 from docvit.data.labels import LabelledDocuments
 from docvit.hardware import has_fast_bf16
 from docvit.model.docvit import DocViT
 from docvit.model.turns import TurnHead, log_odds, with_neighbours
 from docvit.training.batches import Shuffled
 from docvit.training.loop import TrainSettings, fit
+from docvit.training.recipe import Recipe
 
 PAGES = 4  # per document
 DOCUMENTS = 2000  # at most
@@ -32,13 +31,7 @@ ENOUGH = 3.0  # largest threshold for a page on its side: some pages of the data
 
 
 def train_turns(
-    model: DocViT,
-    data: LabelledDocuments,
-    files: Mapping[str, Path],
-    augmentation: Augmentation,
-    *,
-    seed: int,
-    device: torch.device,
+    model: DocViT, data: LabelledDocuments, files: Mapping[str, Path], recipe: Recipe, device: torch.device
 ) -> None:
     """Trains the model's turn head on its tokens of `data`'s pages, turned; all other weights stay what they are.
 
@@ -48,15 +41,16 @@ def train_turns(
     head = model.turns
     if head is None:
         return
+    seed = recipe.train.seed
     chosen = sorted(np.random.default_rng(seed).permutation(len(data))[:DOCUMENTS].tolist())
-    paths = [data.paths[i] for i in chosen]
+    pages = [files[data.paths[i]] for i in chosen]
     groups = np.unique([(data.groups or data.paths)[i] for i in chosen], return_inverse=True)[1]
-    look = partial(_look, model, head, [files[path] for path in paths], seed=seed, device=device)
-    drawn = view_of(model.config, max_pages=PAGES, augmentation=augmentation, lose_words=0.5, training=True)
-    tokens = look(drawn, range(4))
+    drawn = view_of(model.config, max_pages=PAGES, augmentation=recipe.augmentation, lose_words=0.5, training=True)
+    tokens = _look(model, head, DocumentDataset(pages, None, drawn, seed=seed), range(4), device)
     if not len(tokens.turned):  # blank pages alone
         return
-    upright = look(replace(view_of(model.config, max_pages=PAGES), words=False), [0])
+    pixels = replace(view_of(model.config, max_pages=PAGES), words=False)
+    upright = _look(model, head, DocumentDataset(pages, None, pixels, seed=seed), [0], device)
     folds = torch.from_numpy(groups) % 2
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -75,20 +69,12 @@ def train_turns(
 
 @torch.inference_mode()
 def _look(
-    model: DocViT,
-    head: TurnHead,
-    files: list[Path],
-    view: View,
-    quarters: Sequence[int],
-    *,
-    seed: int,
-    device: torch.device,
+    model: DocViT, head: TurnHead, dataset: DocumentDataset, quarters: Sequence[int], device: torch.device
 ) -> _Tokens:
     """What `head` reads of the pages of each document, turned by each of `quarters`."""
-    dataset = DocumentDataset(files, None, view, seed=seed)
     model.eval()
     found = []
-    for n in tqdm(range(len(files)), desc="turned pages", unit="doc", leave=False, disable=None):
+    for n in tqdm(range(len(dataset)), desc="turned pages", unit="doc", leave=False, disable=None):
         _, _, stack = dataset[(0, n)]
         batch = dataset.pack([stack.turn([k] * len(stack.pages)) for k in quarters]).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device)):

@@ -16,7 +16,7 @@ from sorting import LABELS, SORTED, forks, make_inbox, predict, run, tree, undo
 from docvit.documents.errors import Empty, NotFound
 from docvit.documents.finding import SORT_LOG
 from docvit.errors import UserError
-from docvit.inference import sort, transfer
+from docvit.inference import sort, sort_copy
 from docvit.inference.prediction import Page, Prediction
 from docvit.inference.sort_log import Entry, SortLog, read_log
 
@@ -233,7 +233,7 @@ def test_a_copy_that_differs_is_no_copy(tmp_path, monkeypatch):
     (tmp_path / "a").write_text("all of it")
     monkeypatch.setattr(shutil, "copyfileobj", lambda read, written, _: written.write(b"all of"))
     with pytest.raises(OSError, match="differs"):
-        transfer.copy_checked(str(tmp_path / "a"), str(tmp_path / "b"))
+        sort_copy.copy_checked(str(tmp_path / "a"), str(tmp_path / "b"))
     assert tree(tmp_path) == {"a": b"all of it"}
 
 
@@ -259,8 +259,8 @@ def test_a_name_that_is_taken_meanwhile_is_not_overwritten(tmp_path, monkeypatch
     (tmp_path / "a").write_text("new")
     (tmp_path / "b").write_text("old")
     with pytest.raises(FileExistsError):
-        transfer.copy_checked(str(tmp_path / "a"), str(tmp_path / "b"))
-    transfer.copy_checked(str(tmp_path / "a"), str(tmp_path / "c"))
+        sort_copy.copy_checked(str(tmp_path / "a"), str(tmp_path / "b"))
+    sort_copy.copy_checked(str(tmp_path / "a"), str(tmp_path / "c"))
     assert tree(tmp_path) == {"a": b"new", "b": b"old", "c": b"new"}
 
 
@@ -269,13 +269,13 @@ def test_a_link_to_the_original_is_no_copy_of_it_and_links_in_a_folder_stay_link
     (tmp_path / "folder" / "1.png").write_text("a page")
     (tmp_path / "folder" / "2.png").symlink_to("1.png")
     (tmp_path / "link").symlink_to(tmp_path / "folder" / "1.png")
-    assert not transfer.contains(str(tmp_path / "link"), str(tmp_path / "folder" / "1.png"))
-    transfer.copy_checked(str(tmp_path / "folder"), str(tmp_path / "copy"))
+    assert not sort_copy.contains(str(tmp_path / "link"), str(tmp_path / "folder" / "1.png"))
+    sort_copy.copy_checked(str(tmp_path / "folder"), str(tmp_path / "copy"))
     assert os.readlink(tmp_path / "copy" / "2.png") == "1.png"
-    assert transfer.contains(str(tmp_path / "copy"), str(tmp_path / "folder"))
+    assert sort_copy.contains(str(tmp_path / "copy"), str(tmp_path / "folder"))
     (tmp_path / "copy" / "2.png").unlink()
     (tmp_path / "copy" / "2.png").write_text("a page")
-    assert not transfer.contains(str(tmp_path / "copy"), str(tmp_path / "folder"))
+    assert not sort_copy.contains(str(tmp_path / "copy"), str(tmp_path / "folder"))
 
 
 # --- undo

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,10 +21,12 @@ from docvit.model.docvit import DocViT
 from docvit.model.turns import DOWN, LEFT, RIGHT, UPRIGHT, TurnHead
 from docvit.model.variants import create_model
 from docvit.training import turns
+from docvit.training.loop import TrainSettings
 from docvit.training.recipe import Recipe, build_model
 from docvit.training.turns import train_turns
 
 STILL = Augmentation(shift=0.02, scale=0.02, stretch=0.01, rotate=0.0, shear=0.0, ink=0.1, contrast=0.1, scan=0.0)
+RECIPE = Recipe(augmentation=STILL)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +56,7 @@ def trained(labelled) -> DocViT:
     model, before = deepcopy(drawn), drawn.state_dict()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(turns, "STEPS", 150)
-        train_turns(model, data, pages, STILL, seed=0, device=torch.device("cpu"))
+        train_turns(model, data, pages, RECIPE, torch.device("cpu"))
     for name, value in model.state_dict().items():
         if not name.startswith("turns."):
             assert torch.equal(value, before[name]), name
@@ -68,7 +71,8 @@ def test_the_seed_alone_decides_what_is_learnt(labelled, monkeypatch):
     def learnt(seed, state_of_the_program):
         model = deepcopy(drawn)
         torch.manual_seed(state_of_the_program)
-        train_turns(model, data.subset(range(0, 18, 3)), pages, STILL, seed=seed, device=torch.device("cpu"))
+        recipe = replace(RECIPE, train=TrainSettings(seed=seed))
+        train_turns(model, data.subset(range(0, 18, 3)), pages, recipe, torch.device("cpu"))
         return model.turns.state_dict()
 
     first, again, other = learnt(0, 1), learnt(0, 2), learnt(1, 1)
@@ -197,7 +201,7 @@ def test_with_one_group_nothing_is_known_of_unseen_pages_and_no_page_is_turned(t
     model = create_model("docvit_linear_patch32", num_classes=2, page_size=128)
     data = LabelledDocuments((str(file),), (0,), ("a", "b"), groups=("one",))
     pages, _ = PageCache(page_cache, model.config.rendering, words=True).prepare(data.paths, workers=0)
-    train_turns(model, data, pages, STILL, seed=0, device=torch.device("cpu"))
+    train_turns(model, data, pages, RECIPE, torch.device("cpu"))
     assert not model.turns.side.isfinite()
 
 
@@ -237,5 +241,5 @@ def test_blank_pages_alone_say_nothing_of_how_pages_lie(make_pdf, page_cache):
     model = create_model("docvit_linear_patch32", num_classes=2, page_size=128)
     pages, _ = PageCache(page_cache, model.config.rendering, words=True).prepare([path], workers=0)
     data = LabelledDocuments((path,), (0,), ("a", "b"))
-    train_turns(model, data, pages, STILL, seed=0, device=torch.device("cpu"))
+    train_turns(model, data, pages, RECIPE, torch.device("cpu"))
     assert not model.turns.side.isfinite()
