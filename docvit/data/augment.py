@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from docvit.data.scans import draw_device, scan
+from docvit.data.scan_augment import draw_scanner, scan
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Augmentation:
             of the way to the lightest.
         contrast: largest share by which the ink is made paler.
         grey: probability that a document loses its colours (a copy, a print).
-        scan: probability that a document is a scanned copy (`docvit.data.scans`).
+        scan: probability that a document is a scanned copy (`docvit.data.scan_augment`).
     """
 
     shift: float = 0.08
@@ -87,7 +87,7 @@ def augment(pages: Sequence[np.ndarray], settings: Augmentation, random: np.rand
             ink = ink.mean(0, keepdim=True).expand_as(ink)
         inks.append(_change_weight(_move(ink[None], move), changes.weight)[0] * (1 - changes.pale))
     if settings.scan and random.random() < settings.scan:
-        inks = scan(inks, draw_device(random), random)
+        inks = scan(inks, draw_scanner(random), random)
     return [1 - ink for ink in inks]
 
 
