@@ -15,7 +15,7 @@ from PIL.TiffImagePlugin import AppendingTiffWriter
 from docvit.documents.errors import Unreadable, Unsupported
 from docvit.documents.formats import looks_like, numbered
 from docvit.documents.images import no_pixel_limit, page_frames
-from docvit.documents.renderers import PDFIUM_LOCK
+from docvit.documents.renderers import PDFIUM_LOCK, has_fields
 
 
 def write_part(path: str, pages: Sequence[int], folder: Path, name: str, *, password: str | None = None) -> Path:
@@ -84,7 +84,7 @@ def _copy_pdf(path: str, pages: Sequence[int], target: Path, password: str | Non
                 raise Unreadable(path, f"no page from {pages[0] + 1} to {pages[-1] + 1} can be copied")
             if source.get_formtype() != pypdfium2.raw.FORMTYPE_NONE:
                 for page in part:
-                    if _has_fields(page):
+                    if has_fields(page):
                         pypdfium2.raw.FPDFPage_Flatten(page, pypdfium2.raw.FLAT_NORMALDISPLAY)
                     page.close()
             with target.open("wb") as file:
@@ -92,15 +92,6 @@ def _copy_pdf(path: str, pages: Sequence[int], target: Path, password: str | Non
         finally:
             part.close()
             source.close()
-
-
-def _has_fields(page: pypdfium2.PdfPage) -> bool:
-    raw, found = pypdfium2.raw, False
-    for index in range(raw.FPDFPage_GetAnnotCount(page)):
-        annotation = raw.FPDFPage_GetAnnot(page, index)
-        found = found or raw.FPDFAnnot_GetSubtype(annotation) == raw.FPDF_ANNOT_WIDGET
-        raw.FPDFPage_CloseAnnot(annotation)
-    return found
 
 
 def _copy_tiff(path: str, pages: Sequence[int], target: Path) -> None:

@@ -101,6 +101,13 @@ def part_size(width: float, height: float, box: Box) -> tuple[float, float]:
     return width * (right - left), height * (bottom - top)
 
 
+def cut_out(image: Image.Image, box: Box) -> Image.Image:
+    """The part of a drawn page in `box`."""
+    (width, height), (left, top, right, bottom) = image.size, box
+    pixels = round(left * width), round(top * height), round(right * width), round(bottom * height)
+    return image if box == WHOLE else image.crop(pixels)
+
+
 def check_page(path: str, index: int, width: float, height: float, *, limit: float = math.inf) -> None:
     """Raise `TooLarge` for a page whose sides are not sound; `limit` is the longest side allowed."""
     sides = f"page {index + 1} measures {width:g} x {height:g}"
