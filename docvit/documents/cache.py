@@ -76,7 +76,7 @@ class PageCache:
     ) -> tuple[dict[str, Path], list[DocumentError]]:
         """Renders what is not there yet; gives the cache file of every document, and the errors of those without.
 
-        Pages of a PDF that `password` opens are kept without it.
+        `password` opens PDFs that have one; their pages are kept without it.
         """
         files = {path: self._file_or_none(path) for path in paths}
         owners = {file or path: path for path, file in files.items()}  # copies of one document are rendered once

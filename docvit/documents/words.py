@@ -13,9 +13,9 @@ import re
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, compress, repeat
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 from unicodedata import normalize
 
 import numpy as np
@@ -73,23 +73,24 @@ class Words(Sequence[Word]):
     def within(self, part: Box) -> Words:
         """Those whose middle lies in a part of the page, their boxes as fractions of the part."""
         left, top, right, bottom = part
-        x, y = (self.boxes[:, 0] + self.boxes[:, 2]) / 2, (self.boxes[:, 1] + self.boxes[:, 3]) / 2
-        inside = (x >= left) & (x < right) & (y >= top) & (y < bottom)
-        if not inside.any():
-            return Words()
-        boxes = (self.boxes[inside] - [left, top, left, top]) / [right - left, bottom - top, right - left, bottom - top]
-        return Words(tuple(compress(self.texts, inside)), boxes.clip(0, 1).astype(np.float32), self.source)
+        x, y = ((self.boxes[:, :2] + self.boxes[:, 2:]) / 2).T
+        found = self.select((x >= left) & (x < right) & (y >= top) & (y < bottom))
+        boxes = (found.boxes - [left, top, left, top]) / [right - left, bottom - top, right - left, bottom - top]
+        return replace(found, boxes=boxes.clip(0, 1).astype(np.float32)) if found else Words()
 
     def turn(self, quarters: int) -> Words:
         """Where they lie on the page turned clockwise by so many quarters."""
-        boxes = self.boxes
-        for _ in range(quarters % 4):
-            left, top, right, bottom = boxes.T
-            boxes = np.stack([1 - bottom, left, 1 - top, right], 1)
-        return Words(self.texts, boxes, self.source)
+        return replace(self, boxes=_turned(self.boxes, quarters))
 
     def __iter__(self) -> Iterator[Word]:
         return (Word(text, tuple(box)) for text, box in zip(self.texts, self.boxes.tolist(), strict=True))
+
+
+def _turned(boxes: NDArray[Any], quarters: int) -> NDArray[Any]:
+    for _ in range(quarters % 4):
+        left, top, right, bottom = boxes.T
+        boxes = np.stack([1 - bottom, left, 1 - top, right], 1)
+    return boxes
 
 
 def clean_words(texts: Sequence[str], boxes: NDArray[np.floating], source: str) -> Words:
@@ -210,10 +211,7 @@ def _as_drawn(rectangles: NDArray[np.float64], page: pypdfium2.PdfPage) -> NDArr
     pdfium.FPDF_GetPageBoundingBox(page, box)
     corner, size = (box.left, box.top) * 2, (box.right - box.left, box.bottom - box.top) * 2
     with np.errstate(all="ignore"):  # a page without size has no words
-        left, top, right, bottom = ((rectangles - corner) / size).T
-    for _ in range(pdfium.FPDFPage_GetRotation(page)):  # quarters clockwise
-        left, top, right, bottom = 1 - bottom, left, 1 - top, right
-    return np.stack([left, top, right, bottom], 1)
+        return _turned((rectangles - corner) / size, pdfium.FPDFPage_GetRotation(page))
 
 
 def poppler_words(file: str, index: int, size: tuple[float, float], *, timeout: float) -> Words:
