@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from docvit.documents.words import Box, Words, clean_words
+from docvit.documents.rendering import Box
+from docvit.documents.words import Words, clean_words
 
 OCR_SIZE = 1100  # pixels, the longer side of a page
 OCR_PAGES = 1  # of each document, from its first, where reading scans is asked for

@@ -23,7 +23,7 @@ PART_ASPECT = 1.5
 MAX_PARTS = 64
 
 Box = tuple[float, float, float, float]
-"""(left, top, right, bottom) of a part of a page, in 0..1 of the page."""
+"""(left, top, right, bottom) of a part of a page, or of a word, in 0..1 of the page."""
 
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 

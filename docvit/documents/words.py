@@ -23,9 +23,9 @@ import pypdfium2
 import pypdfium2.raw as pdfium
 from numpy.typing import NDArray
 
-MAX_CHARACTERS = 20_000  # per page
+from docvit.documents.rendering import Box
 
-Box = tuple[float, float, float, float]
+MAX_CHARACTERS = 20_000  # per page
 
 _IN_WORD = np.array([not chr(code).isspace() for code in range(0x3002)])  # there is no white space above
 _LINE_ENDS = "\x02\ufffe"  # PDFium's hyphens at the end of a line, within a word
@@ -63,8 +63,11 @@ class Words(Sequence[Word]):
     def __getitem__(self, index: slice) -> list[Word]: ...
     def __getitem__(self, index: int | slice) -> Word | list[Word]:
         if isinstance(index, slice):
-            return [self[i] for i in range(len(self))[index]]
+            return list(self)[index]
         return Word(self.texts[index], tuple(self.boxes[index].tolist()))
+
+    def __iter__(self) -> Iterator[Word]:
+        return (Word(text, tuple(box)) for text, box in zip(self.texts, self.boxes.tolist(), strict=True))
 
     def select(self, keep: NDArray[np.bool_]) -> Words:
         """The words where `keep` (n,) is true."""
@@ -81,9 +84,6 @@ class Words(Sequence[Word]):
     def turn(self, quarters: int) -> Words:
         """Where they lie on the page turned clockwise by so many quarters."""
         return replace(self, boxes=_turned(self.boxes, quarters))
-
-    def __iter__(self) -> Iterator[Word]:
-        return (Word(text, tuple(box)) for text, box in zip(self.texts, self.boxes.tolist(), strict=True))
 
 
 def _turned(boxes: NDArray[Any], quarters: int) -> NDArray[Any]:
