@@ -346,12 +346,12 @@ class _PageFiles:
             raise Empty(path, "a list without pages")
 
     def size(self, index: int) -> tuple[float, float]:
-        with self._opened(index, Rendering()) as page:
+        with open_document(self._pages[index]) as page:
             return page.size(0)
 
     def render(self, index: int, rendering: Rendering, box: Box = WHOLE) -> Image.Image:
         try:
-            with self._opened(index, rendering) as page:
+            with open_document(self._pages[index], rendering) as page:
                 if len(page) > 1:
                     raise Unsupported(page.path, f"it has {len(page)} pages, and a list or folder holds single ones")
                 image = page.render(0, box=box)
@@ -362,8 +362,5 @@ class _PageFiles:
 
     def words(self, index: int) -> Words:
         return Words()
-
-    def _opened(self, index: int, rendering: Rendering) -> Document:
-        return open_document(self._pages[index], rendering)
 
     def close(self) -> None: ...
