@@ -209,13 +209,12 @@ def read_document(
 ) -> PageStack:
     """Read a document's pages into arrays, at most `max_pages` of them, spread evenly.
 
-    A page that is damaged is left out and stands in `failed`. A page far longer than wide, or wider than high, is read
-    in parts, and each counts as a page. Raises like `open_document`, and where no page can be read.
+    A damaged page is left out and stands in `failed`. Raises like `open_document`, and where no page can be read.
 
     Args:
         words: read their words, too.
         ocr_pages: of the document's first so many pages, those without a text layer are read by OCR for their words.
-        cut_pages: read a page that is far longer than wide, or wider than high, in parts.
+        cut_pages: read a page far longer than wide, or wider than high, in parts, each of which counts as a page.
     """
     with open_document(data, rendering, password=password) as document:
         pages: list[NDArray[np.uint8]] = []

@@ -164,8 +164,7 @@ def _read_text_page(text_page: ctypes._Pointer) -> tuple[list[str], NDArray[np.f
     spans, corners = (starts.tolist(), lengths.tolist()), _addresses(rectangles)
     # `zip` takes from both in turns: PDFium gives the first of the rectangles that it has counted last
     counts, gets = map(_count_rects, repeat(handle), *spans), map(_get_rect, repeat(handle), repeat(0), *corners)
-    pairs = zip(counts, gets, strict=False)
-    found = [pieces for pieces, _ in pairs]
+    found = [pieces for pieces, _ in zip(counts, gets, strict=False)]
     several = [i for i, pieces in enumerate(found) if pieces > 1]
     if several:
         rectangles[several] = _around(handle, [(spans[0][i], spans[1][i], found[i]) for i in several])

@@ -182,8 +182,7 @@ def _schedule(pool: Any, read: Callable[..., Any], source: Source, timeout: floa
             failed: Future[Any] = Future()
             failed.set_result(Unreadable(source.name, f"the image cannot be read ({error}): open it again"))
             return failed
-    future: Future[Any] = pool.schedule(read, args=(sent,), timeout=timeout)
-    return future
+    return pool.schedule(read, args=(sent,), timeout=timeout)
 
 
 def _read(source: Source | bytes, rendering: Rendering, **options: Any) -> PageStack | DocumentError:
