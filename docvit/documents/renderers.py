@@ -114,12 +114,9 @@ class PdfiumPages:
 
     def _check_pages(self) -> None:
         """/Count may promise any number of pages: where the last is missing, half of a sample must be there."""
-        try:
-            self.size(self.num_pages - 1)
-        except Unreadable as error:
-            sample = range(0, self.num_pages, max(1, self.num_pages // 16))
-            if sum(self._has(index) for index in sample) <= len(sample) / 2:
-                raise error from None
+        sample = range(0, self.num_pages, max(1, self.num_pages // 16))
+        if not self._has(self.num_pages - 1) and sum(map(self._has, sample)) <= len(sample) / 2:
+            raise _missing_page(self.path, self.num_pages - 1, self.num_pages)
 
     def _has(self, index: int) -> bool:
         try:
