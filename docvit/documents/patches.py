@@ -191,7 +191,7 @@ def pack(
     for document in documents:
         before = len(pages)
         for index, page, on_page in _numbered(document, rendering, max_pages, words):
-            cuts.append(_cut(page, on_page, patch_size, rendering, mean_, std_, drop_blank))
+            cuts.append(_cut(page, on_page, rendering, mean_, std_, drop_blank))
             pages.append(index)
         if len(pages) == before:
             raise ValueError(f"document {len(document_bounds) - 1} of the batch has no pages")
@@ -250,10 +250,9 @@ def _numbered(
         yield from ((i, document[i], Words()) for i in spread(len(document), max_pages))
 
 
-def _cut(
-    page: Page, words: Words, size: int, rendering: Rendering, mean: Tensor, std: Tensor, drop_blank: bool
-) -> _Cut:
-    channels, noise = len(mean), torch.tensor(BLANK_RANGE + 0.5)  # between two levels: rounding cannot matter
+def _cut(page: Page, words: Words, rendering: Rendering, mean: Tensor, std: Tensor, drop_blank: bool) -> _Cut:
+    channels, size = len(mean), rendering.multiple
+    noise = torch.tensor(BLANK_RANGE + 0.5)  # between two levels: rounding cannot matter
     if isinstance(page, Tensor):
         if page.ndim != 3 or page.shape[0] != channels or not page.is_floating_point():
             raise ValueError(f"a page tensor is a float ({channels}, H, W), not {page.dtype} {tuple(page.shape)}")

@@ -16,7 +16,7 @@ import threading
 import weakref
 import zlib
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pdf2image
@@ -54,8 +54,6 @@ _PASSWORD = "a password is needed: give it where there is --password (Python: pa
 _WRONG_PASSWORD = "the password given does not open it: check it"
 
 _XFA = "a dynamic XFA form, whose only PDF page is a notice: open it in Adobe Acrobat and print it as PDF"
-
-_Result = TypeVar("_Result")
 
 _OPEN: weakref.WeakSet[PdfiumPages] = weakref.WeakSet()
 
@@ -275,10 +273,9 @@ class PopplerPages:
         if info.get("Form") == "XFA" and self.num_pages == 1:
             self.note = f"this may be {_XFA}"
 
-    def _run(self, function: Callable[..., _Result], **options: Any) -> _Result:
-        secret = {} if self._password is None else {"userpw": self._password}
+    def _run(self, function: Callable[..., Any], **options: Any) -> Any:
         try:
-            return function(self._file, timeout=POPPLER_TIMEOUT, **secret, **options)
+            return function(self._file, timeout=POPPLER_TIMEOUT, userpw=self._password, **options)
         except poppler_errors.PDFInfoNotInstalledError:
             raise Unreadable(self.path, f"the renderer poppler is not installed: {INSTALL_POPPLER}") from None
         except poppler_errors.PDFPopplerTimeoutError:
