@@ -67,8 +67,7 @@ def _draw(count: int, s: Augmentation, random: np.random.Generator) -> _Changes:
     grey = bool(random.random() < s.grey)
     moves = []
     for _ in range(count):
-        jitter = [draw(s.shift, 0.3), draw(s.shift, 0.3), draw(s.scale, 0.2)]
-        of_page = {"scale": scale + jitter[2], "x": x + jitter[0], "y": y + jitter[1]}
+        of_page = {"x": x + draw(s.shift, 0.3), "y": y + draw(s.shift, 0.3), "scale": scale + draw(s.scale, 0.2)}
         moves.append({**of_page, "stretch": stretch, "rotate": rotate, "shear": shear})
     return _Changes(moves, weight, pale, grey)
 

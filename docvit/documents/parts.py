@@ -60,8 +60,7 @@ def _put(partial: Path, folder: Path, name: str, suffix: str) -> Path:
         with contextlib.suppress(FileExistsError):
             target.open("xb").close()
             break
-    os.replace(partial, target)
-    return target
+    return partial.replace(target)
 
 
 def _copy_pdf(path: str, pages: Sequence[int], target: Path, password: str | None) -> None:
