@@ -16,6 +16,7 @@ import threading
 import weakref
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -142,10 +143,7 @@ class PdfiumPages:
 
     def _is_portfolio(self) -> bool:
         """Whether the catalog has a /Collection; PDFium does not say. It may lie in a compressed object stream."""
-        content = self._content
-        if isinstance(content, str):
-            with open(content, "rb") as file:
-                content = file.read()
+        content = Path(self._content).read_bytes() if isinstance(self._content, str) else self._content
         packed = re.finditer(rb"/ObjStm.{0,400}?stream\r?\n", content, re.DOTALL)
         return b"/Collection" in content or any(b"/Collection" in _inflated(content, m.end()) for m in packed)
 
@@ -263,8 +261,7 @@ class PopplerPages:
         if isinstance(content, bytes):
             self._folder = tempfile.TemporaryDirectory(prefix="docvit-")
             self._file = os.path.join(self._folder.name, "document.pdf")
-            with open(self._file, "wb") as file:
-                file.write(content)
+            Path(self._file).write_bytes(content)
         else:
             self._file = os.path.abspath(content)  # or a leading dash would be an option
         info = self._info()

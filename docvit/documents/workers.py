@@ -108,11 +108,10 @@ def read_alone(
     source = as_source(document)
     read = partial(_read, rendering=rendering, max_pages=max_pages, words=words, ocr_pages=ocr_pages, password=password)
     if _may_have_children():
-        pool = _standing_pool(os.getpid(), _start_method())
-        if not pool.active:
+        key = os.getpid(), _start_method()
+        if not _standing_pool(*key).active:
             _standing_pool.cache_clear()
-            pool = _standing_pool(os.getpid(), _start_method())
-        result = _outcome(source.name, _schedule(pool, read, source, timeout), timeout)
+        result = _outcome(source.name, _schedule(_standing_pool(*key), read, source, timeout), timeout)
     else:
         result = read(source)
     if isinstance(result, DocumentError):
