@@ -15,9 +15,7 @@ from torch import nn
 from docvit.errors import SettingError
 
 Item = TypeVar("Item")
-
 Result = TypeVar("Result")
-
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -58,9 +56,8 @@ def cast_linear(model: Module) -> Module:
     for module in copied.modules():
         if isinstance(module, nn.Linear):
             for name, weight in module.named_parameters(recurse=False):
-                if weight.dtype != torch.float32:  # autocast leaves float64 alone
-                    continue
-                setattr(module, name, nn.Parameter(weight.detach().bfloat16(), requires_grad=False))
+                if weight.dtype == torch.float32:  # autocast leaves float64 alone
+                    setattr(module, name, nn.Parameter(weight.detach().bfloat16(), requires_grad=False))
     return copied
 
 

@@ -9,9 +9,8 @@ STRATEGIES = ("document", "first", "second", "last", "grid", "max-confidence", "
 
 TARGETS = ("pixels", "ink")
 
-# of `docvit.documents.ocr` and `docvit.inference.classify`
-OCR_PAGES = 1
-OCR_SECONDS = 15.0
+OCR_PAGES = 1  # of each document, from its first, where reading scans is asked for
+OCR_SECONDS = 15.0  # of `docvit.inference.classify`
 
 # of `Recipe` and `PretrainRecipe`
 MODEL = "docvit_compact_patch32"

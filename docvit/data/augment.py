@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from docvit.data.scans import draw_device, scan
+from docvit.data.scan_augment import draw_scanner, scan
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Augmentation:
             of the way to the lightest.
         contrast: largest share by which the ink is made paler.
         grey: probability that a document loses its colours (a copy, a print).
-        scan: probability that a document is a scanned copy (`docvit.data.scans`).
+        scan: probability that a document is a scanned copy (`docvit.data.scan_augment`).
     """
 
     shift: float = 0.08
@@ -67,8 +67,7 @@ def _draw(count: int, s: Augmentation, random: np.random.Generator) -> _Changes:
     grey = bool(random.random() < s.grey)
     moves = []
     for _ in range(count):
-        jitter = [draw(s.shift, 0.3), draw(s.shift, 0.3), draw(s.scale, 0.2)]
-        of_page = {"scale": scale + jitter[2], "x": x + jitter[0], "y": y + jitter[1]}
+        of_page = {"x": x + draw(s.shift, 0.3), "y": y + draw(s.shift, 0.3), "scale": scale + draw(s.scale, 0.2)}
         moves.append({**of_page, "stretch": stretch, "rotate": rotate, "shear": shear})
     return _Changes(moves, weight, pale, grey)
 
@@ -87,7 +86,7 @@ def augment(pages: Sequence[np.ndarray], settings: Augmentation, random: np.rand
             ink = ink.mean(0, keepdim=True).expand_as(ink)
         inks.append(_change_weight(_move(ink[None], move), changes.weight)[0] * (1 - changes.pale))
     if settings.scan and random.random() < settings.scan:
-        inks = scan(inks, draw_device(random), random)
+        inks = scan(inks, draw_scanner(random), random)
     return [1 - ink for ink in inks]
 
 

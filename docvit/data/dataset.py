@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from docvit.data.augment import Augmentation, augment
-from docvit.data.sampling import Key, Partners, put_after
+from docvit.data.sampling import Key, Partners
 from docvit.documents.cache import CachedDocument
 from docvit.documents.pages import PageStack, spread
 from docvit.documents.patches import PatchSequence, pack
@@ -33,11 +33,9 @@ class DocumentBatch:
     index: Tensor
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> DocumentBatch:
-        return DocumentBatch(
-            self.sequence.to(device, non_blocking),
-            self.labels.to(device, non_blocking=non_blocking),
-            self.index.to(device, non_blocking=non_blocking),
-        )
+        sequence = self.sequence.to(device, non_blocking)
+        labels, index = (x.to(device, non_blocking=non_blocking) for x in (self.labels, self.index))
+        return DocumentBatch(sequence, labels, index)
 
     def pin_memory(self) -> DocumentBatch:
         return DocumentBatch(self.sequence.pin_memory(), self.labels.pin_memory(), self.index.pin_memory())
@@ -108,11 +106,11 @@ class DocumentDataset(Dataset[tuple[int, int, PageStack]]):
         """(index, epoch, pages) of one document in one epoch."""
         epoch, index = key
         stack, partner = self._load(epoch, index), self.partner(epoch, index)
-        if partner is not None:
-            other = self._load(epoch, partner)
-            pages = put_after(stack.pages, other.pages)
-            words = put_after(stack.words, other.words) if stack.words else []
-            stack = stack._replace(pages=pages, words=words, indices=stack.indices[: len(pages)])
+        other = stack if partner is None else self._load(epoch, partner)
+        if len(other.pages) > 1:  # a partner of one page has no later ones to give
+            count = min(len(stack.pages), len(other.pages))
+            pages, words = [stack.pages[0], *other.pages[1:count]], [*stack.words[:1], *other.words[1:count]]
+            stack = stack._replace(pages=pages, words=words, indices=stack.indices[:count])
         if self.view.training and self.view.words:
             stack = stack._replace(words=self._drop_words(stack.words, epoch, index))
         return index, epoch, stack

@@ -207,6 +207,5 @@ def split_groups(data: LabelledDocuments, fold: int, folds: int) -> tuple[Labell
         raise DataError("the data", [f"{folds} folds need as many groups: name the CSV's column with --group-by"])
     from sklearn.model_selection import StratifiedGroupKFold  # here, since few commands need to wait for it
 
-    splits = list(StratifiedGroupKFold(folds).split(np.zeros(len(data)), data.labels, data.groups))
-    train, held_out = splits[fold]
+    train, held_out = list(StratifiedGroupKFold(folds).split(np.zeros(len(data)), data.labels, data.groups))[fold]
     return data.subset(train.tolist()), data.subset(held_out.tolist())

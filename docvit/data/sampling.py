@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -15,13 +14,6 @@ from docvit.data.labels import LabelledDocuments
 from docvit.errors import SettingError
 
 Key = tuple[int, int]  # epoch, index in the data set
-
-AnyPage = TypeVar("AnyPage")
-
-
-def put_after(pages: Sequence[AnyPage], others: Sequence[AnyPage]) -> list[AnyPage]:
-    """The first of `pages`, followed by the later pages of `others`; `pages` itself where `others` has one page."""
-    return [pages[0], *others[1 : len(pages)]] if len(others) > 1 else list(pages)
 
 
 class Partners:
@@ -35,10 +27,9 @@ class Partners:
     def __init__(self, labels: Sequence[int], groups: Sequence[str] | None) -> None:
         self.labels = np.array(labels)
         self.groups = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
-        sizes = Counter(zip(self.labels.tolist(), self.groups.tolist(), strict=True))
-        self.weights = np.array(
-            [sizes[key] ** -0.5 for key in zip(self.labels.tolist(), self.groups.tolist(), strict=True)]
-        )
+        keys = list(zip(self.labels.tolist(), self.groups.tolist(), strict=True))
+        sizes = Counter(keys)
+        self.weights = np.array([sizes[key] ** -0.5 for key in keys])
 
     def fingerprint(self) -> str:
         """Hash of labels and groups, which decide who is drawn."""

@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,11 +62,14 @@ class PageCache:
 
     def file(self, path: str) -> Path:
         """Where the pages of the document at `path` are, or will be."""
-        read = {"max_pages": self.max_pages, "words": self.words, "ocr_pages": self.ocr_pages, "format": FORMAT}
-        settings = json.dumps({**asdict(self.rendering), **read}, sort_keys=True)
+        settings = json.dumps({**asdict(self.rendering), **self._reading, "format": FORMAT}, sort_keys=True)
         how = hashlib.sha256(settings.encode()).hexdigest()[:12]
         content = _content_hash(Path(path))
         return self.folder / content[:2] / f"{content}-{how}.safetensors"
+
+    @property
+    def _reading(self) -> dict[str, Any]:
+        return {"max_pages": self.max_pages, "words": self.words, "ocr_pages": self.ocr_pages}
 
     def prepare(
         self, paths: Sequence[str], *, workers: int = 2, password: str | None = None
@@ -78,22 +82,15 @@ class PageCache:
         owners = {file or path: path for path, file in files.items()}  # copies of one document are rendered once
         absent = [path for path in owners.values() if not intact(files[path])]
         failed: dict[Path | str, DocumentError] = {}
-        results = read_documents(
-            absent,
-            self.rendering,
-            max_pages=self.max_pages,
-            words=self.words,
-            ocr_pages=self.ocr_pages,
-            workers=workers,
-            password=password,
-        )
+        results = read_documents(absent, self.rendering, **self._reading, workers=workers, password=password)
         for result in tqdm(results, total=len(absent), desc="rendering", unit="doc", disable=None if absent else True):
             file = files[result.path]
             if isinstance(result, DocumentError):
                 failed[file or result.path] = result
             elif file is not None:
                 if result.failed:
-                    _warn_of_failed(result)
+                    left_out = f"{len(result.failed)} of {result.num_pages} pages are left out"
+                    logger.warning("%s: %s: %s", result.path, left_out, next(iter(result.failed.values())))
                 self._write(file, result)
         keys = {path: file or path for path, file in files.items()}
         errors = [type(failed[key])(path, failed[key].message) for path, key in keys.items() if key in failed]
@@ -116,19 +113,10 @@ class PageCache:
         tensors = {str(i): torch.from_numpy(page) for i, page in zip(stack.indices, stack.pages, strict=True)}
         for index, words in zip(stack.indices, stack.words, strict=False):
             if words:
-                tensors |= _word_tensors(index, words)
+                text = np.frombuffer("\n".join(words.texts).encode(), np.uint8).copy()
+                tensors |= {f"{index}.text": torch.from_numpy(text), f"{index}.boxes": torch.from_numpy(words.boxes)}
         file.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(file, tensors, {"docvit": json.dumps(metadata)})
-
-
-def _warn_of_failed(stack: PageStack) -> None:
-    reason = next(iter(stack.failed.values()))
-    logger.warning("%s: %d of %d pages are left out: %s", stack.path, len(stack.failed), stack.num_pages, reason)
-
-
-def _word_tensors(index: int, words: Words) -> dict[str, torch.Tensor]:
-    text = np.frombuffer("\n".join(words.texts).encode(), np.uint8).copy()
-    return {f"{index}.text": torch.from_numpy(text), f"{index}.boxes": torch.from_numpy(words.boxes)}
 
 
 def _content_hash(path: Path) -> str:
@@ -171,19 +159,13 @@ class CachedDocument:
     def open(cls, file: Path) -> CachedDocument:
         with safe_open(file, "pt") as pages:
             values = json.loads(pages.metadata()["docvit"])
-        sources = values["words_from"]
-        return cls(
-            file,
-            values["num_pages"],
-            tuple(values["indices"]),
-            tuple(values["kept"]),
-            None if sources is None else tuple(sources),
-        )
+        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(file, **fields)
 
     def load_words(self, index: int) -> Words:
         """The words of page `index` alone."""
         with safe_open(self.file, "pt") as pages:
-            return Words() if self.words_from is None else self._words(pages, index)
+            return self._words(pages, index)
 
     def load(self, indices: Sequence[int]) -> PageStack:
         with safe_open(self.file, "pt") as pages:
@@ -192,7 +174,7 @@ class CachedDocument:
         return PageStack(str(self.file), loaded, list(indices), self.num_pages, words)
 
     def _words(self, pages: safe_open, index: int) -> Words:
-        source = dict(zip(self.indices, self.words_from or (), strict=True))[index]
+        source = None if self.words_from is None else self.words_from[self.indices.index(index)]
         if source is None:
             return Words()
         text = bytes(pages.get_tensor(f"{index}.text").numpy()).decode()

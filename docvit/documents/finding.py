@@ -40,16 +40,16 @@ def _below(path: str) -> list[str]:
         entries = entries_of(path)
     except OSError:
         return [path]
-    folders = [entry.path for entry in entries if os.path.isdir(entry)]
-    files = [entry.path for entry in entries if suffix_of(entry.name) in SUFFIXES and not os.path.isdir(entry)]
-    if files and not folders and all(suffix_of(file) in PAGE_SUFFIXES for file in files):
+    folders = {entry.name for entry in entries if os.path.isdir(entry)}
+    entries = [entry for entry in entries if entry.name in folders or suffix_of(entry.name) in SUFFIXES]
+    if entries and not folders and all(suffix_of(entry.name) in PAGE_SUFFIXES for entry in entries):
         return [path]
     found: list[str] = []
     for entry in entries:
-        if os.path.isdir(entry):
-            found += [] if entry.is_symlink() or is_output(entry.path) else _below(entry.path)
-        elif suffix_of(entry.name) in SUFFIXES:
+        if entry.name not in folders:
             found.append(entry.path)
+        elif not entry.is_symlink() and not is_output(entry.path):
+            found += _below(entry.path)
     return found
 
 

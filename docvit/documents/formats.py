@@ -12,17 +12,15 @@ SUFFIXES = (*PAGE_SUFFIXES, ".pdf", ".tif", ".tiff")
 
 MAX_NAME, MAX_SUFFIX = 255, 32  # bytes
 
-_SIGNATURES = (
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+_SIGNATURES: tuple[tuple[bytes | tuple[bytes, ...], str], ...] = (
     (b"\x89PNG\r\n\x1a\n", "a PNG image"),
     (b"\xff\xd8\xff", "a JPEG image"),
     (b"GIF8", "a GIF image"),
     (b"BM", "a BMP image"),
-    (b"II*\0", "a TIFF image"),
-    (b"MM\0*", "a TIFF image"),
-    (b"II+\0", "a TIFF image"),
-    (b"MM\0+", "a TIFF image"),
-    (b"\0\0\0\x0cjP  \r\n\x87\n", "a JPEG 2000 image"),
-    (b"\xff\x4f\xff\x51", "a JPEG 2000 image"),
+    (TIFF, "a TIFF image"),
+    ((b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"), "a JPEG 2000 image"),
     (b"PK\x03\x04", "a ZIP archive or an office document (docx, xlsx, pptx, odt)"),
     (b"\xd0\xcf\x11\xe0", "an old office document (doc, xls, ppt)"),
     (b"%!PS", "a PostScript file"),

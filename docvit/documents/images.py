@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,8 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError
 
 from docvit.documents.errors import DocumentError, TooLarge, Unreadable
-from docvit.documents.rendering import WHOLE, Box, Rendering, check_page
-from docvit.documents.sources import opened
+from docvit.documents.rendering import WHOLE, Box, Rendering, check_page, cut_out
 from docvit.documents.words import Words
 
 # not EPS and the like, which start programs
@@ -48,20 +48,16 @@ class ImagePages:
         self._content = content
         self._decoded: Any = None  # how large, if at all
         self._image = self._open()
-        try:
+        with _document_errors(path):
             self._frames, self.note = ([0], "") if self._image is content else page_frames(self._image)
-        except Exception as error:  # Pillow's plugins let anything through
-            raise _image_error(path, error) from None
         self.num_pages = len(self._frames)
 
     def _open(self) -> Image.Image:
         if isinstance(self._content, Image.Image):
             return self._content
-        try:
-            with no_pixel_limit() as limit:
-                image = Image.open(opened(self._content), formats=IMAGE_FORMATS)
-        except Exception as error:
-            raise _image_error(self.path, error) from None
+        file = self._content if isinstance(self._content, str) else io.BytesIO(self._content)
+        with _document_errors(self.path), no_pixel_limit() as limit:
+            image = Image.open(file, formats=IMAGE_FORMATS)
         self._check_cost(image, limit)
         return image
 
@@ -86,17 +82,14 @@ class ImagePages:
         return self._image
 
     def size(self, index: int) -> tuple[float, float]:
-        try:
-            if len(self._frames) > 1:
-                with no_pixel_limit():
-                    self._image.seek(self._frames[index])
-            width, height = self._image.size
-        except Exception as error:
-            raise _image_error(self.path, error) from None
+        if len(self._frames) > 1:
+            with _document_errors(self.path), no_pixel_limit():
+                self._image.seek(self._frames[index])
+        width, height = self._image.size
         return (height, width) if _orientation(self._image) > 4 else (width, height)
 
     def render(self, index: int, rendering: Rendering, box: Box = WHOLE) -> Image.Image:
-        try:
+        with _document_errors(self.path):
             side = rendering.size * rendering.supersample
             least = rendering.mode, (round(side / (box[2] - box[0])), round(side / (box[3] - box[1])))
             image = self._at(index, least if self._image.format in _DRAFTED else "whole")
@@ -108,10 +101,6 @@ class ImagePages:
             except (OSError, SyntaxError) as error:
                 return self._render_truncated(index, rendering, box, error)
             return fit_image(image, rendering, box)
-        except DocumentError:
-            raise
-        except Exception as error:
-            raise _image_error(self.path, error) from None
 
     def _render_truncated(self, index: int, rendering: Rendering, box: Box, error: Exception) -> Image.Image:
         """The part of the image that is there, on white paper."""
@@ -139,6 +128,21 @@ class ImagePages:
     def close(self) -> None:
         if not isinstance(self._content, Image.Image):
             self._image.close()
+
+
+@contextmanager
+def _document_errors(path: str) -> Iterator[None]:
+    """What Pillow raises as errors of the document; its plugins let anything through."""
+    try:
+        yield
+    except DocumentError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError):
+        raise TooLarge(path, "the image has too many pixels: reduce it, 300 dpi is plenty") from None
+    except UnidentifiedImageError:
+        raise Unreadable(path, "the image is damaged or not what its name says: save it again as PNG") from None
+    except Exception as error:
+        raise Unreadable(path, f"the image is damaged or cut off ({error}): fetch it again") from None
 
 
 @contextmanager
@@ -191,11 +195,7 @@ def _tags(image: Image.Image) -> Mapping[int, Any]:
 def fit_image(image: Image.Image, rendering: Rendering, box: Box = WHOLE) -> Image.Image:
     """An image, or a part, as a page of this rendering: upright (EXIF), on white, resized by area means."""
     levels = _levels(image)
-    image = _upright(image)
-    if box != WHOLE:
-        w, h = image.size
-        image = image.crop((round(box[0] * w), round(box[1] * h), round(box[2] * w), round(box[3] * h)))
-    image = _flatten(image, levels)
+    image = _flatten(cut_out(_upright(image), box), levels)
     size = rendering.fit(*image.size)
     shrinks = size[0] < image.width or size[1] < image.height
     small = image.resize(size, Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC)
@@ -219,21 +219,17 @@ def _upright(image: Image.Image) -> Image.Image:
 def _levels(image: Image.Image) -> tuple[float, float] | None:
     """The values of black and white of a TIFF deeper than 8 bits; None where the pixels must tell."""
     tags = _tags(image)
-    if not image.mode.startswith("I;16"):
-        if image.mode in ("I", "F") and tags.get(_PHOTOMETRIC) == 0:
-            white = _white(np.asarray(image, np.float32), image.mode)
-            return white, 0.0
-        if (
-            tags
-            and image.mode == "I"
-            and tags.get(_SAMPLE_FORMAT, (1,)) == (1,)
-            and np.asarray(image).min(initial=0) < 0
-        ):
-            return 0.0, _WHITE_OF_32  # unsigned, which Pillow takes for signed
+    inverted = tags.get(_PHOTOMETRIC) == 0
+    if image.mode.startswith("I;16"):
+        bits = tags.get(_BITS, (16,))
+        white = 2.0 ** min(int(bits[0] if isinstance(bits, tuple) else bits), 16) - 1
+    elif image.mode in ("I", "F") and inverted:
+        white = _white(np.asarray(image, np.float32), image.mode)
+    elif image.mode == "I" and tags and tags.get(_SAMPLE_FORMAT, (1,)) == (1,) and np.asarray(image).min(initial=0) < 0:
+        white = _WHITE_OF_32  # unsigned, which Pillow takes for signed
+    else:
         return None
-    bits = tags.get(_BITS, (16,))
-    white = 2.0 ** min(int(bits[0] if isinstance(bits, tuple) else bits), 16) - 1
-    return (white, 0.0) if tags.get(_PHOTOMETRIC) == 0 else (0.0, white)
+    return (white, 0.0) if inverted else (0.0, white)
 
 
 def _white(values: NDArray[Any], mode: str) -> float:
@@ -265,13 +261,3 @@ def _flatten(image: Image.Image, levels: tuple[float, float] | None) -> Image.Im
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     wanted = "L" if image.mode in ("1", "L") else "RGB"
     return image if image.mode == wanted else image.convert(wanted)
-
-
-def _image_error(path: str, error: Exception) -> DocumentError:
-    if isinstance(error, DocumentError):
-        return error
-    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError)):
-        return TooLarge(path, "the image has too many pixels: reduce it, 300 dpi is plenty")
-    if isinstance(error, UnidentifiedImageError):
-        return Unreadable(path, "the image is damaged or not what its name says: save it again as PNG")
-    return Unreadable(path, f"the image is damaged or cut off ({error}): fetch it again")

@@ -10,15 +10,16 @@ import importlib.util
 import logging
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from docvit.documents.words import Box, Words, clean_words
+from docvit.documents.rendering import Box
+from docvit.documents.words import Words, clean_words
 
 OCR_SIZE = 1100  # pixels, the longer side of a page
-OCR_PAGES = 1  # of each document, from its first, where reading scans is asked for
 
 _MODEL_FILES = {"Det": "*_det_*.onnx", "Cls": "*_cls_*.onnx", "Rec": "*_rec_*.onnx"}
 
@@ -54,8 +55,6 @@ def _cut(line: str, corners: np.ndarray) -> Iterator[tuple[str, Box]]:
 def _engine() -> Any:
     """RapidOCR on one thread, silent, with the models of its wheel by their paths, so that it never fetches any."""
     require_ocr()
-    from pathlib import Path
-
     logging.getLogger("RapidOCR").setLevel(logging.CRITICAL)
     import rapidocr
 

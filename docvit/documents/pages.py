@@ -209,13 +209,12 @@ def read_document(
 ) -> PageStack:
     """Read a document's pages into arrays, at most `max_pages` of them, spread evenly.
 
-    A page that is damaged is left out and stands in `failed`. A page far longer than wide, or wider than high, is read
-    in parts, and each counts as a page. Raises like `open_document`, and where no page can be read.
+    A damaged page is left out and stands in `failed`. Raises like `open_document`, and where no page can be read.
 
     Args:
         words: read their words, too.
         ocr_pages: of the document's first so many pages, those without a text layer are read by OCR for their words.
-        cut_pages: read a page that is far longer than wide, or wider than high, in parts.
+        cut_pages: read a page far longer than wide, or wider than high, in parts, each of which counts as a page.
     """
     with open_document(data, rendering, password=password) as document:
         pages: list[NDArray[np.uint8]] = []
@@ -346,12 +345,12 @@ class _PageFiles:
             raise Empty(path, "a list without pages")
 
     def size(self, index: int) -> tuple[float, float]:
-        with self._opened(index, Rendering()) as page:
+        with open_document(self._pages[index]) as page:
             return page.size(0)
 
     def render(self, index: int, rendering: Rendering, box: Box = WHOLE) -> Image.Image:
         try:
-            with self._opened(index, rendering) as page:
+            with open_document(self._pages[index], rendering) as page:
                 if len(page) > 1:
                     raise Unsupported(page.path, f"it has {len(page)} pages, and a list or folder holds single ones")
                 image = page.render(0, box=box)
@@ -362,8 +361,5 @@ class _PageFiles:
 
     def words(self, index: int) -> Words:
         return Words()
-
-    def _opened(self, index: int, rendering: Rendering) -> Document:
-        return open_document(self._pages[index], rendering)
 
     def close(self) -> None: ...

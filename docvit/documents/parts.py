@@ -6,16 +6,15 @@ import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pypdfium2
 from PIL import Image
 from PIL.TiffImagePlugin import AppendingTiffWriter
 
 from docvit.documents.errors import Unreadable, Unsupported
-from docvit.documents.formats import looks_like, numbered
+from docvit.documents.formats import TIFF, looks_like, numbered
 from docvit.documents.images import no_pixel_limit, page_frames
-from docvit.documents.renderers import PDFIUM_LOCK
+from docvit.documents.renderers import PDFIUM_LOCK, has_fields
 
 
 def write_part(path: str, pages: Sequence[int], folder: Path, name: str, *, password: str | None = None) -> Path:
@@ -36,7 +35,7 @@ def write_part(path: str, pages: Sequence[int], folder: Path, name: str, *, pass
     with open(path, "rb") as file:
         head = file.read(1024)
     is_pdf = b"%PDF-" in head
-    if not is_pdf and not head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+    if not is_pdf and not head.startswith(TIFF):
         raise Unsupported(path, f"this is {looks_like(head)}: parts of PDFs and TIFFs alone can be written")
     suffix = ".pdf" if is_pdf else ".tif"
     partial = folder / f".{os.getpid()}.{name[:40]}{suffix}.tmp"
@@ -61,8 +60,7 @@ def _put(partial: Path, folder: Path, name: str, suffix: str) -> Path:
         with contextlib.suppress(FileExistsError):
             target.open("xb").close()
             break
-    os.replace(partial, target)
-    return target
+    return partial.replace(target)
 
 
 def _copy_pdf(path: str, pages: Sequence[int], target: Path, password: str | None) -> None:
@@ -72,8 +70,7 @@ def _copy_pdf(path: str, pages: Sequence[int], target: Path, password: str | Non
             source = pypdfium2.PdfDocument(path, password)
         except pypdfium2.PdfiumError:
             raise Unreadable(path, "PDFium cannot open it, and copies no pages: save it again") from None
-        part = pypdfium2.PdfDocument.new()
-        try:
+        with contextlib.closing(source), contextlib.closing(pypdfium2.PdfDocument.new()) as part:
             try:
                 part.import_pages(source, pages=list(pages))
             except pypdfium2.PdfiumError:
@@ -84,23 +81,11 @@ def _copy_pdf(path: str, pages: Sequence[int], target: Path, password: str | Non
                 raise Unreadable(path, f"no page from {pages[0] + 1} to {pages[-1] + 1} can be copied")
             if source.get_formtype() != pypdfium2.raw.FORMTYPE_NONE:
                 for page in part:
-                    if _has_fields(page):
+                    if has_fields(page):
                         pypdfium2.raw.FPDFPage_Flatten(page, pypdfium2.raw.FLAT_NORMALDISPLAY)
                     page.close()
             with target.open("wb") as file:
                 part.save(file)
-        finally:
-            part.close()
-            source.close()
-
-
-def _has_fields(page: pypdfium2.PdfPage) -> bool:
-    raw, found = pypdfium2.raw, False
-    for index in range(raw.FPDFPage_GetAnnotCount(page)):
-        annotation = raw.FPDFPage_GetAnnot(page, index)
-        found = found or raw.FPDFAnnot_GetSubtype(annotation) == raw.FPDF_ANNOT_WIDGET
-        raw.FPDFPage_CloseAnnot(annotation)
-    return found
 
 
 def _copy_tiff(path: str, pages: Sequence[int], target: Path) -> None:
@@ -112,9 +97,6 @@ def _copy_tiff(path: str, pages: Sequence[int], target: Path) -> None:
                 image.seek(frames[page])
                 copied = image.copy()
                 compression = "group4" if copied.mode == "1" else "tiff_adobe_deflate"
-                copied.save(tiff, "TIFF", compression=compression, **_resolution(image))
+                resolution = {"dpi": image.info["dpi"]} if "dpi" in image.info else {}
+                copied.save(tiff, "TIFF", compression=compression, **resolution)
                 tiff.newFrame()
-
-
-def _resolution(image: Image.Image) -> dict[str, Any]:
-    return {"dpi": image.info["dpi"]} if "dpi" in image.info else {}

@@ -22,15 +22,8 @@ from docvit.documents.words import Words
 
 Page = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 
-ON_DEVICE = (
-    "patches",
-    "page",
-    "row",
-    "col",
-    "grids",
-    "page_index",
-    "words",
-)  # tensors of a batch; the others stay on the CPU
+# tensors of a batch; the others stay on the CPU
+ON_DEVICE = ("patches", "page", "row", "col", "grids", "page_index", "words")
 
 BLANK_RANGE = 8  # grey levels: scanner noise and JPEG ringing stay below it, the faintest hairline does not
 
@@ -70,9 +63,8 @@ class PatchSequence:
 
     def __post_init__(self) -> None:
         if self.words is None:
-            none = {"words": self.row.new_zeros(0), "word_bounds": torch.zeros(self.num_patches + 1, dtype=torch.long)}
-            for name, value in none.items():
-                object.__setattr__(self, name, value)
+            object.__setattr__(self, "words", self.row.new_zeros(0))
+            object.__setattr__(self, "word_bounds", torch.zeros(self.num_patches + 1, dtype=torch.long))
 
     def __len__(self) -> int:
         return self.num_documents
@@ -122,12 +114,11 @@ class PatchSequence:
         """
         if keep.dtype != torch.bool or keep.shape != (self.num_patches,):
             raise ValueError(f"keep must be a boolean vector of length {self.num_patches}, not {tuple(keep.shape)}")
-        kept = torch.zeros(self.num_patches + 1, dtype=torch.long)
-        kept[1:] = keep.cpu().cumsum(0)
         fields = {name: getattr(self, name)[keep] for name in ("patches", "page", "row", "col")}
-        lengths = self.word_bounds.diff()
-        fields["words"] = self.words[torch.repeat_interleave(keep.cpu(), lengths).to(self.words.device)]
-        return replace(self, **fields, page_bounds=kept[self.page_bounds], word_bounds=cumulate(lengths[keep.cpu()]))
+        kept, lengths = keep.cpu(), self.word_bounds.diff()
+        words = self.words[torch.repeat_interleave(kept, lengths).to(self.words.device)]
+        bounds = {"page_bounds": cumulate(kept.long())[self.page_bounds], "word_bounds": cumulate(lengths[kept])}
+        return replace(self, **fields, **bounds, words=words)
 
     @property
     def written(self) -> Tensor:
@@ -202,7 +193,7 @@ def pack(
     for document in documents:
         before = len(pages)
         for index, page, on_page in _numbered(document, rendering, max_pages, words):
-            cuts.append(_cut(page, on_page, patch_size, rendering, mean_, std_, drop_blank))
+            cuts.append(_cut(page, on_page, rendering, mean_, std_, drop_blank))
             pages.append(index)
         if len(pages) == before:
             raise ValueError(f"document {len(document_bounds) - 1} of the batch has no pages")
@@ -261,10 +252,9 @@ def _numbered(
         yield from ((i, document[i], Words()) for i in spread(len(document), max_pages))
 
 
-def _cut(
-    page: Page, words: Words, size: int, rendering: Rendering, mean: Tensor, std: Tensor, drop_blank: bool
-) -> _Cut:
-    channels, noise = len(mean), torch.tensor(BLANK_RANGE + 0.5)  # between two levels: rounding cannot matter
+def _cut(page: Page, words: Words, rendering: Rendering, mean: Tensor, std: Tensor, drop_blank: bool) -> _Cut:
+    channels, size = len(mean), rendering.multiple
+    noise = torch.tensor(BLANK_RANGE + 0.5)  # between two levels: rounding cannot matter
     if isinstance(page, Tensor):
         if page.ndim != 3 or page.shape[0] != channels or not page.is_floating_point():
             raise ValueError(f"a page tensor is a float ({channels}, H, W), not {page.dtype} {tuple(page.shape)}")

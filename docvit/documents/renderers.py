@@ -7,6 +7,7 @@ several processes (`docvit.documents.workers`).
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import os
 import re
@@ -15,7 +16,8 @@ import threading
 import weakref
 import zlib
 from collections.abc import Callable
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pdf2image
@@ -25,7 +27,7 @@ from pdf2image import exceptions as poppler_errors
 from PIL import Image
 
 from docvit.documents.errors import DocumentError, Empty, Encrypted, Timeout, Unreadable, Unsupported
-from docvit.documents.rendering import WHOLE, Box, Rendering, check_page, part_size
+from docvit.documents.rendering import WHOLE, Box, Rendering, check_page, cut_out, part_size
 from docvit.documents.words import Words, pdfium_words, poppler_words
 
 INSTALL_POPPLER = (
@@ -54,8 +56,6 @@ _WRONG_PASSWORD = "the password given does not open it: check it"
 
 _XFA = "a dynamic XFA form, whose only PDF page is a notice: open it in Adobe Acrobat and print it as PDF"
 
-_Result = TypeVar("_Result")
-
 _OPEN: weakref.WeakSet[PdfiumPages] = weakref.WeakSet()
 
 
@@ -78,7 +78,7 @@ class PdfiumPages:
             try:
                 self._check_pages()
                 self.note = self._what_it_is()
-                self._form = _Form(self._pdf)
+                self._form = self._open_form()
             except DocumentError:
                 self._pdf.close()
                 raise
@@ -101,14 +101,21 @@ class PdfiumPages:
         self._pdf = pypdfium2.PdfDocument(handle)
         self.num_pages = len(self._pdf)
 
+    def _open_form(self) -> Any:
+        """The form layer, what was filled in, ticked and signed, which PDFium draws apart from the page; None if none.
+
+        Its fields are not highlighted, as on a screen, unless PDFium is asked for it.
+        """
+        if pdfium.FPDF_GetFormType(self._pdf) == pdfium.FORMTYPE_NONE:
+            return None
+        self._form_config = pdfium.FPDF_FORMFILLINFO(version=2)  # to be kept alive
+        return pdfium.FPDFDOC_InitFormFillEnvironment(self._pdf, ctypes.byref(self._form_config)) or None
+
     def _check_pages(self) -> None:
         """/Count may promise any number of pages: where the last is missing, half of a sample must be there."""
-        try:
-            self.size(self.num_pages - 1)
-        except Unreadable as error:
-            sample = range(0, self.num_pages, max(1, self.num_pages // 16))
-            if sum(self._has(index) for index in sample) <= len(sample) / 2:
-                raise error from None
+        sample = range(0, self.num_pages, max(1, self.num_pages // 16))
+        if not self._has(self.num_pages - 1) and sum(map(self._has, sample)) <= len(sample) / 2:
+            raise _missing_page(self.path, self.num_pages - 1, self.num_pages)
 
     def _has(self, index: int) -> bool:
         try:
@@ -122,8 +129,10 @@ class PdfiumPages:
         form = pdfium.FPDF_GetFormType(self._pdf)
         if form == pdfium.FORMTYPE_XFA_FULL:
             raise Unsupported(self.path, f"this is {_XFA}")
-        if form == pdfium.FORMTYPE_XFA_FOREGROUND and self.num_pages == 1 and not self._has_fields(0):
-            return f"this may be {_XFA}"
+        if form == pdfium.FORMTYPE_XFA_FOREGROUND and self.num_pages == 1:
+            with contextlib.closing(self._pdf[0]) as page:
+                if not has_fields(page):
+                    return f"this may be {_XFA}"
         attached = pdfium.FPDFDoc_GetAttachmentCount(self._pdf)
         if attached > 0 and self._is_portfolio():
             if self.num_pages == 1:
@@ -132,20 +141,9 @@ class PdfiumPages:
             return f"this is a PDF portfolio: the {attached} files attached to it were not read"
         return ""
 
-    def _has_fields(self, index: int) -> bool:
-        page = self._pdf[index]
-        try:
-            annotations = range(pdfium.FPDFPage_GetAnnotCount(page))
-            return any(_is_field(page, i) for i in annotations)
-        finally:
-            page.close()
-
     def _is_portfolio(self) -> bool:
         """Whether the catalog has a /Collection; PDFium does not say. It may lie in a compressed object stream."""
-        content = self._content
-        if isinstance(content, str):
-            with open(content, "rb") as file:
-                content = file.read()
+        content = Path(self._content).read_bytes() if isinstance(self._content, str) else self._content
         packed = re.finditer(rb"/ObjStm.{0,400}?stream\r?\n", content, re.DOTALL)
         return b"/Collection" in content or any(b"/Collection" in _inflated(content, m.end()) for m in packed)
 
@@ -153,10 +151,9 @@ class PdfiumPages:
         """Sides of a page in points: of its crop box, turned as it is shown."""
         with PDFIUM_LOCK:
             try:
-                width, height = self._pdf.get_page_size(index)
+                return self._pdf.get_page_size(index)
             except pypdfium2.PdfiumError:
                 raise _missing_page(self.path, index, self.num_pages) from None
-        return width, height
 
     def render(self, index: int, rendering: Rendering, box: Box = WHOLE) -> Image.Image:
         size = self.size(index)
@@ -175,18 +172,20 @@ class PdfiumPages:
             self._unload()
             try:
                 page = self._pdf[index]
-                if self._form.absent and _flatten_fields(page):
+                if self._form is None and _flatten_fields(page):
                     page.close()
                     page = self._pdf[index]
             except pypdfium2.PdfiumError:
                 raise _missing_page(self.path, index, self.num_pages) from None
             self._page = index, page
-            self._form.loaded(page)
+            if self._form is not None:
+                pdfium.FORM_OnAfterLoadPage(page, self._form)
         return self._page[1]
 
     def _unload(self) -> None:
         if self._page is not None:
-            self._form.unloaded(self._page[1])
+            if self._form is not None:
+                pdfium.FORM_OnBeforeClosePage(self._page[1], self._form)
             self._page[1].close()
             self._page = None
 
@@ -201,7 +200,8 @@ class PdfiumPages:
         flags = pdfium.FPDF_ANNOT | pdfium.FPDF_REVERSE_BYTE_ORDER
         try:
             pdfium.FPDF_RenderPageBitmap(bitmap, page, *area, flags)
-            self._form.draw(bitmap, page, *area, flags)
+            if self._form is not None:
+                pdfium.FPDF_FFLDraw(self._form, bitmap, page, *area, flags)
         finally:
             pdfium.FPDFBitmap_Destroy(bitmap)
         return Image.frombuffer("RGBX", (width, height), pixels, "raw", "RGBX", 0, 1)  # shares the pixels
@@ -209,7 +209,9 @@ class PdfiumPages:
     def close(self) -> None:
         with PDFIUM_LOCK:
             self._unload()
-            self._form.close()
+            if self._form is not None:
+                pdfium.FPDFDOC_ExitFormFillEnvironment(self._form)
+                self._form = None
             self._pdf.close()
 
     def __del__(self) -> None:
@@ -218,39 +220,9 @@ class PdfiumPages:
             self.close()
 
 
-class _Form:
-    """The form layer of a PDF: what was filled in, ticked and signed. PDFium draws it apart from the page."""
-
-    def __init__(self, pdf: pypdfium2.PdfDocument) -> None:
-        self._handle = None
-        self.absent = bool(pdfium.FPDF_GetFormType(pdf) == pdfium.FORMTYPE_NONE)
-        if self.absent:
-            return
-        self._config = pdfium.FPDF_FORMFILLINFO(version=2)  # to be kept alive
-        # fields are not highlighted, as on a screen, unless PDFium is asked for it
-        self._handle = pdfium.FPDFDOC_InitFormFillEnvironment(pdf, ctypes.byref(self._config)) or None
-
-    def loaded(self, page: pypdfium2.PdfPage) -> None:
-        if self._handle is not None:
-            pdfium.FORM_OnAfterLoadPage(page, self._handle)
-
-    def unloaded(self, page: pypdfium2.PdfPage) -> None:
-        if self._handle is not None:
-            pdfium.FORM_OnBeforeClosePage(page, self._handle)
-
-    def draw(self, bitmap: Any, page: pypdfium2.PdfPage, *area_and_flags: int) -> None:
-        if self._handle is not None:
-            pdfium.FPDF_FFLDraw(self._handle, bitmap, page, *area_and_flags)
-
-    def close(self) -> None:
-        if self._handle is not None:
-            pdfium.FPDFDOC_ExitFormFillEnvironment(self._handle)
-            self._handle = None
-
-
 def _flatten_fields(page: pypdfium2.PdfPage) -> bool:
     """Makes fields part of their page, if it has any: without a form, from which it was taken, none would be drawn."""
-    if not any(_is_field(page, i) for i in range(pdfium.FPDFPage_GetAnnotCount(page))):
+    if not has_fields(page):
         return False
     # PDFium gives a page without boxes of its own, which has those of its parent, those of a letter
     box = pdfium.FS_RECTF()
@@ -260,12 +232,15 @@ def _flatten_fields(page: pypdfium2.PdfPage) -> bool:
     return bool(pdfium.FPDFPage_Flatten(page, pdfium.FLAT_NORMALDISPLAY) == pdfium.FLATTEN_SUCCESS)
 
 
-def _is_field(page: pypdfium2.PdfPage, index: int) -> bool:
-    annotation = pdfium.FPDFPage_GetAnnot(page, index)
-    try:
-        return bool(pdfium.FPDFAnnot_GetSubtype(annotation) == pdfium.FPDF_ANNOT_WIDGET)
-    finally:
+def has_fields(page: pypdfium2.PdfPage) -> bool:
+    """Whether form fields lie on a page."""
+    for index in range(pdfium.FPDFPage_GetAnnotCount(page)):
+        annotation = pdfium.FPDFPage_GetAnnot(page, index)
+        kind = pdfium.FPDFAnnot_GetSubtype(annotation)
         pdfium.FPDFPage_CloseAnnot(annotation)
+        if kind == pdfium.FPDF_ANNOT_WIDGET:
+            return True
+    return False
 
 
 def _inflated(content: bytes, start: int) -> bytes:
@@ -286,8 +261,7 @@ class PopplerPages:
         if isinstance(content, bytes):
             self._folder = tempfile.TemporaryDirectory(prefix="docvit-")
             self._file = os.path.join(self._folder.name, "document.pdf")
-            with open(self._file, "wb") as file:
-                file.write(content)
+            Path(self._file).write_bytes(content)
         else:
             self._file = os.path.abspath(content)  # or a leading dash would be an option
         info = self._info()
@@ -296,10 +270,9 @@ class PopplerPages:
         if info.get("Form") == "XFA" and self.num_pages == 1:
             self.note = f"this may be {_XFA}"
 
-    def _run(self, function: Callable[..., _Result], **options: Any) -> _Result:
-        secret = {} if self._password is None else {"userpw": self._password}
+    def _run(self, function: Callable[..., Any], **options: Any) -> Any:
         try:
-            return function(self._file, timeout=POPPLER_TIMEOUT, **secret, **options)
+            return function(self._file, timeout=POPPLER_TIMEOUT, userpw=self._password, **options)
         except poppler_errors.PDFInfoNotInstalledError:
             raise Unreadable(self.path, f"the renderer poppler is not installed: {INSTALL_POPPLER}") from None
         except poppler_errors.PDFPopplerTimeoutError:
@@ -342,12 +315,7 @@ class PopplerPages:
         )
         if not images or max(images[0].size) < max(whole):
             raise _missing_page(self.path, index, self.num_pages)
-        (width, height), image = images[0].size, images[0]
-        if box != WHOLE:
-            image = image.crop(
-                (round(box[0] * width), round(box[1] * height), round(box[2] * width), round(box[3] * height))
-            )
-        return image.resize(fitted, Image.Resampling.BOX).convert(rendering.mode)
+        return cut_out(images[0], box).resize(fitted, Image.Resampling.BOX).convert(rendering.mode)
 
     def words(self, index: int) -> Words:
         return poppler_words(self._file, index, self.size(index), timeout=WORDS_TIMEOUT)

@@ -23,7 +23,7 @@ PART_ASPECT = 1.5
 MAX_PARTS = 64
 
 Box = tuple[float, float, float, float]
-"""(left, top, right, bottom) of a part of a page, in 0..1 of the page."""
+"""(left, top, right, bottom) of a part of a page, or of a word, in 0..1 of the page."""
 
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
@@ -99,6 +99,13 @@ def parts_of(width: float, height: float) -> list[Box]:
 def part_size(width: float, height: float, box: Box) -> tuple[float, float]:
     left, top, right, bottom = box
     return width * (right - left), height * (bottom - top)
+
+
+def cut_out(image: Image.Image, box: Box) -> Image.Image:
+    """The part of a drawn page in `box`."""
+    (width, height), (left, top, right, bottom) = image.size, box
+    pixels = round(left * width), round(top * height), round(right * width), round(bottom * height)
+    return image if box == WHOLE else image.crop(pixels)
 
 
 def check_page(path: str, index: int, width: float, height: float, *, limit: float = math.inf) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -91,8 +90,3 @@ def _is_page_image(item: Any) -> bool:
     if isinstance(item, str | os.PathLike):
         return Path(item).suffix.lower() in PAGE_SUFFIXES
     return isinstance(item, Image.Image)
-
-
-def opened(content: str | bytes) -> str | io.BytesIO:
-    """A path, or a file object over the bytes."""
-    return content if isinstance(content, str) else io.BytesIO(content)

@@ -13,9 +13,9 @@ import re
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, compress, repeat
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 from unicodedata import normalize
 
 import numpy as np
@@ -23,9 +23,9 @@ import pypdfium2
 import pypdfium2.raw as pdfium
 from numpy.typing import NDArray
 
-MAX_CHARACTERS = 20_000  # per page
+from docvit.documents.rendering import Box
 
-Box = tuple[float, float, float, float]
+MAX_CHARACTERS = 20_000  # per page
 
 _IN_WORD = np.array([not chr(code).isspace() for code in range(0x3002)])  # there is no white space above
 _LINE_ENDS = "\x02\ufffe"  # PDFium's hyphens at the end of a line, within a word
@@ -63,8 +63,11 @@ class Words(Sequence[Word]):
     def __getitem__(self, index: slice) -> list[Word]: ...
     def __getitem__(self, index: int | slice) -> Word | list[Word]:
         if isinstance(index, slice):
-            return [self[i] for i in range(len(self))[index]]
+            return list(self)[index]
         return Word(self.texts[index], tuple(self.boxes[index].tolist()))
+
+    def __iter__(self) -> Iterator[Word]:
+        return (Word(text, tuple(box)) for text, box in zip(self.texts, self.boxes.tolist(), strict=True))
 
     def select(self, keep: NDArray[np.bool_]) -> Words:
         """The words where `keep` (n,) is true."""
@@ -73,23 +76,21 @@ class Words(Sequence[Word]):
     def within(self, part: Box) -> Words:
         """Those whose middle lies in a part of the page, their boxes as fractions of the part."""
         left, top, right, bottom = part
-        x, y = (self.boxes[:, 0] + self.boxes[:, 2]) / 2, (self.boxes[:, 1] + self.boxes[:, 3]) / 2
-        inside = (x >= left) & (x < right) & (y >= top) & (y < bottom)
-        if not inside.any():
-            return Words()
-        boxes = (self.boxes[inside] - [left, top, left, top]) / [right - left, bottom - top, right - left, bottom - top]
-        return Words(tuple(compress(self.texts, inside)), boxes.clip(0, 1).astype(np.float32), self.source)
+        x, y = ((self.boxes[:, :2] + self.boxes[:, 2:]) / 2).T
+        found = self.select((x >= left) & (x < right) & (y >= top) & (y < bottom))
+        boxes = (found.boxes - [left, top, left, top]) / [right - left, bottom - top, right - left, bottom - top]
+        return replace(found, boxes=boxes.clip(0, 1).astype(np.float32)) if found else Words()
 
     def turn(self, quarters: int) -> Words:
         """Where they lie on the page turned clockwise by so many quarters."""
-        boxes = self.boxes
-        for _ in range(quarters % 4):
-            left, top, right, bottom = boxes.T
-            boxes = np.stack([1 - bottom, left, 1 - top, right], 1)
-        return Words(self.texts, boxes, self.source)
+        return replace(self, boxes=_turned(self.boxes, quarters))
 
-    def __iter__(self) -> Iterator[Word]:
-        return (Word(text, tuple(box)) for text, box in zip(self.texts, self.boxes.tolist(), strict=True))
+
+def _turned(boxes: NDArray[Any], quarters: int) -> NDArray[Any]:
+    for _ in range(quarters % 4):
+        left, top, right, bottom = boxes.T
+        boxes = np.stack([1 - bottom, left, 1 - top, right], 1)
+    return boxes
 
 
 def clean_words(texts: Sequence[str], boxes: NDArray[np.floating], source: str) -> Words:
@@ -163,8 +164,7 @@ def _read_text_page(text_page: ctypes._Pointer) -> tuple[list[str], NDArray[np.f
     spans, corners = (starts.tolist(), lengths.tolist()), _addresses(rectangles)
     # `zip` takes from both in turns: PDFium gives the first of the rectangles that it has counted last
     counts, gets = map(_count_rects, repeat(handle), *spans), map(_get_rect, repeat(handle), repeat(0), *corners)
-    pairs = zip(counts, gets, strict=False)
-    found = [pieces for pieces, _ in pairs]
+    found = [pieces for pieces, _ in zip(counts, gets, strict=False)]
     several = [i for i, pieces in enumerate(found) if pieces > 1]
     if several:
         rectangles[several] = _around(handle, [(spans[0][i], spans[1][i], found[i]) for i in several])
@@ -210,10 +210,7 @@ def _as_drawn(rectangles: NDArray[np.float64], page: pypdfium2.PdfPage) -> NDArr
     pdfium.FPDF_GetPageBoundingBox(page, box)
     corner, size = (box.left, box.top) * 2, (box.right - box.left, box.bottom - box.top) * 2
     with np.errstate(all="ignore"):  # a page without size has no words
-        left, top, right, bottom = ((rectangles - corner) / size).T
-    for _ in range(pdfium.FPDFPage_GetRotation(page)):  # quarters clockwise
-        left, top, right, bottom = 1 - bottom, left, 1 - top, right
-    return np.stack([left, top, right, bottom], 1)
+        return _turned((rectangles - corner) / size, pdfium.FPDFPage_GetRotation(page))
 
 
 def poppler_words(file: str, index: int, size: tuple[float, float], *, timeout: float) -> Words:

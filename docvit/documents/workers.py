@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, TimeoutError
 from functools import partial
 from multiprocessing.context import BaseContext
-from typing import Any, cast
+from typing import Any
 
 import pebble
 
@@ -64,11 +64,9 @@ def read_documents(
         ModuleNotFoundError: `ocr_pages` is not 0 and `docvit[ocr]` is not installed; before any document is read.
         ValueError: an item is no document (`docvit.documents.sources.as_source`), or a setting is out of its range.
     """
-    _check_limits(max_pages=max_pages, timeout=timeout)
     if workers < 0:
         raise SettingError(f"workers must be 0 or more, not {workers}")
-    if ocr_pages:
-        require_ocr()
+    _check_settings(max_pages=max_pages, timeout=timeout, ocr_pages=ocr_pages)
     sources = map(as_source, documents)
     options: dict[str, Any] = {"max_pages": max_pages, "words": words, "ocr_pages": ocr_pages, "password": password}
     read = partial(_read, rendering=rendering, cut_pages=cut_pages, **options)
@@ -106,17 +104,14 @@ def read_alone(
         DocumentError: the document cannot be read.
         ValueError: `document` is none, or a setting is out of its range.
     """
-    _check_limits(max_pages=max_pages, timeout=timeout)
-    if ocr_pages:
-        require_ocr()
+    _check_settings(max_pages=max_pages, timeout=timeout, ocr_pages=ocr_pages)
     source = as_source(document)
     read = partial(_read, rendering=rendering, max_pages=max_pages, words=words, ocr_pages=ocr_pages, password=password)
     if _may_have_children():
-        pool = _standing_pool(os.getpid(), _start_method())
-        if not pool.active:
+        key = os.getpid(), _start_method()
+        if not _standing_pool(*key).active:
             _standing_pool.cache_clear()
-            pool = _standing_pool(os.getpid(), _start_method())
-        result = _outcome(source.name, _schedule(pool, read, source, timeout), timeout)
+        result = _outcome(source.name, _schedule(_standing_pool(*key), read, source, timeout), timeout)
     else:
         result = read(source)
     if isinstance(result, DocumentError):
@@ -124,12 +119,14 @@ def read_alone(
     return result
 
 
-def _check_limits(*, max_pages: int | None, timeout: float | None) -> None:
+def _check_settings(*, max_pages: int | None, timeout: float | None, ocr_pages: int) -> None:
     """What is wrong with the settings must not be said of the files."""
     if max_pages is not None and (not isinstance(max_pages, int) or max_pages < 1):
         raise SettingError(f"max_pages must be a whole number of at least 1, or None, not {max_pages}")
     if timeout is not None and not timeout > 0:
         raise SettingError(f"timeout must be more than 0 seconds, or None, not {timeout}")
+    if ocr_pages:
+        require_ocr()
 
 
 def _may_have_children() -> bool:
@@ -184,21 +181,19 @@ def _schedule(pool: Any, read: Callable[..., Any], source: Source, timeout: floa
             failed: Future[Any] = Future()
             failed.set_result(Unreadable(source.name, f"the image cannot be read ({error}): open it again"))
             return failed
-    future: Future[Any] = pool.schedule(read, args=(sent,), timeout=timeout)
-    return future
+    return pool.schedule(read, args=(sent,), timeout=timeout)
 
 
 def _read(source: Source | bytes, rendering: Rendering, **options: Any) -> PageStack | DocumentError:
-    if isinstance(source, bytes):
-        source = cast(Source, pickle.loads(source))
+    document: Source = pickle.loads(source) if isinstance(source, bytes) else source
     try:
-        return read_document(source, rendering, **options)
+        return read_document(document, rendering, **options)
     except DocumentError as error:
         return error
     except MemoryError:
-        return TooLarge(source.name, "reading it needs more memory than allowed: reduce it")
+        return TooLarge(document.name, "reading it needs more memory than allowed: reduce it")
     except Exception as error:  # whatever a renderer lets through must not cost the other documents
-        return Unreadable(source.name, f"the renderer failed on it ({error}): save it again from another program")
+        return Unreadable(document.name, f"the renderer failed on it ({error}): save it again from another program")
 
 
 def _outcome(name: str, future: Future[PageStack | DocumentError], timeout: float | None) -> PageStack | DocumentError:

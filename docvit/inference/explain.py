@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from docvit.documents.pages import PageStack, read_document
 from docvit.documents.patches import PatchSequence, hash_words
-from docvit.documents.words import Box
+from docvit.documents.rendering import Box
 from docvit.files import replaced
 from docvit.inference.classify import DocumentClassifier
 from docvit.inference.prediction import Prediction

@@ -10,7 +10,7 @@ depend on the document's content alone, so the set is the same for everybody. Wh
 The model in runs/fold-K is judged on fold K of 5 of `docvit train --fold`, where there is one: the same pages of the
 originals and of the copies, by pixels alone. With `--ocr-pages 1 2` the words of the copies' first page, and of the
 first two, are read by OCR as well (`docvit[ocr]`; some seconds per page on a core). Shares nothing with the
-augmentation of `docvit.data.scans` but the idea.
+augmentation of `docvit.data.scan_augment` but the idea.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class FakePoppler:
         monkeypatch.setattr(pdf2image, "convert_from_path", self.convert)
         monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
 
-    def info(self, path, timeout, first_page, last_page):
+    def info(self, path, timeout, userpw, first_page, last_page):
         assert os.path.isabs(path)
         page = {f"Page    {first_page} size": "612 x 792 pts (letter)", f"Page    {first_page} rot": "90"}
         return {"Pages": 2} | (page if first_page else {})

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from docvit.data.augment import Augmentation, augment
-from docvit.data.scans import Device, draw_device, scan
+from docvit.data.scan_augment import Scanner, draw_scanner, scan
 
 STILL = dict.fromkeys(("shift", "scale", "stretch", "rotate", "shear", "ink", "contrast", "grey"), 0.0)
 
@@ -24,24 +24,24 @@ def page(seed: int = 0, height: int = 96, width: int = 64) -> torch.Tensor:
     return ink.expand(3, -1, -1)
 
 
-def one(device: Device, ink: torch.Tensor | None = None) -> torch.Tensor:
-    return scan([page() if ink is None else ink], device, random())[0]
+def one(scanner: Scanner, ink: torch.Tensor | None = None) -> torch.Tensor:
+    return scan([page() if ink is None else ink], scanner, random())[0]
 
 
-def test_a_device_without_traces_leaves_grey_pages_as_they_are():
-    assert torch.equal(one(Device()), page())
+def test_a_scanner_without_traces_leaves_grey_pages_as_they_are():
+    assert torch.equal(one(Scanner()), page())
 
 
 def test_colours_become_grey():
     ink = page().clone()
     ink[0] += 0.3
-    left = one(Device(), ink)
+    left = one(Scanner(), ink)
     assert torch.allclose(left, ink.mean(0, keepdim=True).expand_as(ink))
 
 
 def test_one_bit_leaves_black_and_white_alone_and_divides_grey_at_the_threshold():
     ink = torch.linspace(0, 1, 101).expand(3, 1, 101)
-    left = one(Device(bits=200.0, threshold=0.3), ink)[0, 0]
+    left = one(Scanner(bits=200.0, threshold=0.3), ink)[0, 0]
     assert left[0] == pytest.approx(0, abs=1e-6)
     assert left[-1] == pytest.approx(1, abs=1e-6)
     assert left[25] < 0.01
@@ -50,16 +50,16 @@ def test_one_bit_leaves_black_and_white_alone_and_divides_grey_at_the_threshold(
 
 def test_paper_fade_and_shadow_change_what_they_say():
     white = torch.zeros(3, 40, 60)
-    assert torch.allclose(one(Device(paper=0.1), white), torch.full_like(white, 0.1))
-    assert one(Device(fade=0.5)).max() == pytest.approx(0.5 * page().max().item())
-    shadowed = one(Device(shadow=(0.2, 0.0)), white)[0]
+    assert torch.allclose(one(Scanner(paper=0.1), white), torch.full_like(white, 0.1))
+    assert one(Scanner(fade=0.5)).max() == pytest.approx(0.5 * page().max().item())
+    shadowed = one(Scanner(shadow=(0.2, 0.0)), white)[0]
     assert torch.allclose(shadowed[0], torch.linspace(0, 0.2, 60))
     assert torch.equal(shadowed[0], shadowed[-1])
-    assert torch.allclose(one(Device(shadow=(0.0, -0.2)), white)[0][:, 0], torch.linspace(0.2, 0, 40))
+    assert torch.allclose(one(Scanner(shadow=(0.0, -0.2)), white)[0][:, 0], torch.linspace(0.2, 0, 40))
 
 
 def test_blur_keeps_the_ink_and_spreads_it():
-    blurred = one(Device(blur=1.0))
+    blurred = one(Scanner(blur=1.0))
     assert blurred.mean() == pytest.approx(page().mean().item(), rel=0.02)
     assert blurred.max() < page().max() + 1e-6
     assert (blurred > 0).sum() > (page() > 0).sum()
@@ -67,17 +67,17 @@ def test_blur_keeps_the_ink_and_spreads_it():
 
 def test_noise_has_the_deviation_asked_for_and_differs_between_pages():
     grey = torch.full((3, 64, 64), 0.5)
-    first, second = scan([grey, grey], Device(noise=0.05), random())
+    first, second = scan([grey, grey], Scanner(noise=0.05), random())
     assert first.std() == pytest.approx(0.05, rel=0.1)
     assert not torch.equal(first, second)
 
 
-def test_borders_and_holes_are_dark_where_the_device_sees_past_the_sheet():
-    left = one(Device(border=(0.1, 0.0, 0.0, 0.05)), torch.zeros(3, 100, 80))[0]
+def test_borders_and_holes_are_dark_where_the_scanner_sees_past_the_sheet():
+    left = one(Scanner(border=(0.1, 0.0, 0.0, 0.05)), torch.zeros(3, 100, 80))[0]
     assert (left[:, :8] == 0.9).all()
     assert (left[95:] == 0.9).all()
     assert (left[:95, 8:] == 0).all()
-    holes = one(Device(holes=2), torch.zeros(3, 240, 180))[0]
+    holes = one(Scanner(holes=2), torch.zeros(3, 240, 180))[0]
     rows = (holes > 0).any(1)
     assert (rows[1:] & ~rows[:-1]).sum() == 2
     assert (holes[:, 30:] == 0).all()
@@ -85,25 +85,25 @@ def test_borders_and_holes_are_dark_where_the_device_sees_past_the_sheet():
 
 def test_the_next_page_shines_through_mirrored():
     pages = [torch.zeros(3, 96, 64), page(1)]
-    shining = scan(pages, Device(bleed=0.1), random())[0]
+    shining = scan(pages, Scanner(bleed=0.1), random())[0]
     assert torch.allclose(shining, 0.1 * page(1).flip(2))
     other_size = [torch.zeros(3, 96, 64), page(1, 96, 96)]
-    assert (scan(other_size, Device(bleed=0.1), random())[0] == 0).all()
+    assert (scan(other_size, Scanner(bleed=0.1), random())[0] == 0).all()
 
 
 def test_compression_is_lossy_at_low_quality():
-    fine, coarse = one(Device(jpeg=95)), one(Device(jpeg=10))
+    fine, coarse = one(Scanner(jpeg=95)), one(Scanner(jpeg=10))
     assert (fine - page()).abs().mean() < (coarse - page()).abs().mean()
 
 
-def test_devices_have_from_no_to_many_traces():
+def test_scanners_have_from_no_to_many_traces():
     counts = []
     for seed in range(300):
-        device = draw_device(random(seed))
-        assert device == draw_device(random(seed))
-        differing = [getattr(device, name) != getattr(Device(), name) for name in vars(device) if name != "threshold"]
+        scanner = draw_scanner(random(seed))
+        assert scanner == draw_scanner(random(seed))
+        differing = [v != getattr(Scanner(), name) for name, v in vars(scanner).items() if name != "threshold"]
         counts.append(sum(differing))
-        for left in scan([page(), page(1)], device, random(seed)):
+        for left in scan([page(), page(1)], scanner, random(seed)):
             assert left.shape == (3, 96, 64)
             assert 0 <= left.min() <= left.max() <= 1
     assert min(counts) <= 1
