@@ -56,6 +56,24 @@ DRAWN = {
     "a rule": lambda draw: draw.line((30, 100, 170, 100), fill=170),
     "a frame": lambda draw: draw.rectangle((30, 30, 170, 220), outline=100),
     "a dark block in the margin": lambda draw: draw.rectangle((4, 100, 10, 150), fill=30),
+    "a letterhead above a rule": lambda draw: (
+        draw.text((30, 3), "ACME", fill=60),
+        draw.line((9, 16, 188, 16), fill=40),
+    ),
+    "a footer below a rule": lambda draw: (
+        draw.text((90, 243), "3/12", fill=60),
+        draw.line((9, 241, 188, 241), fill=40),
+    ),
+    "a title in a dark band": lambda draw: (
+        draw.rectangle((0, 0, 197, 16), fill=20),
+        draw.text((10, 2), "Annual report", fill=255),
+    ),
+    "one black spot in the margin": lambda draw: draw.ellipse((16, 100, 22, 106), fill=25),
+    "spots down the margin": lambda draw: [draw.ellipse((16, y, 22, y + 6), fill=25) for y in range(40, 180, 20)],
+    "spots at one end of the margin": lambda draw: [draw.ellipse((16, y, 22, y + 6), fill=25) for y in (20, 40)],
+    "squares to register a form by": lambda draw: [draw.rectangle((14, y, 19, y + 5), fill=0) for y in (40, 210)],
+    "a page of grey text": lambda draw: [draw.text((12, y), "clause " * 5, fill=190) for y in range(12, 230, 11)],
+    "a pale square": lambda draw: draw.rectangle((48, 48, 143, 143), fill=228),
     "a stamp": lambda draw: draw.ellipse((120, 180, 150, 210), outline=90, width=2),
     "a spot in the middle": lambda draw: draw.ellipse((96, 125, 102, 131), fill=25),
 }
@@ -69,9 +87,26 @@ def test_whatever_is_on_a_page_keeps_it(drawn, traces):
     assert not is_empty_sheet(np.array(page))
 
 
+def test_a_tiny_picture_is_no_sheet():
+    assert not is_empty_sheet(np.full((48, 48), 255, np.uint8))
+
+
 def test_colour_along_an_edge_is_no_edge_of_a_sheet():
     page = np.full((*SIZE, 3), 255, np.uint8)
     page[:12] = (250, 170, 0)
+    assert not is_empty_sheet(page)
+
+
+def test_ink_that_differs_from_coloured_paper_in_some_channels_alone_is_seen():
+    page = np.full((*SIZE, 3), (250, 240, 150), np.uint8)
+    page[100:104, 50:150] = 150
+    assert not is_empty_sheet(page)
+    assert not is_empty_sheet(255 - page)
+
+
+def test_white_on_black_along_an_edge_is_seen():
+    page = np.zeros(SIZE, np.uint8)
+    page[244:248, 95:101] = 255
     assert not is_empty_sheet(page)
 
 
