@@ -16,7 +16,7 @@ from docvit.cli import defaults, options
 from docvit.cli.app import app
 from docvit.cli.entry import fail
 from docvit.cli.output import RowFormat, make_folder, print_passed_over, print_unreadable, row_writer
-from docvit.cli.rows import SUFFIXES, RowFile, check_rows
+from docvit.cli.row_file import SUFFIXES, RowFile, check_rows
 
 if TYPE_CHECKING:
     from docvit.inference.classify import DocumentClassifier

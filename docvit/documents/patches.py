@@ -13,7 +13,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from docvit.documents.blank import is_empty_sheet
+from docvit.documents.empty_sheets import is_empty_sheet
 from docvit.documents.hashing import hash_ngrams
 from docvit.documents.images import fit_image
 from docvit.documents.pages import Document, PageStack, open_document, spread
@@ -175,7 +175,7 @@ def pack(
         channels: 1 (grey) or 3 (RGB).
         mean, std: per channel (or one for all), of pixels in 0..1.
         drop_blank: leave out patches whose pixels differ by at most 8 grey levels in every channel, and all patches of
-            a scanned empty sheet (`docvit.documents.blank`).
+            a scanned empty sheet (`docvit.documents.empty_sheets`).
         max_pages: read at most so many pages of a document, spread evenly, first and last always in.
         words: take the words of stacks, and read those of open documents, for the patches under their middles. A patch
             with words is never blank.

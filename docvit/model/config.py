@@ -163,9 +163,6 @@ class DocViTConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DocViTConfig:
         """Raises ValueError for a setting that does not exist (a newer or foreign config.json)."""
-        values = dict(values)
-        if "max_pages" in values:  # what `page_embeddings` was called when some saved models were trained
-            values["page_embeddings"] = values.pop("max_pages")
         unknown = sorted(set(values) - set(cls.__dataclass_fields__))
         if unknown:
             raise SettingError(f"unknown model settings: {', '.join(unknown)}")

@@ -44,7 +44,10 @@ def find_folder(name: str | os.PathLike[str] | None) -> Path:
 
 def read_folder(path: Path) -> tuple[DocViTConfig, dict[str, Tensor]]:
     """The settings and the weights in a model folder. JSON, settings and safetensors each raise their own errors."""
-    return DocViTConfig.from_dict(json.loads((path / CONFIG).read_text())), load_file(path / WEIGHTS)
+    values = json.loads((path / CONFIG).read_text())
+    if "max_pages" in values:  # what `page_embeddings` was called when some saved models were trained
+        values["page_embeddings"] = values.pop("max_pages")
+    return DocViTConfig.from_dict(values), load_file(path / WEIGHTS)
 
 
 def _from_hub(name: str) -> Path:

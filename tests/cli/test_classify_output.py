@@ -16,7 +16,7 @@ from conftest import CLASSES, classed_pdf, pdf_bytes, process
 
 from docvit import cli
 from docvit.cli.output import csv_row
-from docvit.cli.rows import SUFFIXES, RowFile
+from docvit.cli.row_file import SUFFIXES, RowFile
 from docvit.documents.errors import Empty, Unreadable
 from docvit.errors import UserError
 from docvit.inference.classify import DocumentClassifier
@@ -95,7 +95,7 @@ def test_a_parquet_file_has_the_rows_of_json_lines(classify, documents, tmp_path
 def test_columns_of_a_parquet_file_do_not_depend_on_what_is_in_them(tmp_path, monkeypatch):
     """Files are read together later; names that are no UTF-8 are escaped; more rows than are held at once."""
     parquet = pytest.importorskip("pyarrow.parquet")
-    monkeypatch.setattr("docvit.cli.rows.TABLE_ROWS", 2)
+    monkeypatch.setattr("docvit.cli.row_file.TABLE_ROWS", 2)
     write(tmp_path / "all.parquet")
     for row in PREDICTIONS[-2:]:
         with RowFile(tmp_path / f"{row.path}.parquet", CLASSES, resume=False) as rows:
@@ -118,15 +118,15 @@ def test_csv_reads_any_name_back():
 
 KILLED = """
 import os, signal, sys
-from docvit.cli import main, rows
-append, left = rows.append, int(sys.argv.pop(1))
+from docvit.cli import main, row_file
+append, left = row_file.append, int(sys.argv.pop(1))
 def cut(file, line):
     global left
     left -= 1
     append(file, line if left else line[: len(line) // 2])
     if not left:
         os.kill(os.getpid(), signal.SIGKILL)
-rows.append = cut
+row_file.append = cut
 main()
 """
 
@@ -188,7 +188,7 @@ def test_a_parquet_file_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr("docvit.cli.rows._write_parquet", full)
+        patch.setattr("docvit.cli.row_file._write_parquet", full)
         with pytest.raises(OSError, match=r"x\.parquet'$"):
             write(tmp_path / "x.parquet")
     assert [file.name for file in tmp_path.iterdir()] == ["x.parquet.partial"]
@@ -262,7 +262,7 @@ def test_a_full_disk_keeps_whole_rows_and_names_the_file(classify, corpus, tmp_p
 @pytest.mark.skipif(sys.platform != "linux", reason="locks")
 def test_one_process_at_a_time(tmp_path):
     with RowFile(tmp_path / "x.csv", CLASSES, resume=False):
-        script = "import sys; from pathlib import Path; from docvit.cli.rows import RowFile\n"
+        script = "import sys; from pathlib import Path; from docvit.cli.row_file import RowFile\n"
         script += "RowFile(Path(sys.argv[1]), ('a',), resume=True)"
         _, err = process(script, tmp_path / "x.csv").communicate(timeout=60)
     assert f"another docvit classify is writing to {tmp_path / 'x.csv'}" in err

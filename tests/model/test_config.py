@@ -102,7 +102,3 @@ def test_names_and_settings_need_no_torch():
         "assert not {'torch', 'timm', 'numpy'} & sys.modules.keys(), sorted(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
-
-
-def test_a_model_saved_under_the_earlier_name_of_a_setting_is_read():
-    assert DocViTConfig.from_dict({"max_pages": 7}) == DocViTConfig(page_embeddings=7)

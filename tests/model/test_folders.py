@@ -241,3 +241,14 @@ def test_an_installation_without_the_bundled_model_is_a_clear_error(tmp_path, mo
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("there is nothing to fetch"))
     with pytest.raises(ModelError, match="weights"):
         DocViT.from_pretrained()
+
+
+def test_a_model_saved_under_the_earlier_name_of_a_setting_is_read(tmp_path):
+    model = docvit_model()
+    model.save_pretrained(tmp_path)
+    values = json.loads((tmp_path / CONFIG).read_text())
+    values["max_pages"] = values.pop("page_embeddings")
+    (tmp_path / CONFIG).write_text(json.dumps(values))
+    loaded = DocViT.from_pretrained(tmp_path)
+    assert loaded.config == model.config
+    assert states_equal(loaded, model)

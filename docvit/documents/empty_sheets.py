@@ -25,16 +25,27 @@ GRAIN, SHADOW = 24, 64  # grey levels, at most, that noise spreads over half of 
 
 def is_empty_sheet(page: np.ndarray) -> bool:
     """Whether nothing is written or drawn on a page (H, W) or (H, W, 3) in uint8 but what a scanner leaves on any."""
-    lightest = page if page.ndim == 2 else page.max(2)
+    lightest = page if page.ndim == 2 else np.maximum.reduce([page[..., 0], page[..., 1], page[..., 2]])
+    if _is_written(lightest):
+        return False
     inside = _inside(lightest < BLACK)
     black = lightest[inside] < BLACK
     if min(black.shape) < 4 * CELL or np.median(lightest) < 2 * BLACK:  # a thumbnail, or no paper
         return False
     widest = HOLE[1] * max(page.shape)
-    kinds = (
-        (lightest,) if page.ndim == 2 else (lightest, page.min(2))
-    )  # ink may differ from coloured paper in one alone
+    # ink may differ from coloured paper in the darkest or the lightest of the channels alone
+    kinds = (lightest,) if page.ndim == 2 else (lightest, page.min(2))
     return all(_is_even(_without_holes(kind[inside], black, widest)) for kind in kinds)
+
+
+def _is_written(lightest: NDArray[np.uint8]) -> bool:
+    """Whether a cell in the middle differs more than noise and a shadow may: most pages need no second look."""
+    edges = [int((EDGE + MARGIN) * side) + CELL // 2 for side in lightest.shape]
+    rows, cols = ((side - 2 * edge) // CELL for side, edge in zip(lightest.shape, edges, strict=True))
+    if rows < 1 or cols < 1:
+        return False
+    middle = lightest[edges[0] :, edges[1] :][: rows * CELL, : cols * CELL].reshape(rows, CELL, cols, CELL)
+    return bool((np.ptp(middle, (1, 3)) > FAINT + 1.5 * GRAIN + SHADOW / 4).any())
 
 
 def _is_even(sheet: NDArray[np.float32]) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from docvit.documents.blank import is_empty_sheet
+from docvit.documents.empty_sheets import is_empty_sheet
 from docvit.documents.pages import PageStack
 from docvit.documents.patches import pack
 from docvit.documents.words import Words
