@@ -20,7 +20,7 @@ from docvit.documents.pages import Document, PageStack, open_document, spread
 from docvit.documents.rendering import Rendering
 from docvit.documents.words import Words
 
-Page = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
+PageLike = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 
 # tensors of a batch; the others stay on the CPU
 ON_DEVICE = ("patches", "page", "row", "col", "grids", "page_index", "words")
@@ -152,7 +152,7 @@ def segment_ids(bounds: Tensor, total: int) -> Tensor:
 
 
 def pack(
-    documents: Iterable[Document | PageStack | Sequence[Page]],
+    documents: Iterable[Document | PageStack | Sequence[PageLike]],
     patch_size: int = 16,
     *,
     size: int = 224,
@@ -234,8 +234,8 @@ def _per_channel(name: str, values: Sequence[float], channels: int) -> Tensor:
 
 
 def _numbered(
-    document: Document | PageStack | Sequence[Page], rendering: Rendering, max_pages: int | None, words: bool
-) -> Iterable[tuple[int, Page, Words]]:
+    document: Document | PageStack | Sequence[PageLike], rendering: Rendering, max_pages: int | None, words: bool
+) -> Iterable[tuple[int, PageLike, Words]]:
     """(page index, page, words on it) one at a time."""
     if isinstance(document, str | os.PathLike | Image.Image | Tensor | np.ndarray):
         raise ValueError(
@@ -252,7 +252,7 @@ def _numbered(
         yield from ((i, document[i], Words()) for i in spread(len(document), max_pages))
 
 
-def _cut(page: Page, words: Words, rendering: Rendering, mean: Tensor, std: Tensor, drop_blank: bool) -> _Cut:
+def _cut(page: PageLike, words: Words, rendering: Rendering, mean: Tensor, std: Tensor, drop_blank: bool) -> _Cut:
     channels, size = len(mean), rendering.multiple
     noise = torch.tensor(BLANK_RANGE + 0.5)  # between two levels: rounding cannot matter
     if isinstance(page, Tensor):

@@ -10,9 +10,9 @@ from typing import IO, Any
 
 from PIL import Image
 
-Page = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image
+PageSource = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image
 
-Data = Page | Sequence[Page]
+Data = PageSource | Sequence[PageSource]
 """One document: a path, the bytes of a file, a binary file object, an image, or a sequence of its pages."""
 
 PAGE_SUFFIXES = (
