@@ -12,6 +12,7 @@ import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from textwrap import shorten
 from typing import TYPE_CHECKING, NamedTuple, overload
 
 import numpy as np
@@ -133,24 +134,23 @@ class Document(Sequence[Image.Image]):
         """The words of page `index` (0-based) with their boxes, in the file's reading order; a scan has none."""
         return list(self.read_words(index))
 
-    def read_words(self, index: int, *, ocr: bool = False) -> Words:
-        """The words of page `index` (0-based) as arrays. A text layer or a scan that cannot be read has none.
-
-        Args:
-            ocr: read a page without words by OCR (ModuleNotFoundError without `docvit[ocr]`).
-        """
+    def read_words(self, index: int) -> Words:
+        """The words of page `index` (0-based) as arrays. A text layer that cannot be read has none."""
         index = range(self.num_pages)[index]
         try:
-            words = self._renderer.words(index)
-            if words or not ocr:
-                return words
-            sharp = replace(self.rendering, size=OCR_SIZE, multiple=1, supersample=1, mode="RGB")
-            return ocr_words(self._renderer.render(index, sharp))
-        except ModuleNotFoundError:
-            raise
+            return self._renderer.words(index)
         except Exception as error:
             logger.debug("%s: the words of page %d cannot be read (%s)", self.path, index + 1, error)
             return Words()
+
+    def read_by_ocr(self, index: int, box: Box = WHOLE) -> Words:
+        """The words that OCR finds on page `index` (0-based), or on the part of it in `box`, as fractions of that part.
+
+        Raises:
+            ModuleNotFoundError: `docvit[ocr]` is not installed.
+        """
+        sharp = replace(self.rendering, size=OCR_SIZE, multiple=1, supersample=1, mode="RGB")
+        return ocr_words(self.render(index, sharp, box))
 
     def close(self) -> None:
         self._renderer.close()
@@ -213,7 +213,8 @@ def read_document(
 
     Args:
         words: read their words, too.
-        ocr_pages: of the document's first so many pages, those without a text layer are read by OCR for their words.
+        ocr_pages: of the document's first so many pages, those without a text layer are read by OCR for their words;
+            `note` says where it failed.
         cut_pages: read a page far longer than wide, or wider than high, in parts, each of which counts as a page.
     """
     with open_document(data, rendering, password=password) as document:
@@ -221,6 +222,7 @@ def read_document(
         indices: list[int] = []
         found: list[Words] = []
         failed: dict[int, DocumentError] = {}
+        unread: list[str] = []
         chosen, num_pages, note = _parts(document, max_pages, cut_pages)
         for index, page, box in chosen:
             try:
@@ -230,11 +232,20 @@ def read_document(
                 failed[index] = error
                 continue
             if words:
-                of_page = document.read_words(page, ocr=page < ocr_pages)
-                found.append(of_page if box == WHOLE else of_page.within(box))
+                of_page = document.read_words(page)
+                if of_page and box != WHOLE:
+                    of_page = of_page.within(box)
+                elif not of_page and index < ocr_pages:
+                    try:
+                        of_page = document.read_by_ocr(page, box)
+                    except ModuleNotFoundError:
+                        raise
+                    except Exception as error:
+                        unread.append(f"page {index + 1}: OCR failed ({shorten(str(error), 200)})")
+                found.append(of_page)
         if not pages:
             raise next(iter(failed.values()))
-        notes = "; ".join(n for n in (document.note, note) if n)
+        notes = "; ".join(n for n in (document.note, note, *unread) if n)
         reasons = {i: error.message for i, error in failed.items()}
         return PageStack(document.path, pages, indices, num_pages, found, reasons, notes)
 

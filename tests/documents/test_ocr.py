@@ -13,6 +13,7 @@ from docvit.documents import ocr
 from docvit.documents.cache import CachedDocument, PageCache
 from docvit.documents.pages import open_document, read_document
 from docvit.documents.rendering import Rendering
+from docvit.documents.words import Words
 from docvit.documents.workers import read_documents
 
 RENDERING = Rendering(size=64, mode="L")
@@ -78,21 +79,38 @@ def test_ocr_is_off_by_default_and_left_alone_where_there_is_text(scan, make_pdf
     assert read_document(path, RENDERING, words=True, ocr_pages=1).words_from == "text"
 
 
-def test_ocr_that_fails_costs_nothing_but_the_words(scan, monkeypatch):
+def test_ocr_that_fails_costs_nothing_but_the_words_and_is_noted(scan, monkeypatch):
     def fails(page):
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr("docvit.documents.pages.ocr_words", fails)
     stack = read_document(scan, RENDERING, words=True, ocr_pages=2)
     assert (len(stack.pages), stack.words_read, stack.words_from) == (2, 0, None)
+    assert stack.note == "page 1: OCR failed (out of memory); page 2: OCR failed (out of memory)"
 
 
 def test_the_page_is_drawn_large_and_in_colour_for_it(make_pdf, monkeypatch):
     seen = []
     monkeypatch.setattr("docvit.documents.pages.ocr_words", lambda page: seen.append((page.size, page.mode)))
     with open_document(make_pdf(), RENDERING) as document:
-        document.read_words(0, ocr=True)
+        document.read_by_ocr(0)
     assert seen == [((850, 1100), "RGB")]
+
+
+def test_parts_of_a_long_page_are_read_on_their_own(tmp_path, monkeypatch):
+    Image.new("L", (300, 3000), 255).save(tmp_path / "receipt.png")
+    drawn = []
+
+    def engine(page):
+        drawn.append(page.size)
+        return Words(("total",), np.array([[0.1, 0.1, 0.2, 0.2]], np.float32), "ocr")
+
+    monkeypatch.setattr("docvit.documents.pages.ocr_words", engine)
+    stack = read_document(tmp_path / "receipt.png", RENDERING, words=True, ocr_pages=2)
+    assert len(stack.pages) > 2
+    assert [page.texts for page in stack.words[:3]] == [("total",), ("total",), ()]
+    assert len(drawn) == 2
+    assert all(max(size) == ocr.OCR_SIZE and min(size) > 300 for size in drawn)
 
 
 def test_without_the_extra_one_error_says_what_to_install(scan, monkeypatch):
