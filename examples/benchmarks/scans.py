@@ -39,6 +39,7 @@ SIZE = 1100
 def copy(page: Image.Image, behind: Image.Image, kind: np.random.Generator, noise: np.random.Generator) -> Image.Image:
     """One page as the machine that `kind` draws leaves it: pages of a document get equal generators."""
     grey, edge = page.convert("L"), int(kind.integers(150, 256))
+    bilevel = kind.random() < 0.35
     if kind.random() < 0.3:
         reverse = np.asarray(behind.convert("L").resize(grey.size).transpose(Image.Transpose.FLIP_LEFT_RIGHT), float)
         grey = Image.fromarray(
@@ -49,10 +50,12 @@ def copy(page: Image.Image, behind: Image.Image, kind: np.random.Generator, nois
     pixels = np.asarray(grey, float) / 255
     paper, fade = kind.uniform(0.8, 1.0), kind.uniform(0, 0.45)
     pixels = paper * (1 - (1 - fade) * (1 - pixels))
-    if kind.random() < 0.4:
+    if not bilevel and kind.random() < 0.4:
         across, down = np.linspace(0, 1, pixels.shape[1])[None], np.linspace(0, 1, pixels.shape[0])[:, None]
         pixels = pixels * (1 - kind.uniform(0, 0.35) * (across if kind.random() < 0.5 else down))
     pixels = pixels + noise.normal(0, kind.uniform(0, 0.12), pixels.shape)
+    if bilevel:  # between ink and paper, wherever these lie: nobody keeps a copy on which nothing can be read
+        pixels = pixels > paper * (fade + (1 - fade) * kind.uniform(0.5, 0.8))
     scanned = Image.fromarray((np.clip(pixels, 0, 1) * 255).astype("u1"))
     draw, (width, height) = ImageDraw.Draw(scanned), scanned.size
     if kind.random() < 0.25:
@@ -62,9 +65,8 @@ def copy(page: Image.Image, behind: Image.Image, kind: np.random.Generator, nois
         draw.rectangle([0, 0, kind.uniform(0.005, 0.04) * width, height], fill=25)
     if kind.random() < 0.2:
         draw.rectangle([0, height - kind.uniform(0.005, 0.03) * height, width, height], fill=25)
-    if kind.random() < 0.35:
-        threshold = kind.uniform(90, 170)
-        return scanned.point(lambda v: 255 * (v > threshold), "1")
+    if bilevel:
+        return scanned.convert("1", dither=Image.Dither.NONE)
     file = io.BytesIO()
     scanned.save(file, "jpeg", quality=int(kind.integers(25, 80)))
     return Image.open(file)
