@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from docvit.cli import options
+from docvit.cli import defaults, options
 from docvit.cli.app import app
 from docvit.cli.output import check_new_file, check_suffix, print_passed_over
 
@@ -21,11 +21,14 @@ SUFFIXES = (".parquet", ".npy", ".csv")
 
 @app.command()
 def embed(
+    context: typer.Context,
     paths: options.Paths,
     output: Annotated[Path, typer.Option(metavar="FILE", help=f"File to write: {', '.join(SUFFIXES)}.")],
     model: options.Model = None,
     max_pages: options.MaxPages = 64,
     no_words: options.NoWords = False,
+    ocr: options.OCR = False,
+    ocr_pages: options.OCRPages = defaults.OCR_PAGES,
     password: options.Password = None,
     timeout: options.Timeout = 60.0,
     workers: options.Workers = 2,
@@ -39,6 +42,7 @@ def embed(
 
     Exit status: 0 all files were read, 1 some were not, 2 wrong usage.
     """
+    words = options.words_options(context, no_words=no_words, ocr=ocr, ocr_pages=ocr_pages)
     check_suffix(output, SUFFIXES)
     check_new_file(output, "embeddings.csv")
     from tqdm import tqdm
@@ -49,8 +53,7 @@ def embed(
     classifier = DocumentClassifier.from_pretrained(model, device=device)
     found = find_documents(paths)
     reading: dict[str, Any] = {"max_pages": max_pages, "password": password, "timeout": timeout, "workers": workers}
-    reading["words"] = not no_words
-    rows = list(tqdm(classifier.embeddings(found, **reading), total=len(found), unit="doc", disable=None))
+    rows = list(tqdm(classifier.embeddings(found, **reading, **words), total=len(found), unit="doc", disable=None))
     write_embeddings(output, rows, classifier.model.num_features)
     print_passed_over(find_passed_over(paths))
     failed = [row.error for row in rows if row.error is not None]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from docvit.cli import options
+from docvit.cli import defaults, options
 from docvit.cli.app import app
 from docvit.cli.output import MAX_LISTED
 from docvit.errors import in_one_line
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def fit(
+    context: typer.Context,
     data: options.LabelledData,
     output: options.Output,
     model: options.Model = None,
@@ -26,6 +27,8 @@ def fit(
         typer.Option("--add", help="Add the examples to those in --output; what is there already gets its new label."),
     ] = False,
     skip_unreadable: options.SkipUnreadable = False,
+    ocr: options.OCR = False,
+    ocr_pages: options.OCRPages = defaults.OCR_PAGES,
     password: options.Password = None,
     workers: options.Workers = 2,
     device: options.Device = None,
@@ -35,9 +38,11 @@ def fit(
     The model keeps its features and gets a new head. Each example is left out in turn and judged by the others: prints
     per class how many are recognised so and the mean score of their own class, and which examples may be mislabelled.
     """
+    words = options.words_options(context, no_words=False, ocr=ocr, ocr_pages=ocr_pages)
     from docvit.training.few_shot import fit_documents
 
     reading: dict[str, Any] = {"skip_unreadable": skip_unreadable, "password": password, "workers": workers}
+    reading["ocr_pages"] = words["ocr_pages"]
     _, report = fit_documents(data, output, model=model, add=add, device=device, **reading)
     print_fit(report)
 

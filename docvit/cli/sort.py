@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from docvit.cli import options
+from docvit.cli import defaults, options
 from docvit.cli.app import app
 from docvit.cli.entry import fail, message_of
 from docvit.cli.output import print_folders, print_line, print_passed_over
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def sort(
+    context: typer.Context,
     into: Annotated[Path, typer.Option(metavar="DIR", help="Folder that gets a folder per label.")],
     paths: Annotated[
         list[str] | None, typer.Argument(metavar="PATH...", help="Files, or folders of files.", show_default=False)
@@ -32,6 +33,8 @@ def sort(
     model: options.Model = None,
     min_score: options.MinScore = None,
     no_words: options.NoWords = False,
+    ocr: options.OCR = False,
+    ocr_pages: options.OCRPages = defaults.OCR_PAGES,
     password: options.Password = None,
     move: Annotated[
         bool, typer.Option("--move/--copy", help="Remove the originals, or leave them where they are.")
@@ -57,7 +60,8 @@ def sort(
     elif not paths:
         fail("nothing to sort: name files or folders")
     else:
-        load = partial(_load, model, words=not no_words, password=password, min_score=min_score)
+        words = options.words_options(context, no_words=no_words, ocr=ocr, ocr_pages=ocr_pages)
+        load = partial(_load, model, **words, password=password, min_score=min_score)
         failed = _preview(folder, paths, load) if dry_run else _sort(folder, paths, load, move=move)
     if failed:
         raise typer.Exit(1)

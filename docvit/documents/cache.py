@@ -91,6 +91,8 @@ class PageCache:
                 if result.failed:
                     left_out = f"{len(result.failed)} of {result.num_pages} pages are left out"
                     logger.warning("%s: %s: %s", result.path, left_out, next(iter(result.failed.values())))
+                if result.note:
+                    logger.warning("%s: %s", result.path, result.note)
                 self._write(file, result)
         keys = {path: file or path for path, file in files.items()}
         errors = [type(failed[key])(path, failed[key].message) for path, key in keys.items() if key in failed]

@@ -18,13 +18,14 @@ def fit(
     Args:
         data: a folder per class, a CSV with the columns path and label, or what `read_labelled` gives.
         output: model folder to write; None for none.
-        options: `model`, `add`, `skip_unreadable`, `device`, `cache` and `workers` of
+        options: `model`, `add`, `skip_unreadable`, `device`, `cache`, `workers`, `password` and `ocr_pages` of
             `docvit.training.few_shot.fit_documents`, which also says how sure the classifier is of each class.
 
     Raises:
         DataError: examples that cannot be read, or of one class only.
         ModelError: there is no such model, or `output` holds no examples to add to.
         TrainingError: `output` holds another model.
+        ModuleNotFoundError: OCR is asked for and `docvit[ocr]` is not installed.
         ValueError: `add` without `output`, or with another model.
     """
     model, _ = fit_documents(data, output, **options)

@@ -8,6 +8,7 @@ own (`DocViTConfig.document_words`). All is fitted as one logistic regression.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ from docvit.training.distributed import Process
 from docvit.training.rendering import render_all
 from docvit.training.run_folder import check_unused
 from docvit.training.text import per_class, tf_idf
+
+logger = logging.getLogger(__name__)
 
 EXAMPLES = "examples.safetensors"
 
@@ -177,6 +180,7 @@ def fit_documents(
     cache: Path | None = None,
     workers: int = 2,
     password: str | None = None,
+    ocr_pages: int = 0,
 ) -> tuple[DocViT, FitReport]:
     """A model for the classes of `data`, from one example per class on.
 
@@ -193,6 +197,7 @@ def fit_documents(
         cache: folder for rendered pages; None for `docvit.documents.cache.default_cache`.
         workers: rendering processes.
         password: opens PDFs that have one.
+        ocr_pages: of a document's first so many pages, those without a text layer are read by OCR (`docvit[ocr]`).
 
     Returns:
         The model, in eval mode, and what is to be said about the examples.
@@ -214,6 +219,9 @@ def fit_documents(
     process = Process(choose_device(device))
     fitted = DocViT.from_pretrained(folder if add else model)
     reading: dict[str, Any] = {"workers": workers, "password": password, "skip_unreadable": skip_unreadable}
+    if ocr_pages and not fitted.config.words:
+        logger.warning("the model is given no words: nothing is read by OCR")
+    reading["ocr_pages"] = ocr_pages if fitted.config.words else 0
     files = render_all(labelled.paths, fitted.config.rendering, process, cache=cache, **reading)
     labelled = labelled.only(files)
     check_copies(labelled, files)

@@ -26,15 +26,16 @@ def render(
     cache: Path | None = None,
     workers: int = 2,
     password: str | None = None,
+    ocr_pages: int = 0,
 ) -> tuple[dict[str, Path], list[str]]:
     """Renders documents: the cache file of each by its path, and one line for each that cannot be read.
 
     The first process of a group renders, the others wait and read its files. Words are kept with the pages, for models
     that read them. `cache` is a folder; None for `docvit.documents.cache.default_cache`. `password` opens PDFs that
-    have one.
+    have one. Of the first `ocr_pages` pages of each, those without a text layer are read by OCR.
     """
     wanted = list(dict.fromkeys(paths))
-    pages = PageCache(cache or default_cache(), rendering, words=True)
+    pages = PageCache(cache or default_cache(), rendering, words=True, ocr_pages=ocr_pages)
     prepare = partial(pages.prepare, wanted, workers=workers, password=password)
     if process.rank == 0:
         try:

@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 import docvit
 from docvit.data.labels import DataError, LabelledDocuments, read_labelled
 from docvit.documents.pages import open_document
+from docvit.documents.words import Words
 from docvit.errors import SettingError
 from docvit.model.config import DocViTConfig
 from docvit.model.docvit import DocViT
@@ -296,6 +297,18 @@ def test_a_password_opens_examples(base, data, tmp_path, skip_unreadable):
     opening = {"cache": tmp_path / "cache", "password": "secret", "skip_unreadable": skip_unreadable}
     _, report = fitting(tmp_path / "table.csv", model=base, **opening)
     assert report.paths == (f"{tmp_path}/locked.pdf", f"{data}/bars/bars1.pdf")
+
+
+def test_scans_are_read_by_ocr_where_it_is_asked_for(base, corpus, tmp_path, monkeypatch, caplog):
+    found = Words(("total",), np.array([[0.1, 0.1, 0.2, 0.2]], np.float32), "ocr")
+    monkeypatch.setattr("docvit.documents.workers.require_ocr", lambda: None)
+    monkeypatch.setattr("docvit.documents.pages.ocr_words", lambda page: found)
+    for name, options, read in (("without", {}, 0), ("with", {"ocr_pages": 1}, 12)):
+        fitting(corpus, tmp_path / name, model=base, cache=tmp_path / f"{name} pages", **options)
+        assert (Examples.load(tmp_path / name).words.getnnz(1) > 0).sum() == read
+    model_of(words=0).save_pretrained(tmp_path / "pixels")
+    fitting(corpus, model=tmp_path / "pixels", ocr_pages=1)
+    assert "given no words: nothing is read by OCR" in caplog.text
 
 
 def test_where_nothing_can_be_added(base, data, tmp_path):
