@@ -10,7 +10,7 @@ STRATEGIES = ("document", "first", "second", "last", "grid", "max-confidence", "
 TARGETS = ("pixels", "ink")
 
 OCR_PAGES = 1  # of each document, from its first, where reading scans is asked for
-OCR_SECONDS = 15.0  # of `docvit.inference.classify`
+OCR_SECONDS = 15.0  # of `docvit.documents.ocr`
 
 # of `Recipe` and `PretrainRecipe`
 MODEL = "docvit_compact_patch32"

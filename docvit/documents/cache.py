@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from docvit.documents.errors import DocumentError
+from docvit.documents.errors import DocumentError, Unreadable
 from docvit.documents.pages import PageStack
 from docvit.documents.patches import pack
 from docvit.documents.rendering import Rendering
@@ -87,12 +87,13 @@ class PageCache:
             file = files[result.path]
             if isinstance(result, DocumentError):
                 failed[file or result.path] = result
+            elif result.ocr_failed:  # kept, they would lack their words for good
+                page, why = next(iter(result.ocr_failed.items()))
+                failed[file or result.path] = Unreadable(result.path, f"OCR failed on page {page + 1} ({why})")
             elif file is not None:
                 if result.failed:
                     left_out = f"{len(result.failed)} of {result.num_pages} pages are left out"
                     logger.warning("%s: %s: %s", result.path, left_out, next(iter(result.failed.values())))
-                if result.note:
-                    logger.warning("%s: %s", result.path, result.note)
                 self._write(file, result)
         keys = {path: file or path for path, file in files.items()}
         errors = [type(failed[key])(path, failed[key].message) for path, key in keys.items() if key in failed]

@@ -21,6 +21,10 @@ from docvit.documents.words import Words, clean_words
 
 OCR_SIZE = 1100  # pixels, the longer side of a page
 
+OCR_SECONDS = 15.0  # that a document may take longer for each page that may be read
+
+logger = logging.getLogger(__name__)
+
 _MODEL_FILES = {"Det": "*_det_*.onnx", "Cls": "*_cls_*.onnx", "Rec": "*_rec_*.onnx"}
 
 
@@ -28,6 +32,13 @@ def require_ocr() -> None:
     """Raise ModuleNotFoundError where the extra is not installed."""
     if any(importlib.util.find_spec(name) is None for name in ("rapidocr", "onnxruntime")):
         raise ModuleNotFoundError('reading scans needs RapidOCR: pip install "docvit[ocr]"')
+
+
+def pages_for(reads_words: bool, ocr_pages: int) -> int:
+    """How many of a document's pages are read for a model: none, with a warning, for one that reads no words."""
+    if ocr_pages and not reads_words:
+        logger.warning("the model is given no words: nothing is read by OCR")
+    return ocr_pages if reads_words else 0
 
 
 def ocr_words(page: Image.Image) -> Words:

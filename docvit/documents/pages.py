@@ -45,6 +45,7 @@ class PageStack(NamedTuple):
         num_pages: pages of the document.
         words: the words of each page in `pages`; none at all where they were not asked for.
         failed: page index -> why that page could not be read.
+        ocr_failed: page index -> why OCR, which was asked for, failed on it; the page itself is there.
         note: what a reader should know of the document; empty if nothing.
     """
 
@@ -55,6 +56,7 @@ class PageStack(NamedTuple):
     words: Sequence[Words] = ()
     failed: Mapping[int, str] = {}
     note: str = ""
+    ocr_failed: Mapping[int, str] = {}
 
     @property
     def words_read(self) -> int:
@@ -213,8 +215,7 @@ def read_document(
 
     Args:
         words: read their words, too.
-        ocr_pages: of the document's first so many pages, those without a text layer are read by OCR for their words;
-            `note` says where it failed.
+        ocr_pages: of the document's first so many pages, those without a text layer are read by OCR for their words.
         cut_pages: read a page far longer than wide, or wider than high, in parts, each of which counts as a page.
     """
     with open_document(data, rendering, password=password) as document:
@@ -222,7 +223,7 @@ def read_document(
         indices: list[int] = []
         found: list[Words] = []
         failed: dict[int, DocumentError] = {}
-        unread: list[str] = []
+        ocr_failed: dict[int, str] = {}
         chosen, num_pages, note = _parts(document, max_pages, cut_pages)
         for index, page, box in chosen:
             try:
@@ -241,13 +242,13 @@ def read_document(
                     except ModuleNotFoundError:
                         raise
                     except Exception as error:
-                        unread.append(f"page {index + 1}: OCR failed ({shorten(str(error), 200)})")
+                        ocr_failed[index] = shorten(str(error), 200)
                 found.append(of_page)
         if not pages:
             raise next(iter(failed.values()))
-        notes = "; ".join(n for n in (document.note, note, *unread) if n)
+        notes = "; ".join(n for n in (document.note, note) if n)
         reasons = {i: error.message for i, error in failed.items()}
-        return PageStack(document.path, pages, indices, num_pages, found, reasons, notes)
+        return PageStack(document.path, pages, indices, num_pages, found, reasons, notes, ocr_failed)
 
 
 def _parts(document: Document, max_pages: int | None, cut_pages: bool) -> tuple[list[tuple[int, int, Box]], int, str]:

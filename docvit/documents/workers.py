@@ -22,7 +22,7 @@ import pebble
 
 from docvit.documents.errors import DocumentError, TooLarge, Unreadable
 from docvit.documents.errors import Timeout as DocumentTimeout
-from docvit.documents.ocr import require_ocr
+from docvit.documents.ocr import OCR_SECONDS, require_ocr
 from docvit.documents.pages import PageStack, read_document
 from docvit.documents.rendering import Rendering
 from docvit.documents.sources import Data, Source, as_source
@@ -53,9 +53,9 @@ def read_documents(
 ) -> Iterator[PageStack | DocumentError]:
     """Read documents with `read_document`, one result per document, in their order.
 
-    A document that cannot be read gives its error as a result. One that takes longer than `timeout` seconds, needs more
-    than `memory_limit` bytes (enforced on Linux) or crashes its worker costs that worker alone, and a new one
-    follows. At most `workers + ahead` documents are under way or waiting to be taken, and `documents` is consumed no
+    A document that cannot be read gives its error as a result. One that takes longer than `timeout` seconds, to which
+    each page that may be read by OCR adds `OCR_SECONDS`, needs more than `memory_limit` bytes (enforced on Linux) or
+    crashes its worker costs that worker alone, and a new one follows. At most `workers + ahead` documents are under way or waiting to be taken, and `documents` is consumed no
     faster. Close the iterator to stop the workers early. With `workers=0` documents are read in this process, where
     neither timeout nor memory limit applies; so it is, with a warning, in a process that may have no children, as the
     workers of another pool are.
@@ -66,7 +66,7 @@ def read_documents(
     """
     if workers < 0:
         raise SettingError(f"workers must be 0 or more, not {workers}")
-    _check_settings(max_pages=max_pages, timeout=timeout, ocr_pages=ocr_pages)
+    limit = _limit_of(max_pages=max_pages, timeout=timeout, ocr_pages=ocr_pages)
     sources = map(as_source, documents)
     options: dict[str, Any] = {"max_pages": max_pages, "words": words, "ocr_pages": ocr_pages, "password": password}
     read = partial(_read, rendering=rendering, cut_pages=cut_pages, **options)
@@ -77,11 +77,11 @@ def read_documents(
     waiting: deque[tuple[str, Future[PageStack | DocumentError]]] = deque()
     try:
         for source in sources:
-            waiting.append((source.name, _schedule(pool, read, source, timeout)))
+            waiting.append((source.name, _schedule(pool, read, source, limit)))
             if len(waiting) >= workers + ahead:
-                yield _outcome(*waiting.popleft(), timeout)
+                yield _outcome(*waiting.popleft(), limit)
         while waiting:
-            yield _outcome(*waiting.popleft(), timeout)
+            yield _outcome(*waiting.popleft(), limit)
     finally:
         stop()
 
@@ -104,14 +104,14 @@ def read_alone(
         DocumentError: the document cannot be read.
         ValueError: `document` is none, or a setting is out of its range.
     """
-    _check_settings(max_pages=max_pages, timeout=timeout, ocr_pages=ocr_pages)
+    limit = _limit_of(max_pages=max_pages, timeout=timeout, ocr_pages=ocr_pages)
     source = as_source(document)
     read = partial(_read, rendering=rendering, max_pages=max_pages, words=words, ocr_pages=ocr_pages, password=password)
     if _may_have_children():
         key = os.getpid(), _start_method()
         if not _standing_pool(*key).active:
             _standing_pool.cache_clear()
-        result = _outcome(source.name, _schedule(_standing_pool(*key), read, source, timeout), timeout)
+        result = _outcome(source.name, _schedule(_standing_pool(*key), read, source, limit), limit)
     else:
         result = read(source)
     if isinstance(result, DocumentError):
@@ -119,14 +119,15 @@ def read_alone(
     return result
 
 
-def _check_settings(*, max_pages: int | None, timeout: float | None, ocr_pages: int) -> None:
-    """What is wrong with the settings must not be said of the files."""
+def _limit_of(*, max_pages: int | None, timeout: float | None, ocr_pages: int) -> float | None:
+    """Seconds that a document may take. What is wrong with the settings must not be said of the files."""
     if max_pages is not None and (not isinstance(max_pages, int) or max_pages < 1):
         raise SettingError(f"max_pages must be a whole number of at least 1, or None, not {max_pages}")
     if timeout is not None and not timeout > 0:
         raise SettingError(f"timeout must be more than 0 seconds, or None, not {timeout}")
     if ocr_pages:
         require_ocr()
+    return None if timeout is None else timeout + OCR_SECONDS * min(ocr_pages, max_pages or ocr_pages)
 
 
 def _may_have_children() -> bool:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from docvit.documents.errors import DocumentError
+from docvit.documents.ocr import pages_for
 from docvit.documents.pages import PageStack, spread
 from docvit.documents.patches import PatchSequence
 from docvit.documents.rendering import Rendering
@@ -42,7 +43,6 @@ Row = TypeVar("Row")
 BUDGET = 1280
 SURE = 0.997  # probability of a cut from which on a classified file is said to hold several documents
 PART_PAGES = 64  # read of a part, if it has more
-OCR_SECONDS = 15.0  # added to the limit of a document's time for each page that may be read by OCR
 
 
 class Reading(TypedDict, total=False):
@@ -182,7 +182,7 @@ class DocumentClassifier:
             password: opens PDFs that have one.
             words: give the words of the pages to a model that reads words; False for pixels alone.
             ocr_pages: of a document's first so many pages, those without a text layer are read by OCR for their words.
-                Each adds `OCR_SECONDS` to `timeout`.
+                Each adds `docvit.documents.ocr.OCR_SECONDS` to `timeout`.
             min_score: a document whose `score * known` is lower is unsure; None for the model's own threshold.
             top_k: only the so many most probable classes are in `scores`; None for all.
 
@@ -258,11 +258,9 @@ class DocumentClassifier:
     ) -> dict[str, Any]:
         """How documents are read for this model (options of `read_documents`): words only if it reads any."""
         words = words and self.model.config.words > 0
-        if ocr_pages and not words:
-            logger.warning("the model is given no words: nothing is read by OCR")
-        pages = min(ocr_pages, max_pages or ocr_pages) if words else 0
-        timeout += OCR_SECONDS * pages
-        return {"max_pages": max_pages, "timeout": timeout, "password": password, "words": words, "ocr_pages": pages}
+        ocr_pages = pages_for(words, ocr_pages)
+        options = {"max_pages": max_pages, "timeout": timeout, "password": password}
+        return options | {"words": words, "ocr_pages": ocr_pages}
 
     def for_stream(self) -> DocumentClassifier:
         """The same for many batches: what each of them would do again is done once."""

@@ -44,9 +44,11 @@ def error_of(stack: PageStack, *, blank: bool, finite: bool) -> DocumentError | 
 
 
 def note_of(stack: PageStack) -> str:
-    """The document's note, and why pages failed; pages that failed alike stand together."""
-    numbers: dict[str, list[str]] = {}
-    for index, message in stack.failed.items():
-        numbers.setdefault(message, []).append(str(index + 1))
-    failed = [f"page {', '.join(pages)} could not be read: {message}" for message, pages in numbers.items()]
-    return "; ".join(part for part in (stack.note, *failed) if part)
+    """The document's note, and why pages or their OCR failed; pages that failed alike stand together."""
+    parts = [stack.note]
+    for what, failed in (("could not be read", stack.failed), ("could not be read by OCR", stack.ocr_failed)):
+        numbers: dict[str, list[str]] = {}
+        for index, message in failed.items():
+            numbers.setdefault(message, []).append(str(index + 1))
+        parts += [f"page {', '.join(pages)} {what}: {message}" for message, pages in numbers.items()]
+    return "; ".join(part for part in parts if part)

@@ -8,7 +8,6 @@ own (`DocViTConfig.document_words`). All is fitted as one logistic regression.
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from docvit.data.dataset import DocumentDataset, view_of
 from docvit.data.labels import DataError, LabelledDocuments, check_copies, read_labelled
 from docvit.data.sampling import TokenBudget
+from docvit.documents.ocr import pages_for
 from docvit.documents.pages import PageStack
 from docvit.documents.patches import PatchSequence
 from docvit.errors import SettingError
@@ -41,8 +41,6 @@ from docvit.training.distributed import Process
 from docvit.training.rendering import render_all
 from docvit.training.run_folder import check_unused
 from docvit.training.text import per_class, tf_idf
-
-logger = logging.getLogger(__name__)
 
 EXAMPLES = "examples.safetensors"
 
@@ -219,9 +217,7 @@ def fit_documents(
     process = Process(choose_device(device))
     fitted = DocViT.from_pretrained(folder if add else model)
     reading: dict[str, Any] = {"workers": workers, "password": password, "skip_unreadable": skip_unreadable}
-    if ocr_pages and not fitted.config.words:
-        logger.warning("the model is given no words: nothing is read by OCR")
-    reading["ocr_pages"] = ocr_pages if fitted.config.words else 0
+    reading["ocr_pages"] = pages_for(fitted.config.words > 0, ocr_pages)
     files = render_all(labelled.paths, fitted.config.rendering, process, cache=cache, **reading)
     labelled = labelled.only(files)
     check_copies(labelled, files)

@@ -6,7 +6,7 @@ import typer
 
 from docvit import cli
 from docvit.cli import defaults
-from docvit.inference.classify import OCR_SECONDS
+from docvit.documents.ocr import OCR_SECONDS
 from docvit.inference.strategies import STRATEGIES
 from docvit.training.masked import PretrainRecipe
 from docvit.training.masked_model import TARGETS

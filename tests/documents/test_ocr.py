@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import socket
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from docvit.documents.cache import CachedDocument, PageCache
 from docvit.documents.pages import open_document, read_document
 from docvit.documents.rendering import Rendering
 from docvit.documents.words import Words
-from docvit.documents.workers import read_documents
+from docvit.documents.workers import read_alone, read_documents
+from docvit.inference.rows import note_of
 
 RENDERING = Rendering(size=64, mode="L")
 needs_ocr = pytest.mark.skipif(importlib.util.find_spec("rapidocr") is None, reason="needs docvit[ocr]")
@@ -86,7 +88,44 @@ def test_ocr_that_fails_costs_nothing_but_the_words_and_is_noted(scan, monkeypat
     monkeypatch.setattr("docvit.documents.pages.ocr_words", fails)
     stack = read_document(scan, RENDERING, words=True, ocr_pages=2)
     assert (len(stack.pages), stack.words_read, stack.words_from) == (2, 0, None)
-    assert stack.note == "page 1: OCR failed (out of memory); page 2: OCR failed (out of memory)"
+    assert stack.ocr_failed == {0: "out of memory", 1: "out of memory"}
+    assert note_of(stack) == "page 1, 2 could not be read by OCR: out of memory"
+
+
+def test_nothing_is_kept_of_a_document_on_which_ocr_failed(scan, tmp_path, monkeypatch):
+    def fails(page):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("docvit.documents.workers.require_ocr", lambda: None)
+    monkeypatch.setattr("docvit.documents.pages.ocr_words", fails)
+    cache = PageCache(tmp_path / "cache", RENDERING, words=True, ocr_pages=1)
+    files, (error,) = cache.prepare([str(scan)], workers=0)
+    assert not files
+    assert error.message == "OCR failed on page 1 (out of memory)"
+    monkeypatch.setattr("docvit.documents.pages.ocr_words", lambda page: Words())
+    files, errors = cache.prepare([str(scan)], workers=0)
+    assert list(files) == [str(scan)]
+    assert not errors
+
+
+def test_time_for_ocr_is_added_for_the_pages_that_may_be_read(scan, monkeypatch):
+    limits = []
+
+    def schedule(pool, read, source, timeout):
+        limits.append(timeout)
+        done = Future()
+        done.set_result(read(source))
+        return done
+
+    monkeypatch.setattr("docvit.documents.workers.require_ocr", lambda: None)
+    monkeypatch.setattr("docvit.documents.workers._schedule", schedule)
+    monkeypatch.setattr("docvit.documents.pages.ocr_words", lambda page: Words())
+    for ocr_pages, max_pages, timeout in ((3, 64, 20), (3, 2, 20), (3, None, 20), (0, 64, 20), (3, 64, None)):
+        how = {"words": True, "ocr_pages": ocr_pages, "max_pages": max_pages, "timeout": timeout}
+        list(read_documents([scan], RENDERING, workers=1, **how))
+        read_alone(scan, RENDERING, **how)
+    pages = [3, 2, 3, 0]
+    assert limits[::2] == limits[1::2] == [*(20 + ocr.OCR_SECONDS * n for n in pages), None]
 
 
 def test_the_page_is_drawn_large_and_in_colour_for_it(make_pdf, monkeypatch):

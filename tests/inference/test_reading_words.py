@@ -17,7 +17,7 @@ from docvit.documents.errors import Encrypted, NotFound
 from docvit.documents.pages import read_document
 from docvit.errors import SettingError
 from docvit.evaluation.compare import compare
-from docvit.inference.classify import OCR_SECONDS, DocumentClassifier
+from docvit.inference.classify import DocumentClassifier
 from docvit.inference.prediction import Prediction
 from docvit.model.config import DocViTConfig
 from docvit.model.docvit import DocViT
@@ -123,15 +123,10 @@ def test_a_model_without_words_says_none_of_a_stack_that_has_some(path):
     assert (row.words_read, row.words_from) == (None, None)
 
 
-def test_time_for_ocr_is_added_for_the_pages_that_may_be_read(classifier, recorded):
+def test_words_and_ocr_are_asked_for_together(classifier, recorded):
     list(classifier.predict(["a.pdf"], ocr_pages=3, timeout=20))
-    list(classifier.predict(["a.pdf"], ocr_pages=3, timeout=20, max_pages=2))
-    list(classifier.predict(["a.pdf"], ocr_pages=3, timeout=20, max_pages=None))
     list(classifier.predict(["a.pdf"], ocr_pages=3, timeout=20, words=False))
-    pages = [3, 2, 3, 0]
-    assert [o["ocr_pages"] for o in recorded] == pages
-    assert [o["timeout"] for o in recorded] == [20 + OCR_SECONDS * n for n in pages]
-    assert [o["words"] for o in recorded] == [True, True, True, False]
+    assert [(o["words"], o["ocr_pages"], o["timeout"]) for o in recorded] == [(True, 3, 20), (False, 0, 20)]
 
 
 @needs_ocr
