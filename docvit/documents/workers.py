@@ -55,10 +55,10 @@ def read_documents(
 
     A document that cannot be read gives its error as a result. One that takes longer than `timeout` seconds, to which
     each page that may be read by OCR adds `OCR_SECONDS`, needs more than `memory_limit` bytes (enforced on Linux) or
-    crashes its worker costs that worker alone, and a new one follows. At most `workers + ahead` documents are under way or waiting to be taken, and `documents` is consumed no
-    faster. Close the iterator to stop the workers early. With `workers=0` documents are read in this process, where
-    neither timeout nor memory limit applies; so it is, with a warning, in a process that may have no children, as the
-    workers of another pool are.
+    crashes its worker costs that worker alone, and a new one follows. At most `workers + ahead` documents are under way
+    or waiting to be taken, and `documents` is consumed no faster. Close the iterator to stop the workers early. With
+    `workers=0` documents are read in this process, where neither timeout nor memory limit applies; so it is, with a
+    warning, in a process that may have no children, as the workers of another pool are.
 
     Raises:
         ModuleNotFoundError: `ocr_pages` is not 0 and `docvit[ocr]` is not installed; before any document is read.
