@@ -11,7 +11,7 @@ part: what it has learnt by heart teaches nothing. Every model is judged with wo
 Writes `results.json`, one entry per finished model, and `words.md`, a table of all rows whose folds are complete. A
 second call goes on where the first was stopped, also within a model's training. Time to expect: a quarter of an hour
 per model (16 epochs, 830 documents, one idle core), so 14 rows of 5 folds take 18 hours per seed, 9 on two cores.
-`--only` picks rows by name.
+`--only` picks rows by name, `--fold 1 3` folds; the table then has these folds alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import hashlib
 import json
 import statistics
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -170,14 +170,16 @@ def _kl(logits: Tensor, targets: Tensor) -> Tensor:
     return F.kl_div(logits.float().log_softmax(1), targets, reduction="batchmean")
 
 
-def judge(runs: Mapping[str, Mapping[str, Any]], classes: tuple[str, ...], folds: int) -> dict[str, dict[str, Any]]:
-    """row -> how it was judged -> metric -> one value per seed, of rows that have all folds of a seed."""
+def judge(
+    runs: Mapping[str, Mapping[str, Any]], classes: tuple[str, ...], folds: Collection[int]
+) -> dict[str, dict[str, Any]]:
+    """row -> how it was judged -> metric -> one value per seed, of rows that have all these folds of a seed."""
     by_row: dict[str, dict[int, list[Mapping[str, Any]]]] = {}
-    for found in runs.values():
+    for found in (found for found in runs.values() if found["fold"] in folds):
         by_row.setdefault(found["row"], {}).setdefault(found["seed"], []).append(found["judged"])
     tables: dict[str, dict[str, Any]] = {}
     for row, seeds in by_row.items():
-        complete = [judged for _, judged in sorted(seeds.items()) if len(judged) == folds]
+        complete = [judged for _, judged in sorted(seeds.items()) if len(judged) == len(folds)]
         if complete:
             tables[row] = {
                 how: _metrics([[fold[how] for fold in seed] for seed in complete], classes) for how in JUDGED
@@ -222,6 +224,7 @@ def main() -> None:
     options.add_argument("data", type=Path)
     options.add_argument("--group-by", default="group")
     options.add_argument("--folds", type=int, default=5)
+    options.add_argument("--fold", type=int, nargs="+", help="only these, counted from 1 (default: all)")
     options.add_argument("--epochs", type=int, default=16)
     options.add_argument("--model", default="docvit_compact_patch32")
     options.add_argument("--page-size", type=int, default=256)
@@ -235,15 +238,18 @@ def main() -> None:
     results = open_results(arguments.output, settings_of(data, recipe, arguments.folds))
     if errors := cache.prepare(data.paths, workers=arguments.jobs)[1]:
         raise SystemExit("\n".join(map(str, errors)))
+    chosen = sorted({fold - 1 for fold in arguments.fold or range(1, arguments.folds + 1)})
+    if not set(chosen) <= set(range(arguments.folds)):
+        options.error(f"--fold: from 1 to {arguments.folds}")
     tasks = {}
     for seed in range(arguments.seeds):
         for name in ROWS:
-            for fold in range(arguments.folds):
+            for fold in chosen:
                 task = f"{name}, seed {seed}, fold {fold + 1}"
                 folder = arguments.output / "models" / task.replace(" ", "_").replace(",", "")
                 tasks[task] = (name, seed, fold, arguments.folds, data, cache, recipe, folder)
     run_all(results, tasks, run, arguments)
-    table = markdown(judge(results.runs, data.classes, arguments.folds))
+    table = markdown(judge(results.runs, data.classes, chosen))
     with replaced(arguments.output / "words.md") as partial:
         partial.write_text(table)
     print(table)

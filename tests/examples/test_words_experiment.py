@@ -133,6 +133,8 @@ def test_words_ablation_runs_row_by_row_and_goes_on(table, page_cache, tmp_path,
     monkeypatch.setattr(module, "INNER_FOLDS", 2)
     line = [table, "--output", tmp_path / "out", "--folds", 2, "--seeds", 1, "--jobs", 1, "--epochs", 1]
     line += ["--page-size", 64, "--only"]
+    run_main(module, monkeypatch, *line, "no words", "--fold", 2)
+    assert (tmp_path / "out" / "words.md").read_text().splitlines()[2].startswith("| no words |")
     run_main(module, monkeypatch, *line, "no words")
     first = json.loads((tmp_path / "out" / "results.json").read_text())["runs"]
     assert sorted(first) == ["no words, seed 0, fold 1", "no words, seed 0, fold 2"]
