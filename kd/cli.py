@@ -110,6 +110,8 @@ def distill(
     scopes: options.Scopes = None,
     page_size: options.PageSize = None,
     words: options.WordBuckets = None,
+    ocr: options.OCR = False,
+    ocr_pages: options.OCRPages = defaults.OCR_PAGES,
     lose_words: options.LoseWords = defaults.LOSE_WORDS,
     word_dropout: options.WordDropout = defaults.WORD_DROPOUT,
     epochs: options.Epochs = defaults.EPOCHS,
@@ -146,10 +148,12 @@ def distill(
     from kd.documents.onnx_network import is_onnx
     from kd.documents.run import SELF, distill_documents, read_config, recipe_for
 
+    read = options.words_options(context, no_words=False, ocr=ocr, ocr_pages=ocr_pages)
     given = {"positions": positions, "scopes": scopes, "page_size": page_size, "words": words}
     recipe = replace(
         recipe_for(student),
         settings={k: v for k, v in given.items() if v is not None},
+        ocr_pages=read["ocr_pages"],
         max_pages=max_pages,
         mix_pages=mix_pages,
         packets=packets,

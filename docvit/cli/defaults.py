@@ -10,6 +10,7 @@ STRATEGIES = ("document", "first", "second", "last", "grid", "max-confidence", "
 TARGETS = ("pixels", "ink")
 
 OCR_PAGES = 1  # of each document, from its first, where reading scans is asked for
+SPLIT_PAGES = 2000  # of `docvit.inference.split`: where documents begin is seen by every page's words
 OCR_SECONDS = 15.0  # of `docvit.documents.ocr`
 
 # of `Recipe` and `PretrainRecipe`

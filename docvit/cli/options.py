@@ -202,5 +202,5 @@ def of_recipe(recipe: Recipe | PretrainRecipe) -> dict[str, Any]:
     from docvit.model.variants import baseline_of
 
     values = asdict(recipe)
-    more = {"baseline": baseline_of(recipe.settings), "scans": recipe.augmentation.scan}
+    more = {"baseline": baseline_of(recipe.settings), "scans": recipe.augmentation.scan, "ocr": recipe.ocr_pages > 0}
     return {**values["settings"], **values["train"], **values, **more}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from docvit.cli import options
+from docvit.cli import defaults, options
 from docvit.cli.app import app
 from docvit.cli.entry import fail
 from docvit.cli.output import json_row, make_folder, print_line, print_passed_over, short_path, table_width
@@ -27,6 +27,7 @@ class PartsFormat(str, Enum):
 
 @app.command()
 def split(
+    context: typer.Context,
     paths: options.Paths,
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write each document into this folder, as a PDF or TIFF.")
@@ -38,6 +39,8 @@ def split(
     ] = False,
     model: options.Model = None,
     no_words: options.NoWords = False,
+    ocr: options.OCR = False,
+    ocr_pages: options.OCRPages = defaults.SPLIT_PAGES,
     password: options.Password = None,
 ) -> None:
     """Split files that hold several documents.
@@ -48,6 +51,7 @@ def split(
 
     Exit status: 0 all files were split, 1 some were not, 2 wrong usage.
     """
+    reading = options.words_options(context, no_words=no_words, ocr=ocr, ocr_pages=ocr_pages)
     if output is not None:
         make_folder(output, paths)  # an error here must come before the first row
     from tqdm import tqdm
@@ -59,7 +63,7 @@ def split(
     classifier = DocumentClassifier.from_pretrained(model)
     found = find_documents(paths)
     cutting: dict[str, Any] = {"min_score": min_score, "drop_blank": drop_blank}
-    results = split_files(classifier, found, words=not no_words, password=password, **cutting)
+    results = split_files(classifier, found, password=password, **reading, **cutting)
     write, failed = _row_writer(format, found), 0
     bar = tqdm(results, total=len(found), unit="doc", disable=True if sys.stdout.isatty() else None)
     for number, result in enumerate(bar):

@@ -36,6 +36,8 @@ def train(
     ] = None,
     page_size: options.PageSize = None,
     words: options.WordBuckets = None,
+    ocr: options.OCR = False,
+    ocr_pages: options.OCRPages = defaults.OCR_PAGES,
     epochs: options.Epochs = defaults.EPOCHS,
     lr: options.LearningRate = defaults.LEARNING_RATE,
     budget: options.Budget = defaults.BUDGET,
@@ -76,12 +78,14 @@ def train(
     from docvit.training.run_folder import read_recipe
     from docvit.training.supervised import train_documents
 
+    read = options.words_options(context, no_words=False, ocr=ocr, ocr_pages=ocr_pages)
     given = {"positions": positions, "scopes": scopes, "page_size": page_size, "words": words}
     settings = {k: v for k, v in given.items() if v is not None}
     recipe = Recipe(
         model=model,
         init=init,
         settings=settings if baseline is None else with_baseline(baseline, settings),
+        ocr_pages=read["ocr_pages"],
         max_pages=max_pages,
         mix_pages=mix_pages,
         lose_words=lose_words,
@@ -117,6 +121,8 @@ def pretrain(
     scopes: options.Scopes = None,
     page_size: options.PageSize = None,
     words: options.WordBuckets = None,
+    ocr: options.OCR = False,
+    ocr_pages: options.OCRPages = defaults.OCR_PAGES,
     epochs: options.Epochs = defaults.PRETRAIN_EPOCHS,
     lr: options.LearningRate = defaults.LEARNING_RATE,
     budget: options.Budget = defaults.PRETRAIN_BUDGET,
@@ -145,6 +151,7 @@ def pretrain(
     from docvit.training.masked import PretrainRecipe, pretrain_documents
     from docvit.training.run_folder import read_recipe
 
+    read = options.words_options(context, no_words=False, ocr=ocr, ocr_pages=ocr_pages)
     given = {"positions": positions, "scopes": scopes, "page_size": page_size, "words": words}
     recipe = PretrainRecipe(
         model=model,
@@ -152,6 +159,7 @@ def pretrain(
         settings={k: v for k, v in given.items() if v is not None},
         mask=mask,
         target=target,
+        ocr_pages=read["ocr_pages"],
         max_pages=max_pages,
         budget=budget,
         train=replace(PretrainRecipe.train, epochs=epochs, lr=lr, seed=seed),

@@ -61,6 +61,7 @@ def split(
     min_score: float = 0.0,
     drop_blank: bool = False,
     words: bool = True,
+    ocr_pages: int = 0,
     password: str | None = None,
 ) -> list[Part]:
     """The documents that one file holds, in order.
@@ -71,15 +72,17 @@ def split(
         min_score: only cuts that are at least so probable are made.
         drop_blank: blank pages before and after a document are in no part.
         words: read the words of the pages, too; False for pixels alone.
+        ocr_pages: of the file's first so many pages, those without a text layer are read by OCR (`docvit[ocr]`).
         password: opens a PDF that has one.
 
     Raises:
         DocumentError: the file cannot be read, has more than 2,000 pages, or all of them are blank.
         ModelError: the model is none, or has not learnt where documents begin.
+        ModuleNotFoundError: OCR is asked for and `docvit[ocr]` is not installed.
     """
     classifier = model if isinstance(model, DocumentClassifier) else DocumentClassifier.from_pretrained(model)
-    options: dict[str, Any] = {"min_score": min_score, "drop_blank": drop_blank, "words": words, "password": password}
-    (result,) = split_files(classifier, [data], workers=1, **options)
+    reading: dict[str, Any] = {"words": words, "ocr_pages": ocr_pages, "password": password}
+    (result,) = split_files(classifier, [data], min_score=min_score, drop_blank=drop_blank, workers=1, **reading)
     if result.error is not None:
         raise result.error
     return result.parts
@@ -92,6 +95,7 @@ def split_files(
     min_score: float = 0.0,
     drop_blank: bool = False,
     words: bool = True,
+    ocr_pages: int = 0,
     password: str | None = None,
     workers: int = 2,
 ) -> Iterator[Split]:
@@ -105,7 +109,8 @@ def split_files(
         raise SettingError(f"min_score is a probability from 0 to 1, not {min_score}")
     if classifier.model.boundaries is None:
         raise ModelError("the model has not learnt where documents begin: train one with docvit train --packets 1")
-    options = classifier.reading(max_pages=MOST_PAGES, timeout=TIMEOUT, words=words, password=password)
+    reading: dict[str, Any] = {"words": words, "ocr_pages": ocr_pages, "password": password}
+    options = classifier.reading(max_pages=MOST_PAGES, timeout=TIMEOUT, **reading)
     cut = partial(_split, classifier.for_stream(), min_score=min_score, drop_blank=drop_blank)
     return classifier.stream(files, Split, partial(map, cut), workers=workers, ahead=0, cut_pages=False, **options)
 

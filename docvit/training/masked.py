@@ -16,6 +16,7 @@ import torch
 
 from docvit.data.augment import Augmentation
 from docvit.data.dataset import DocumentDataset, view_of
+from docvit.documents.ocr import pages_for
 from docvit.errors import SettingError
 from docvit.model.docvit import DocViT
 from docvit.training.batches import shuffled
@@ -41,6 +42,7 @@ class PretrainRecipe:
         target: what is predicted for a masked patch, a name in `TARGETS`; None for `ink` if the encoder has an ink
             stem, else `pixels`.
         word_loss: weight of the words printed on masked patches, which a model that reads words predicts, too.
+        ocr_pages: as in `Recipe`.
         max_pages: pages of a document per epoch: the first, and others chosen at random (among 64 that are spread
             evenly over a longer document).
         budget: approximate number of tokens per batch, masked ones included.
@@ -54,6 +56,7 @@ class PretrainRecipe:
     mask: float = 0.75
     target: str | None = None
     word_loss: float = 1.0
+    ocr_pages: int = 0
     max_pages: int = 4
     budget: int = 2400
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -102,14 +105,16 @@ def pretrain_documents(
 
     Raises:
         DataError: none of the documents can be read.
-        ModelError, TrainingError, ValueError: as in `train_documents`.
+        ModelError, TrainingError, ValueError, ModuleNotFoundError: as in `train_documents`.
     """
     folder = Path(output)
     recipe = agree_on_recipe(folder, recipe, resume=resume, epochs=epochs)
     with process_group(device) as process:
         model = build_masked(recipe)
         config = model.encoder.config
-        rendered, _ = render_readable(paths, config.rendering, process, cache=cache, workers=workers, password=password)
+        rendering: dict[str, Any] = {"cache": cache, "workers": workers, "password": password}
+        rendering["ocr_pages"] = pages_for(config.words > 0, recipe.ocr_pages)
+        rendered, _ = render_readable(paths, config.rendering, process, **rendering)
         count_words(model.encoder, rendered.values())
         view = view_of(config, max_pages=recipe.max_pages, augmentation=recipe.augmentation, training=True)
         files = list(dict.fromkeys(rendered.values()))  # copies share one

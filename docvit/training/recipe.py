@@ -24,6 +24,8 @@ class Recipe:
         model: name of a variant; not used if `init` is given.
         init: `timm:NAME` (pretrained weights) or a model folder to start from; None for random weights.
         settings: fields of `DocViTConfig` that differ from the variant's.
+        ocr_pages: of the first so many pages of each document, those without a text layer are read by OCR
+            (`docvit[ocr]`) for a model that reads words.
         max_pages: pages of a document per epoch: the first, and others chosen at random (among 64 that are spread
             evenly over a longer document).
         budget: approximate number of tokens per batch.
@@ -51,6 +53,7 @@ class Recipe:
     model: str = "docvit_compact_patch32"
     init: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    ocr_pages: int = 0
     max_pages: int = 4
     budget: int = 1500
     patch_dropout: float = 0.0

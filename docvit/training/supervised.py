@@ -18,6 +18,7 @@ from docvit.data.dataset import DocumentBatch
 from docvit.data.labels import DataError, LabelledDocuments, check_copies
 from docvit.data.loader import DocumentLoader
 from docvit.data.metrics import report
+from docvit.documents.ocr import pages_for
 from docvit.hardware import has_fast_bf16
 from docvit.model.docvit import DocViT
 from docvit.model.folder import write_folder
@@ -92,6 +93,7 @@ def train_documents(
         ModelError: `init` names no model that can be loaded.
         TrainingError: `output` holds another run, or none to resume.
         ValueError: an unknown variant, setting or device; the message names the choices.
+        ModuleNotFoundError: OCR is asked for and `docvit[ocr]` is not installed.
     """
     folder = Path(output)
     recipe = agree_on_recipe(folder, recipe, resume=resume, epochs=epochs)
@@ -103,7 +105,8 @@ def train_documents(
             calibrate_like(model, others)  # an error here must come before training
         paths = data.paths + (valid.paths if valid else ())
         rendering: dict[str, Any] = {"cache": cache, "workers": workers, "skip_unreadable": skip_unreadable}
-        files = render_all(paths, model.config.rendering, process, password=password, **rendering)
+        rendering |= {"password": password, "ocr_pages": pages_for(model.words is not None, recipe.ocr_pages)}
+        files = render_all(paths, model.config.rendering, process, **rendering)
         if skip_unreadable:
             data, valid = data.only(files), valid.only(files) if valid else None
             check_labels(data)

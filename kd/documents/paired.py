@@ -247,6 +247,7 @@ def paired_batches(
     cache: Path | None = None,
     workers: int = 2,
     password: str | None = None,
+    ocr_pages: int = 0,
 ) -> tuple[PairedBatches, tuple[str, ...]]:
     """The training batches of a recipe for a student and its teachers, and the unlabelled documents left out.
 
@@ -259,6 +260,7 @@ def paired_batches(
         tables: probabilities that are further teachers. They are of whole documents: pages of documents without labels
             are not mixed then, since their partners are of any class.
         networks: whose maps the student's tokens are to predict.
+        cache, workers, password, ocr_pages: as for `docvit.training.rendering.render`.
 
     `data` without classes is without labels: documents keep their own pages, and those that a network cannot be shown
     are left out.
@@ -267,7 +269,8 @@ def paired_batches(
         DataError: documents that cannot be read in a teacher's rendering, none of those without labels, or documents
             without a row in one of the tables.
     """
-    where: dict[str, Any] = {"cache": cache, "workers": workers, "password": password}
+    reading: dict[str, Any] = {"cache": cache, "workers": workers, "password": password}
+    where = {**reading, "ocr_pages": ocr_pages}
     if not student.words:
         recipe = replace(recipe, lose_words=0.0, word_dropout=0.0)
     if not data.classes:
@@ -288,7 +291,7 @@ def paired_batches(
         left_out += problems
     readable = [path for path in further if all(path in found for found in rendered.values())]
     shown = {path: rendered[student.rendering][path] for path in (*data.paths, *readable)}
-    maps = [prepare_maps(one, shown, student.rendering, process, **where) for one in networks]
+    maps = [prepare_maps(one, shown, student.rendering, process, **reading) for one in networks]
     for prepared in maps:
         if data.classes and not all(path in prepared.files for path in data.paths):
             raise DataError("the documents", prepared.problems)

@@ -14,6 +14,7 @@ from torch import nn
 
 from docvit.data.dataset import UNLABELLED
 from docvit.data.labels import LabelledDocuments
+from docvit.documents.ocr import pages_for
 from docvit.documents.rendering import Rendering
 from docvit.evaluation.compare import Comparison, compare
 from docvit.model.docvit import DocViT
@@ -119,8 +120,8 @@ def distill_documents(
             used.
         ModelError: a teacher, or a student to begin from, that is none.
         DistillationError: teachers of other classes, features that do not fit, or what cannot be combined.
-        TrainingError, ValueError: as `train_documents`; and a cache of other teachers or views, or a run to resume that
-            had others; says what differs.
+        TrainingError, ValueError, ModuleNotFoundError: as `train_documents`; and a cache of other teachers or views,
+            or a run to resume that had others; says what differs.
     """
     folder = Path(output)
     recipe = agree_on_recipe(folder, student if isinstance(student, Recipe) else recipe_for(student), resume=resume)
@@ -148,6 +149,8 @@ def distill_documents(
         features = [pair.teacher for pair in getattr(learner, "pairs", ()) if not pair.of_map]
         names = config.teacher_outputs(features)
         reading: dict[str, Any] = {"workers": workers, "password": password}
+        reads_words = model.words is not None or any(one.words is not None for one in teachers)
+        reading["ocr_pages"] = pages_for(reads_words, recipe.ocr_pages)
         where = {"cache": cache, **reading}
         data, files, unread = _render(data, valid, model.config.rendering, process, **where)
         batches, left_out = paired_batches(

@@ -146,6 +146,8 @@ BUILT = {
     "seed": (["--seed", "5"], loop("seed"), 5),
     "workers": (["--workers", "3"], of("workers"), 3),
     "device": (["--device", "cuda:7"], of("device"), "cuda:7"),
+    "ocr": (["--ocr"], recipe("ocr_pages"), 1),
+    "ocr_pages": (["--ocr", "--ocr-pages", "7"], recipe("ocr_pages"), 7),
 }
 
 # option -> (words on the command line, where to look, what must be there); `{corpus}` and `{table}` are data
@@ -176,6 +178,8 @@ OPTIONS = {
         "drop_blank": (["--drop-blank"], of("drop_blank"), True),
         "model": (["--model", "m"], of("model"), "m"),
         "no_words": (["--no-words"], of("words"), False),
+        "ocr": (["--ocr"], of("ocr_pages"), 2000),
+        "ocr_pages": (["--ocr", "--ocr-pages", "7"], of("ocr_pages"), 7),
         "password": (["--password", "s", "--output", "p"], lambda seen: seen["password"] + seen["opened_with"], "ss"),
     },
     "evaluate": {
@@ -344,7 +348,7 @@ def test_how_words_are_read_arrives_where_models_are_compared_and_explained(docv
             assert seen["explaining"] == reading
 
 
-@pytest.mark.parametrize("name", ["classify", "evaluate"])
+@pytest.mark.parametrize("name", ["classify", "evaluate", "split"])
 def test_options_of_words_that_contradict_each_other(docvit, seen, corpus, name):
     for words, said in (
         (["--ocr", "--no-words"], "--ocr reads words and --no-words leaves them out"),
@@ -377,6 +381,7 @@ def test_inspect_reads_the_words_of_a_model_that_reads_any(docvit, seen, corpus,
     assert seen["words"] == (buckets > 0)
 
 
+@pytest.mark.usefixtures("with_ocr")
 @pytest.mark.parametrize("name", ["train", "pretrain"])
 def test_a_resumed_run_is_compared_with_the_options_given(docvit, seen, corpus, tmp_path, monkeypatch, name):
     """Every option that a recipe keeps may be repeated, but not changed."""

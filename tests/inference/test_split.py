@@ -14,6 +14,7 @@ from PIL import Image
 import docvit
 from docvit.documents.errors import DocumentError, Empty, Encrypted, TooLarge
 from docvit.documents.pages import read_document
+from docvit.documents.words import Words
 from docvit.errors import SettingError
 from docvit.inference import classify, split
 from docvit.inference.classify import DocumentClassifier
@@ -121,6 +122,24 @@ def test_parts_have_the_labels_and_scores_of_files_of_their_own(classifier, pack
     assert all(0.99 < part.cut < 1 for part in parts[1:])
     (tmp_path / "own.pdf").write_bytes(classed_pdf("text", 3))
     assert parts[1].score == pytest.approx(classifier(tmp_path / "own.pdf").score, abs=0.02)
+
+
+def test_of_a_scanned_packet_every_page_is_read_that_may_be(trained, packet, begins, monkeypatch):
+    read = []
+    monkeypatch.setattr("docvit.documents.workers.require_ocr", lambda: None)
+    monkeypatch.setattr("docvit.documents.pages.ocr_words", lambda page: read.append(page) or Words())
+    model = DocViT.from_pretrained(trained).adapt(boundaries=8, words=64)
+    classifier = DocumentClassifier(model, device="cpu")
+    for options, pages in (
+        ({}, 0),
+        ({"ocr_pages": 2000}, 6),
+        ({"ocr_pages": 2}, 2),
+        ({"ocr_pages": 2, "words": False}, 0),
+    ):
+        read.clear()
+        (result,) = split.split_files(classifier, [packet], workers=0, **options)
+        assert result.error is None
+        assert len(read) == pages
 
 
 def test_min_score_makes_only_the_surer_cuts(classifier, packet, begins):

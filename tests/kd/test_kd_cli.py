@@ -89,6 +89,12 @@ def test_options_of_the_recipe(distilled, option, value, expected):
     assert distilled(option, value)["recipe"] == replace(Recipe(), **expected)
 
 
+def test_scans_are_read_when_asked(distilled, monkeypatch):
+    monkeypatch.setattr("docvit.documents.ocr.require_ocr", lambda: None)
+    assert distilled("--ocr")["recipe"].ocr_pages == 1
+    assert distilled("--ocr", "--ocr-pages", 3)["recipe"].ocr_pages == 3
+
+
 def test_options_of_data_and_machine(distilled, corpus, trained, tmp_path):
     found = distilled("--valid", corpus, "--unlabelled", corpus, "--teacher-cache", tmp_path, "--device", "cpu")
     assert found["valid"].paths == found["data"].paths
