@@ -103,6 +103,7 @@ def split_files(
 
     Raises:
         ModelError: the model has not learnt where documents begin.
+        ModuleNotFoundError: OCR is asked for and `docvit[ocr]` is not installed.
         ValueError: `min_score` lies outside 0..1.
     """
     if not 0 <= min_score <= 1:
