@@ -35,7 +35,8 @@ def check_rows(output: Path, *, resume: bool) -> None:
     check_suffix(output, SUFFIXES)
     rows = rows_beside(output)
     if not rows.is_file():
-        check_new_file(output, "rows.jsonl")
+        if not (resume and output.is_file()):
+            check_new_file(output, "rows.jsonl")
     elif not resume:
         fail(f"{rows} exists: --resume goes on with it; or give --output another name")
 
@@ -57,6 +58,8 @@ class RowFile:
         self.documents: Counter[str] = Counter()
         self.failed: list[str] = []
         self._csv = output.suffix.lower() == ".csv"
+        if resume and output.is_file() and not rows_beside(output).exists():
+            _unpack_parquet(output, classes)
         self._file = open(rows_beside(output), "a+b" if resume else "x+b", buffering=0)  # noqa: SIM115 (until __exit__)
         try:
             lock(self._file, f"another docvit classify is writing to {output}: wait until it has ended")
@@ -156,10 +159,9 @@ def _of_json(line: bytes) -> dict[str, Any]:
     return row | {"error": row["error"] and row["error"]["type"]}
 
 
-def _write_parquet(file: Path, lines: Iterable[bytes], classes: Sequence[str]) -> None:
+def _schema(classes: Sequence[str]) -> Any:
     """The columns of JSON lines; `scores` has a field per class."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     text, number, count, flag = pa.string(), pa.float64(), pa.int64(), pa.bool_()
     page = {"number": count, "label": text, "score": number, "relevance": number, "blank": flag, "turned": count}
@@ -169,10 +171,38 @@ def _write_parquet(file: Path, lines: Iterable[bytes], classes: Sequence[str]) -
     columns |= {"page_relevance": pa.list_(number), "note": text, "words_read": count, "words_from": text}
     columns |= {"pages": pa.list_(pa.struct(page | {"failed": flag})), "parts": pa.list_(pa.struct(part))}
     columns |= {"error": pa.struct({"type": text, "message": text})}
-    schema, lines = pa.schema(columns), iter(lines)
+    return pa.schema(columns)
+
+
+def _write_parquet(file: Path, lines: Iterable[bytes], classes: Sequence[str]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema, lines = _schema(classes), iter(lines)
     with pq.ParquetWriter(file, schema) as table:
         while chunk := [_utf8(line) for line in islice(lines, TABLE_ROWS)]:
             table.write_table(pa.Table.from_pylist(chunk, schema))
+
+
+def _unpack_parquet(file: Path, classes: Sequence[str]) -> None:
+    """Writes the rows of a finished file beside it again, for others to follow."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(file)
+        if table.schema_arrow != _schema(classes):
+            raise pa.ArrowInvalid
+    except pa.ArrowInvalid:
+        fail(f"{file} holds no rows of docvit classify, or of a model with other classes: give --output another name")
+    with table, replaced(rows_beside(file)) as partial, open(partial, "w") as rows:
+        for chunk in table.iter_batches(TABLE_ROWS):
+            rows.writelines(_escaped(row) for row in chunk.to_pylist())
+
+
+def _escaped(row: Any) -> str:
+    """A line of a row whose lone surrogates `_utf8` had to spell out: they are themselves again."""
+    return re.sub(r"\\\\(ud[89a-f][0-9a-f]{2})", r"\\\1", json.dumps(row)) + "\n"
 
 
 def _utf8(line: bytes) -> Any:

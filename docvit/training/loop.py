@@ -205,7 +205,8 @@ class _Run:
         )
         self.total = max(1, settings.epochs * len(self.batches))
         self.warmup = int(settings.warmup * self.total)
-        self.schedule = CosineLRScheduler(self.optimizer, t_initial=self.total, warmup_t=self.warmup, t_in_epochs=False)
+        length = max(2, self.total)  # timm warns of a schedule of one step, which has no other rate than its first
+        self.schedule = CosineLRScheduler(self.optimizer, t_initial=length, warmup_t=self.warmup, t_in_epochs=False)
         self.written = self.drawn = time.monotonic()
 
     def train_epoch(self, stop: threading.Event, description: str) -> None:

@@ -38,11 +38,11 @@ PREDICTIONS = [
 ]
 
 
-def write(file, *, resume=False):
-    """Writes the rows that are missing of `PREDICTIONS`, as the command does; gives the number of rows before."""
+def write(file, predictions=PREDICTIONS, *, resume=False):
+    """Writes the rows that are missing of `predictions`, as the command does; gives the number of rows before."""
     with RowFile(file, CLASSES, resume=resume) as rows:
-        left = rows.missing([row.path for row in PREDICTIONS])
-        for row in PREDICTIONS[len(PREDICTIONS) - len(left) :]:
+        left = rows.missing([row.path for row in predictions])
+        for row in predictions[len(predictions) - len(left) :]:
             assert row.path == left.pop(0)
             rows.write(row)
         rows.finish()
@@ -180,6 +180,35 @@ def test_an_end_between_the_parquet_file_and_the_removal_of_its_rows(tmp_path, m
     assert parquet.read_metadata(tmp_path / "x.parquet").num_rows == len(PREDICTIONS)
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_finished_file_takes_more_rows(tmp_path, suffix):
+    """Of bytes that an uninterrupted command would have written, also where a name is no UTF-8."""
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+    file, whole = tmp_path / f"x{suffix}", tmp_path / f"whole{suffix}"
+    write(whole)
+    write(file, PREDICTIONS[:-2])  # among them the name that is no UTF-8
+    assert write(file, resume=True) == len(PREDICTIONS) - 2
+    assert file.read_bytes() == whole.read_bytes()
+    assert write(file, resume=True) == len(PREDICTIONS)
+    assert file.read_bytes() == whole.read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {file.name, whole.name}
+
+
+def test_a_parquet_file_of_other_rows_is_refused_and_stays(tmp_path):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "mine.parquet").write_text("mine")
+    parquet.write_table(pa.table({"path": ["a.pdf"]}), tmp_path / "columns.parquet")
+    with RowFile(tmp_path / "classes.parquet", ("letter", "text"), resume=False) as rows:
+        rows.finish()
+    for file in list(tmp_path.iterdir()):
+        content = file.read_bytes()
+        with pytest.raises(UserError, match=r"holds no rows of docvit classify, or of a model with other classes"):
+            write(file, resume=True)
+        assert file.read_bytes() == content
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 def test_a_parquet_file_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
     pytest.importorskip("pyarrow")
 
@@ -304,7 +333,7 @@ def test_wrong_usage_is_one_line_before_a_model_is_loaded(docvit, documents, tmp
         (["--output", tmp_path / "folder.csv", "--resume"], "is a folder"),
         (["--output", tmp_path / "old.csv"], "old.csv exists: --resume goes on with it"),
         (["--output", tmp_path / "new.parquet"], "new.parquet.partial exists: --resume goes on with it"),
-        (["--output", tmp_path / "old.parquet", "--resume"], "old.parquet exists: give --output another name"),
+        (["--output", tmp_path / "old.parquet"], "old.parquet exists: give --output another name"),
     ):
         code, out, err = docvit("classify", documents, *line)
         assert (code, out, err.count("\n")) == (2, "", 1), err

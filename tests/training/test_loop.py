@@ -39,13 +39,14 @@ def rates(settings, count):
 
 
 @pytest.mark.parametrize(("epochs", "count", "warmup"), [(3, 7, 0.2), (2, 10, 0.0), (1, 1, 0.1)])
-def test_the_learning_rate_warms_up_linearly_and_follows_a_cosine(epochs, count, warmup):
+def test_the_learning_rate_warms_up_linearly_and_follows_a_cosine(epochs, count, warmup, caplog):
     settings = TrainSettings(epochs=epochs, lr=0.3, optimizer="momentum", momentum=0, weight_decay=0, warmup=warmup)
     settings = TrainSettings(**{**settings.__dict__, "clip": None, "bf16": False})
     total = epochs * count
     rising = int(warmup * total)
     expected = [0.3 * t / rising if t < rising else 0.15 * (1 + math.cos(math.pi * t / total)) for t in range(total)]
     np.testing.assert_allclose(rates(settings, count), expected, atol=1e-9)
+    assert not caplog.records
 
 
 def test_a_constant_learning_rate_after_its_warmup():
