@@ -128,38 +128,56 @@ def test_text_and_models_are_judged_on_the_same_folds_and_go_on_where_they_were(
 
 def test_words_ablation_runs_row_by_row_and_goes_on(table, page_cache, tmp_path, monkeypatch):
     module = importlib.import_module("words")
-    rows = {name: module.ROWS[name] for name in ("no words", "words in patches", "from a text teacher")}
-    monkeypatch.setattr(module, "ROWS", {n: replace(r, buckets=r.buckets and 256) for n, r in rows.items()})
+    names = ["no words", "words in patches", "from a text teacher", "lose words 0.5"]
+    trainings = module.chosen_rows(names)
+    assert [list(training.rows) for training in trainings.values()] == [names[:3], names[3:]]
+    small = {n: replace(t, rows={r: replace(v, buckets=v.buckets and 256) for r, v in t.rows.items()})
+             for n, t in trainings.items()}  # fmt: skip
+    monkeypatch.setattr(module, "TRAININGS", small)
     monkeypatch.setattr(module, "INNER_FOLDS", 2)
     line = [table, "--output", tmp_path / "out", "--folds", 2, "--seeds", 1, "--jobs", 1, "--epochs", 1]
-    line += ["--page-size", 64, "--only"]
-    run_main(module, monkeypatch, *line, "no words", "--fold", 2)
+    line += ["--page-size", 64, "--model", "docvit_compact_patch32"]
+    run_main(module, monkeypatch, *line, "--fold", 2, "--only", "recipe")
     assert (tmp_path / "out" / "words.md").read_text().splitlines()[2].startswith("| no words |")
-    run_main(module, monkeypatch, *line, "no words")
     first = json.loads((tmp_path / "out" / "results.json").read_text())["runs"]
-    assert sorted(first) == ["no words, seed 0, fold 1", "no words, seed 0, fold 2"]
-    run_main(module, monkeypatch, *line, *rows)
+    assert list(first) == ["recipe, seed 0, fold 2"]
+    run_main(module, monkeypatch, *line)
     runs = json.loads((tmp_path / "out" / "results.json").read_text())["runs"]
-    assert len(runs) == 6
+    assert len(runs) == 4
     assert {name: runs[name] for name in first} == first
-    judged = [run["judged"] for name, run in runs.items()]
-    same = [run["with words"] == run["without"] for run in judged]
-    assert same == [name.startswith("no words") for name in runs]
+    for found in runs.values():
+        for row, judged in found["judged"].items():
+            assert (judged["with words"] == judged["without"]) == (row == "no words")
     lines = (tmp_path / "out" / "words.md").read_text().splitlines()
-    assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == list(rows)
+    assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == names
 
 
-def test_what_words_do_not_reach_keeps_its_zeros(table, page_cache, tmp_path):
+@pytest.mark.parametrize("model", ["docvit_linear_patch32", "docvit_compact_patch32"])
+def test_rows_side_by_side_learn_what_each_learns_alone(table, page_cache, tmp_path, model):
+    """Also what words do not reach: it keeps its zeros."""
     module = importlib.import_module("words")
     data = read_labelled(table, group_column="group")
-    recipe = Recipe(settings=SMALL, train=TrainSettings(epochs=1))
-    rendering = DocViTConfig.from_dict({**VARIANTS[recipe.model], **SMALL}).rendering
+    learning = TrainSettings(epochs=2, clip=None)
+    settings = {"page_size": 64, "embed_dim": 16, "drop_path": 0.0}
+    recipe = Recipe(model=model, settings=settings, budget=40, ema=0.5, train=learning)
+    rendering = DocViTConfig.from_dict({**VARIANTS[model], **settings}).rendering
     files, _ = PageCache(page_cache, rendering, words=True).prepare(data.paths, workers=0)
-    for without in ("pages", "patches"):
-        row = module.Row(buckets=256, without=without)
-        model, _ = module.train(data, files, recipe, row, None, tmp_path / without)
-        reached = {"pages": model.words.to_pages.weight.any(), "patches": model.words.to_patches.weight.any()}
-        assert reached == {"pages": without != "pages", "patches": without != "patches"}
+    soft = torch.tensor([[0.75, 0.25]]).expand(len(data), 2)
+    rows = {
+        "pages": module.Row(64, without="patches"),
+        "patches": module.Row(256, without="pages"),
+        "text": module.Row(128, text=0.5),
+    }
+    together, _ = module.train(data, files, recipe, rows, soft, tmp_path / "together")
+    for name, row in rows.items():
+        alone, _ = module.train(data, files, recipe, {name: row}, soft, tmp_path / name)
+        pairs = zip(together[name].parameters(), alone[name].parameters(), strict=True)
+        assert all(torch.equal(one, two) for one, two in pairs), name
+    assert together["pages"].words.to_pages.weight.any()
+    assert not together["patches"].words.to_pages.weight.any()
+    if model == "docvit_compact_patch32":
+        assert together["patches"].words.to_patches.weight.any()
+        assert not together["pages"].words.to_patches.weight.any()
 
 
 def test_a_text_teacher_never_saw_the_source_of_what_it_speaks_of(corpus_of_words, monkeypatch):
