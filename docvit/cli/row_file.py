@@ -190,12 +190,12 @@ def _unpack_parquet(file: Path, classes: Sequence[str]) -> None:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.ParquetFile(file)
-        if table.schema_arrow != _schema(classes):
-            raise pa.ArrowInvalid
+        ours = pq.read_schema(file) == _schema(classes)
     except pa.ArrowInvalid:
+        ours = False
+    if not ours:
         fail(f"{file} holds no rows of docvit classify, or of a model with other classes: give --output another name")
-    with table, replaced(rows_beside(file)) as partial, open(partial, "w") as rows:
+    with pq.ParquetFile(file) as table, replaced(rows_beside(file)) as partial, open(partial, "w") as rows:
         for chunk in table.iter_batches(TABLE_ROWS):
             rows.writelines(_escaped(row) for row in chunk.to_pylist())
 

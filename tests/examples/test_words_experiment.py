@@ -126,14 +126,15 @@ def test_text_and_models_are_judged_on_the_same_folds_and_go_on_where_they_were(
     assert again == result
 
 
-def test_words_ablation_runs_row_by_row_and_goes_on(table, page_cache, tmp_path, monkeypatch):
+def test_words_ablation_runs_training_by_training_and_goes_on(table, page_cache, tmp_path, monkeypatch):
     module = importlib.import_module("words")
     names = ["no words", "words in patches", "from a text teacher", "lose words 0.5"]
     trainings = module.chosen_rows(names)
     assert [list(training.rows) for training in trainings.values()] == [names[:3], names[3:]]
-    small = {n: replace(t, rows={r: replace(v, buckets=v.buckets and 256) for r, v in t.rows.items()})
-             for n, t in trainings.items()}  # fmt: skip
-    monkeypatch.setattr(module, "TRAININGS", small)
+    for name, training in trainings.items():
+        small = {row: replace(value, buckets=value.buckets and 256) for row, value in training.rows.items()}
+        trainings[name] = replace(training, rows=small)
+    monkeypatch.setattr(module, "TRAININGS", trainings)
     monkeypatch.setattr(module, "INNER_FOLDS", 2)
     line = [table, "--output", tmp_path / "out", "--folds", 2, "--seeds", 1, "--jobs", 1, "--epochs", 1]
     line += ["--page-size", 64, "--model", "docvit_compact_patch32"]
@@ -153,7 +154,7 @@ def test_words_ablation_runs_row_by_row_and_goes_on(table, page_cache, tmp_path,
 
 
 @pytest.mark.parametrize("model", ["docvit_linear_patch32", "docvit_compact_patch32"])
-def test_rows_side_by_side_learn_what_each_learns_alone(table, page_cache, tmp_path, model):
+def test_rows_side_by_side_learn_what_each_learns_alone(table, page_cache, tmp_path, monkeypatch, model):
     """Also what words do not reach: it keeps its zeros."""
     module = importlib.import_module("words")
     data = read_labelled(table, group_column="group")
@@ -169,6 +170,7 @@ def test_rows_side_by_side_learn_what_each_learns_alone(table, page_cache, tmp_p
         "text": module.Row(128, text=0.5),
     }
     together, _ = module.train(data, files, recipe, rows, soft, tmp_path / "together")
+    monkeypatch.setattr(module, "SharedObservation", lambda stem: stem.observe)
     for name, row in rows.items():
         alone, _ = module.train(data, files, recipe, {name: row}, soft, tmp_path / name)
         pairs = zip(together[name].parameters(), alone[name].parameters(), strict=True)
